@@ -1,0 +1,47 @@
+//! Expert-cache policies, exact plans, simulators and one-pass hit-rate curves.
+//!
+//! An [`ExpertCache`] turns the set of experts that a token (or a batch) wants into a [`Plan`]: hits, loads with their
+//! slots and victims, bypasses. A [`Simulation`] counts the plans of a recorded trace; `moe-offload` executes them. The
+//! [`curve`] module gives hit rates at every capacity in one pass, in the convention of arXiv 2505.16056.
+//!
+//! ```
+//! use expert_cache::{ExpertCache, Oversize, PolicyKind, Pool, Requests, Simulation};
+//! use moe_trace::{Geometry, LayerId, MemoryTrace, Phase, SequenceBuf};
+//! use std::sync::Arc;
+//!
+//! // One layer of 4 experts, top-1, five decoded tokens.
+//! let geometry = Geometry::decoder(1, 4, 1)?;
+//! let mut trace = MemoryTrace::new(geometry.clone());
+//! trace.push(SequenceBuf::from_experts(&geometry, vec![0, 1, 2, 0, 1], Phase::Decode)?)?;
+//!
+//! let pool = Pool::Layer(LayerId(0));
+//! let future = Arc::new(Requests::from_source(&trace, pool)?);
+//! let hits = |kind: PolicyKind| {
+//!     let policy = kind.build(4, Some(&future))?;
+//!     let mut simulation = Simulation::new(&geometry, pool, ExpertCache::new(policy, 4, 2, Oversize::Waves)?)?;
+//!     simulation.run(&trace)?;
+//!     Ok::<_, expert_cache::CacheError>(simulation.counts()[0].total().hits)
+//! };
+//! assert_eq!(hits(PolicyKind::Lru)?, 0);
+//! assert_eq!(hits(PolicyKind::Belady)?, 1); // 2 replaces 1, and 0 is still there
+//! # Ok::<(), expert_cache::CacheError>(())
+//! ```
+
+mod cache;
+pub mod curve;
+mod error;
+mod key;
+mod plan;
+mod policies;
+mod policy;
+mod requests;
+mod simulate;
+
+pub use cache::{ExpertCache, Oversize};
+pub use error::{CacheError, Result};
+pub use key::{ExpertKey, Pool, SlotId};
+pub use plan::{Hit, Load, Plan};
+pub use policies::{Belady, Lfu, LookAhead, Lru};
+pub use policy::{EvictionPolicy, PolicyKind};
+pub use requests::{Requests, for_each_request};
+pub use simulate::{Counts, PhaseCounts, Simulation};

@@ -1,0 +1,50 @@
+//! Local routing consistency: SRP, SCH and load balance over routing traces.
+//!
+//! How consistent is the routing of a Mixture-of-Experts model from token to token, and what would a cache of expert
+//! slots make of it? [`Srp`] measures how well one set of experts serves a whole window of tokens, [`Curves`] gives the
+//! hit rate of LRU, LFU, Belady and look-ahead (SCH) caches at every capacity, [`LoadBalance`] how evenly experts are
+//! used. [`TraceMetrics`] computes all of them in one pass over a trace.
+//!
+//! Every accumulator counts in integers, so results depend neither on the order of sequences nor on how they are split
+//! over accumulators; [`accumulate`] folds a whole trace in parallel with the same result for any number of threads.
+//!
+//! ```
+//! use lrc_metrics::{MetricsOptions, TraceMetrics, accumulate};
+//! use moe_trace::{Geometry, MemoryTrace, Phase, SequenceBuf};
+//!
+//! // One layer of 3 experts, top-1: A A B A.
+//! let geometry = Geometry::decoder(1, 3, 1)?;
+//! let mut trace = MemoryTrace::new(geometry.clone());
+//! trace.push(SequenceBuf::from_experts(&geometry, vec![0, 0, 1, 0], Phase::Decode)?)?;
+//!
+//! let options = MetricsOptions { windows: vec![2], ..MetricsOptions::default() };
+//! let report = accumulate(&trace, &TraceMetrics::new(&geometry, &options)?, &|_done| {})?.finish()?;
+//! // Windows of two tokens: AA, AB, BA. Predicting an expert for a window where it is used at least once is right for
+//! // 6 of the 6 uses and selects 5 experts for 2 tokens each: F1 = 2 * 6 / (2 * 5 + 6).
+//! assert_eq!(report.model.srp[&2].srp, 0.75);
+//! // The third token misses in an LRU cache of one slot, so does the fourth; the first touch is free.
+//! assert_eq!(report.layers[0].curves["lru"], [0.5, 1.0, 1.0]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod accumulate;
+mod curves;
+mod error;
+mod histogram;
+mod load;
+#[doc(hidden)]
+pub mod oracle;
+mod report;
+mod selection;
+mod srp;
+mod threshold;
+mod trace_metrics;
+
+pub use accumulate::{Accumulator, accumulate};
+pub use curves::Curves;
+pub use error::{MetricError, Result};
+pub use load::{LayerLoad, LoadBalance};
+pub use report::{ExpertReport, LayerReport, MetricsReport, ModelReport, PoolReport};
+pub use srp::{LayerSrp, Srp, SrpReport};
+pub use threshold::SrpValue;
+pub use trace_metrics::{MetricsOptions, TraceMetrics};

@@ -1,0 +1,155 @@
+//! All metrics of a trace in one pass.
+
+use std::collections::BTreeMap;
+
+use expert_cache::curve::{Accesses, ColdStart, CurvePolicy};
+use moe_trace::{Geometry, LayerId, Sequence};
+
+use crate::{
+    Accumulator, Curves, ExpertReport, LayerReport, LoadBalance, MetricsReport, ModelReport, PoolReport, Result, Srp,
+    SrpReport, SrpValue, selection::Selection,
+};
+
+/// What to measure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetricsOptions {
+    /// Window lengths of SRP and of SCH, in tokens.
+    pub windows: Vec<usize>,
+    /// The layers to look at; `None` for all.
+    pub layers: Option<Vec<LayerId>>,
+    /// Whether to measure a cache that all selected layers share, too.
+    pub pool: bool,
+    /// How a first touch counts in the curves.
+    pub cold_start: ColdStart,
+}
+
+impl Default for MetricsOptions {
+    /// The windows of the source paper (4, 16, 64, 256), all layers, no pool, free first touches.
+    fn default() -> MetricsOptions {
+        MetricsOptions { windows: vec![4, 16, 64, 256], layers: None, pool: false, cold_start: ColdStart::Free }
+    }
+}
+
+/// SRP, hit-rate curves and load of a trace; each layer of a sequence is read once for all of them.
+///
+/// The curves are LRU, LFU, Belady and SCH of every window length, in the paper convention. See the
+/// [crate](crate) for an example.
+#[derive(Clone, Debug)]
+pub struct TraceMetrics {
+    selection: Selection,
+    srp: Vec<Srp>,
+    load: LoadBalance,
+    /// By layer.
+    curves: Vec<Curves>,
+    pool: Option<Curves>,
+    sequences: u64,
+    tokens: u64,
+    scratch: Accesses,
+}
+
+impl TraceMetrics {
+    /// Creates the metrics of no sequence.
+    ///
+    /// # Errors
+    /// [`MetricError::Window`](crate::MetricError::Window), [`MetricError::NoLayers`](crate::MetricError::NoLayers), or
+    /// a layer out of range.
+    pub fn new(geometry: &Geometry, options: &MetricsOptions) -> Result<TraceMetrics> {
+        let selection = match &options.layers {
+            Some(layers) => Selection::new(geometry, layers)?,
+            None => Selection::all(geometry),
+        };
+        let mut windows = options.windows.clone();
+        windows.sort_unstable();
+        windows.dedup();
+        let layers = selection.layers();
+        let srp: Result<Vec<Srp>> = windows.iter().map(|&window| Srp::of_layers(geometry, layers, window)).collect();
+        let srp = srp?;
+        let mut policies = vec![CurvePolicy::Lru, CurvePolicy::Lfu, CurvePolicy::Belady];
+        policies.extend(windows.iter().map(|&window| CurvePolicy::LookAhead { window }));
+        let curves = |layers: &[LayerId]| Curves::new(geometry, layers, &policies, options.cold_start);
+        Ok(TraceMetrics {
+            srp,
+            load: LoadBalance::of_layers(geometry, layers)?,
+            curves: layers.iter().map(|&layer| curves(&[layer])).collect::<Result<_>>()?,
+            pool: if options.pool { Some(curves(layers)?) } else { None },
+            sequences: 0,
+            tokens: 0,
+            scratch: Accesses::new(),
+            selection,
+        })
+    }
+
+    /// The measurements of the sequences so far.
+    ///
+    /// # Errors
+    /// [`MetricError::WindowTooLong`](crate::MetricError::WindowTooLong) if a window fits into no sequence.
+    pub fn finish(&self) -> Result<MetricsReport> {
+        let srp: Vec<SrpReport> = self.srp.iter().map(Srp::finish).collect::<Result<_>>()?;
+        let by_window = |value: &dyn Fn(&SrpReport) -> SrpValue| -> BTreeMap<usize, SrpValue> {
+            srp.iter().map(|report| (report.window, value(report))).collect()
+        };
+        let mut layers = Vec::new();
+        for ((position, load), curves) in self.load.finish().into_iter().enumerate().zip(&self.curves) {
+            let expert = |expert| ExpertReport { srp: by_window(&|report| report.layers[position].experts[expert]) };
+            layers.push(LayerReport {
+                layer: self.selection.layers()[position].index(),
+                srp: by_window(&|report| report.layers[position].value),
+                experts: (0..self.selection.experts()).map(expert).collect(),
+                curves: by_label(curves),
+                load,
+            });
+        }
+        Ok(MetricsReport {
+            sequences: self.sequences,
+            tokens: self.tokens,
+            model: ModelReport { srp: by_window(&|report| report.model) },
+            layers,
+            pool: self.pool.as_ref().map(|pool| PoolReport { curves: by_label(pool) }),
+        })
+    }
+
+    fn update_layers(&mut self, sequence: &Sequence<'_>, accesses: &mut Accesses) -> Result<()> {
+        for (position, layer) in self.selection.layers().iter().enumerate() {
+            accesses.fill(sequence, std::slice::from_ref(layer))?;
+            self.srp.iter_mut().for_each(|srp| srp.update_layer(position, accesses));
+            self.load.update_layer(position, accesses);
+            self.curves[position].update_accesses(accesses)?;
+        }
+        if let Some(pool) = &mut self.pool {
+            accesses.fill(sequence, self.selection.layers())?;
+            pool.update_accesses(accesses)?;
+        }
+        Ok(())
+    }
+}
+
+fn by_label(curves: &Curves) -> BTreeMap<String, Vec<f64>> {
+    curves.finish().into_iter().map(|(policy, curve)| (policy.label(), curve.hit_rates)).collect()
+}
+
+impl Accumulator for TraceMetrics {
+    fn update(&mut self, sequence: &Sequence<'_>) -> Result<()> {
+        self.selection.check(sequence)?;
+        let mut accesses = std::mem::take(&mut self.scratch);
+        let result = self.update_layers(sequence, &mut accesses);
+        self.scratch = accesses;
+        result?;
+        self.srp.iter_mut().for_each(|srp| srp.count_sequence(sequence.len()));
+        self.load.count_sequence(sequence.len());
+        self.sequences += 1;
+        self.tokens += sequence.len() as u64;
+        Ok(())
+    }
+
+    fn merge(&mut self, other: &TraceMetrics) {
+        assert_eq!((self.srp.len(), self.pool.is_some()), (other.srp.len(), other.pool.is_some()), "different metrics");
+        self.srp.iter_mut().zip(&other.srp).for_each(|(sum, more)| sum.merge(more));
+        self.load.merge(&other.load);
+        self.curves.iter_mut().zip(&other.curves).for_each(|(sum, more)| sum.merge(more));
+        if let (Some(sum), Some(more)) = (&mut self.pool, &other.pool) {
+            sum.merge(more);
+        }
+        self.sequences += other.sequences;
+        self.tokens += other.tokens;
+    }
+}

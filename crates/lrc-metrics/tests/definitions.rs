@@ -1,0 +1,274 @@
+//! The metrics against the definitions, written down naively, on random and on synthetic traces.
+
+use expert_cache::curve::{Accesses, ColdStart, CurvePolicy, naive};
+use lrc_metrics::{
+    Accumulator, Curves, LoadBalance, MetricError, MetricsOptions, Srp, SrpValue, TraceMetrics, accumulate, oracle,
+};
+use moe_trace::{EMPTY_SLOT, Geometry, LayerId, MemoryTrace, Phase, RoutingSource, SequenceBuf};
+use proptest::prelude::*;
+
+fn memory(geometry: &Geometry, sequences: Vec<SequenceBuf>) -> MemoryTrace {
+    let mut trace = MemoryTrace::new(geometry.clone());
+    sequences.into_iter().for_each(|sequence| trace.push(sequence).unwrap());
+    trace
+}
+
+/// One to four sequences of up to 30 tokens in a trace of up to 2 layers and 6 experts, some slots empty.
+fn trace() -> impl Strategy<Value = MemoryTrace> {
+    let geometry = (1usize..=2, 1usize..=6)
+        .prop_flat_map(|(layers, experts)| (Just(layers), Just(experts), 1..=experts.min(3)))
+        .prop_map(|(layers, experts, k)| Geometry::decoder(layers, experts, k).unwrap());
+    geometry.prop_flat_map(|geometry| {
+        let (k, layers) = (geometry.top_k(), geometry.layers());
+        let experts: Vec<u16> = geometry.expert_ids().map(|expert| expert.0).collect();
+        let row = (Just(experts).prop_shuffle(), proptest::collection::vec(prop::bool::weighted(0.15), k)).prop_map(
+            |(experts, empty)| -> Vec<u16> {
+                experts.iter().zip(empty).map(|(&expert, empty)| if empty { EMPTY_SLOT } else { expert }).collect()
+            },
+        );
+        let sequence = proptest::collection::vec(proptest::collection::vec(row, layers), 0..30);
+        proptest::collection::vec(sequence, 1..5).prop_map(move |sequences| {
+            let ids = sequences.into_iter().map(|tokens| tokens.concat().concat());
+            let of = |ids| SequenceBuf::from_experts(&geometry, ids, Phase::Prefill).unwrap();
+            memory(&geometry, ids.map(of).collect())
+        })
+    })
+}
+
+fn naive_counts(trace: &dyn RoutingSource, layer: LayerId, expert: usize, window: usize) -> Vec<u64> {
+    let mut counts = vec![0; window + 1];
+    for index in 0..trace.len() {
+        let sequence = trace.sequence(index).unwrap();
+        let more = oracle::window_counts(&sequence, layer, u16::try_from(expert).unwrap(), window);
+        counts.iter_mut().zip(more).for_each(|(count, more)| *count += more);
+    }
+    counts
+}
+
+fn agrees(value: &SrpValue, counts: &[u64]) {
+    let (srp, threshold, rho) = oracle::best_threshold(counts);
+    assert_eq!(value.threshold, threshold, "{counts:?}");
+    assert!((value.srp - srp).abs() < 1e-12 && (value.rho - rho).abs() < 1e-12, "{value:?} for {counts:?}");
+    let windows: u64 = counts.iter().sum();
+    let uses: u64 = (0..).zip(counts).map(|(uses, count)| uses * count).sum();
+    let activation_rate = uses as f64 / ((counts.len() as u64 - 1) * windows) as f64;
+    assert!((value.activation_rate - activation_rate).abs() < 1e-12);
+}
+
+/// Compares expert, layer and model level.
+fn srp_agrees(trace: &dyn RoutingSource, window: usize) {
+    let empty = Srp::new(trace.geometry(), window).unwrap();
+    let result = accumulate(trace, &empty, &|_| {}).unwrap().finish();
+    let lengths = (0..trace.len()).map(|index| trace.sequence(index).unwrap().len());
+    if lengths.clone().all(|length| length < window) {
+        assert!(matches!(result, Err(MetricError::WindowTooLong { longest, .. }) if Some(longest) == lengths.max()));
+        return;
+    }
+    let report = result.unwrap();
+    let add = |sum: &mut Vec<u64>, more: &[u64]| sum.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+    let mut model = vec![0; window + 1];
+    for layer in &report.layers {
+        let mut pooled = vec![0; window + 1];
+        for (expert, value) in layer.experts.iter().enumerate() {
+            let id = LayerId(u16::try_from(layer.layer).unwrap());
+            let counts = naive_counts(trace, id, expert, window);
+            agrees(value, &counts);
+            add(&mut pooled, &counts);
+        }
+        agrees(&layer.value, &pooled);
+        add(&mut model, &pooled);
+    }
+    agrees(&report.model, &model);
+    assert_eq!(report.windows, model.iter().sum::<u64>() / (report.layers.len() * trace.geometry().experts()) as u64);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn srp_equals_counting_every_window(trace in trace(), window in 1usize..20) {
+        srp_agrees(&trace, window);
+    }
+
+    /// Every split and order of the sequences gives the same bits, for all metrics.
+    #[test]
+    fn merge_equals_whole(trace in trace(), window in 1usize..8, owner in proptest::collection::vec(0usize..3, 4)) {
+        let options = MetricsOptions { windows: vec![window], pool: true, ..MetricsOptions::default() };
+        let empty = TraceMetrics::new(trace.geometry(), &options).unwrap();
+        let (mut whole, mut parts) = (empty.clone(), [empty.clone(), empty.clone(), empty.clone()]);
+        for index in 0..trace.len() {
+            whole.update(&trace.sequence(index).unwrap()).unwrap();
+            parts[owner[index]].update(&trace.sequence(index).unwrap()).unwrap();
+        }
+        let mut merged = empty;
+        parts.iter().rev().for_each(|part| merged.merge(part));
+        match (whole.finish(), merged.finish()) {
+            (Ok(whole), Ok(merged)) => prop_assert_eq!(whole, merged),
+            (whole, merged) => prop_assert_eq!(whole.unwrap_err().to_string(), merged.unwrap_err().to_string()),
+        }
+    }
+
+    /// The metrics together are the metrics one by one, for any choice of layers.
+    #[test]
+    fn together_equals_apart(trace in trace(), window in 1usize..4) {
+        let geometry = trace.geometry();
+        let layers: Vec<LayerId> = geometry.layer_ids().rev().collect();
+        let options = MetricsOptions {
+            windows: vec![window, 1, window],
+            layers: Some(layers.clone()),
+            pool: true,
+            cold_start: ColdStart::Miss,
+        };
+        let all = accumulate(&trace, &TraceMetrics::new(geometry, &options).unwrap(), &|_| {}).unwrap();
+        let srp = accumulate(&trace, &Srp::of_layers(geometry, &layers, window).unwrap(), &|_| {}).unwrap();
+        let load = accumulate(&trace, &LoadBalance::of_layers(geometry, &layers).unwrap(), &|_| {}).unwrap().finish();
+        let policies = [CurvePolicy::Belady, CurvePolicy::LookAhead { window }];
+        let curves = |layers: &[LayerId]| {
+            let empty = Curves::new(geometry, layers, &policies, ColdStart::Miss).unwrap();
+            accumulate(&trace, &empty, &|_| {}).unwrap().finish()
+        };
+        let Ok(report) = all.finish() else {
+            prop_assert!(srp.finish().is_err());
+            return Ok(());
+        };
+        let srp = srp.finish().unwrap();
+        prop_assert_eq!(report.model.srp[&window], srp.model);
+        prop_assert_eq!(report.pool.as_ref().unwrap().curves["belady"].clone(), curves(&layers)[0].1.hit_rates.clone());
+        for (position, layer) in report.layers.iter().enumerate() {
+            prop_assert_eq!(layer.layer, layers[position].index());
+            prop_assert_eq!(layer.srp[&window], srp.layers[position].value);
+            prop_assert_eq!(&layer.load, &load[position]);
+            for (policy, curve) in curves(&layers[position..=position]) {
+                prop_assert_eq!(&layer.curves[&policy.label()], &curve.hit_rates);
+            }
+            for (expert, value) in layer.experts.iter().enumerate() {
+                prop_assert_eq!(value.srp[&window], srp.layers[position].experts[expert]);
+                prop_assert_eq!(value.srp[&window].srp, srp.experts()[[position, expert]]);
+            }
+        }
+    }
+}
+
+/// A trace like the reference trace, drawn here: all four policies and SRP agree with the definitions.
+#[test]
+fn a_synthetic_trace_agrees() {
+    let geometry = Geometry::decoder(1, 64, 8).unwrap();
+    let trace = memory(&geometry, oracle::synthetic(&geometry, 3, 96, 20_240_607));
+    for window in [4, 16, 64] {
+        srp_agrees(&trace, window);
+    }
+    let mut accesses = Accesses::new();
+    for policy in
+        [CurvePolicy::Lru, CurvePolicy::Lfu, CurvePolicy::Belady, CurvePolicy::LookAhead { window: 16 }]
+    {
+        let empty = Curves::new(&geometry, &[LayerId(0)], &[policy], ColdStart::Free).unwrap();
+        let fast = accumulate(&trace, &empty, &|_| {}).unwrap().finish();
+        let mut slow = vec![0; 64];
+        for index in 0..trace.len() {
+            accesses.fill(&trace.sequence(index).unwrap(), &[LayerId(0)]).unwrap();
+            let hits = naive::hits(&accesses, policy, ColdStart::Free);
+            slow.iter_mut().zip(hits).for_each(|(sum, hits)| *sum += hits);
+        }
+        // All sequences have 96 * 8 accesses, so the mean of rates is the rate of sums.
+        let slow: Vec<f64> = slow.iter().map(|&hits| hits as f64 / (3.0 * 96.0 * 8.0)).collect();
+        for (fast, slow) in fast[0].1.hit_rates.iter().zip(&slow) {
+            assert!((fast - slow).abs() < 1e-12, "{policy:?}");
+        }
+    }
+}
+
+/// The synthetic trace is consistent in time: sticky noise makes SRP beat its lower bound.
+#[test]
+fn a_synthetic_trace_is_sticky() {
+    let geometry = Geometry::decoder(2, 32, 4).unwrap();
+    let trace = memory(&geometry, oracle::synthetic(&geometry, 8, 256, 1));
+    let srp = accumulate(&trace, &Srp::new(&geometry, 16).unwrap(), &|_| {}).unwrap().finish().unwrap();
+    let rate = srp.model.activation_rate;
+    assert!((rate - 0.125).abs() < 1e-12);
+    assert!(srp.model.srp > 2.0 * (2.0 * rate / (1.0 + rate)));
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    let geometry = Geometry::decoder(2, 16, 3).unwrap();
+    let mut sequences = oracle::synthetic(&geometry, 12, 40, 7);
+    // Lengths that differ, so that means over sequences are not means over tokens.
+    for (index, sequence) in sequences.iter_mut().enumerate() {
+        let tokens = 40 - index;
+        sequence.experts.truncate(tokens * 2 * 3);
+        sequence.phases.truncate(tokens);
+    }
+    let trace = memory(&geometry, sequences);
+    let options = MetricsOptions { windows: vec![4, 16], pool: true, ..MetricsOptions::default() };
+    let empty = TraceMetrics::new(&geometry, &options).unwrap();
+    let of = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| accumulate(&trace, &empty, &|_| {}).unwrap().finish().unwrap())
+    };
+    let one = of(1);
+    assert_eq!(one, of(2));
+    assert_eq!(one, of(7));
+    assert_eq!((one.sequences, one.tokens), (12, 12 * 40 - 66));
+    assert_eq!(one.curves("sch_16").unwrap().dim(), (2, 16));
+    assert_eq!(one.activation_rates().dim(), (2, 16));
+    assert_eq!(one.curves("sch_5"), None);
+}
+
+#[test]
+fn the_report_has_the_documented_keys() {
+    let geometry = Geometry::decoder(2, 4, 1).unwrap();
+    let trace = memory(&geometry, oracle::synthetic(&geometry, 1, 20, 3));
+    let options = MetricsOptions {
+        windows: vec![4, 16],
+        layers: Some(vec![LayerId(1)]),
+        pool: true,
+        ..MetricsOptions::default()
+    };
+    let metrics = accumulate(&trace, &TraceMetrics::new(&geometry, &options).unwrap(), &|_| {}).unwrap();
+    let report = metrics.finish().unwrap();
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["layers"][0]["layer"], 1);
+    for value in [&json["model"], &json["layers"][0], &json["layers"][0]["experts"][3]] {
+        for key in ["srp", "rho", "threshold"] {
+            assert!(value["srp"]["16"][key].is_number(), "{key} of {value}");
+        }
+    }
+    for curves in [&json["layers"][0]["curves"], &json["pool"]["curves"]] {
+        for key in ["lru", "lfu", "belady", "sch_4", "sch_16"] {
+            assert_eq!(curves[key].as_array().unwrap().len(), 4, "{key}");
+        }
+    }
+    assert_eq!(serde_json::from_value::<lrc_metrics::MetricsReport>(json).unwrap(), report);
+}
+
+#[test]
+fn bad_windows_and_layers_say_why() {
+    let geometry = Geometry::decoder(2, 4, 1).unwrap();
+    let message = |options: MetricsOptions| TraceMetrics::new(&geometry, &options).unwrap_err().to_string();
+    let windows = |windows| MetricsOptions { windows, ..MetricsOptions::default() };
+    let layers = |layers| MetricsOptions { layers: Some(layers), ..MetricsOptions::default() };
+    assert_eq!(message(windows(vec![0])), "window length is 0 tokens, it must be at least 1");
+    assert_eq!(message(layers(vec![])), "no layer is selected, the trace has 2 MoE layers");
+    assert_eq!(message(layers(vec![LayerId(2)])), "layer 2 is out of range, the trace has 2 MoE layers");
+
+    // An absurd window allocates nothing and says what fits.
+    let trace = memory(&geometry, oracle::synthetic(&geometry, 2, 20, 3));
+    let srp = accumulate(&trace, &Srp::new(&geometry, usize::MAX).unwrap(), &|_| {}).unwrap();
+    let message = srp.finish().unwrap_err().to_string();
+    assert_eq!(message, format!("window length is {} tokens, the longest of 2 sequences has 20", usize::MAX));
+
+    let other = Geometry::decoder(1, 4, 1).unwrap();
+    let error = accumulate(&trace, &Srp::new(&other, 4).unwrap(), &|_| {}).unwrap_err().to_string();
+    assert_eq!(error, "a sequence has 2 layers x 4 experts, the accumulator 1 layers x 4 experts");
+}
+
+#[test]
+fn progress_counts_to_the_number_of_sequences() {
+    let geometry = Geometry::decoder(1, 4, 1).unwrap();
+    let trace = memory(&geometry, oracle::synthetic(&geometry, 5, 4, 3));
+    let seen = std::sync::Mutex::new(Vec::new());
+    accumulate(&trace, &LoadBalance::new(&geometry), &|done| seen.lock().unwrap().push(done)).unwrap();
+    let mut seen = seen.into_inner().unwrap();
+    seen.sort_unstable();
+    assert_eq!(seen, [1, 2, 3, 4, 5]);
+}

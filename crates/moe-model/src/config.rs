@@ -1,0 +1,196 @@
+//! Parameters of a model, checked.
+
+use moe_offload::ExpertShape;
+use moe_trace::Geometry;
+
+use crate::{ModelError, Result};
+
+/// Parameters of an OLMoE model, by their names in `config.json`.
+///
+/// The [default](OlmoeParams::default) is OLMoE-1B-7B (Muennighoff et al. 2024, arXiv 2409.02060, table 1 and
+/// appendix B).
+#[derive(Clone, Debug, PartialEq)]
+pub struct OlmoeParams {
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width inside an expert.
+    pub intermediate_size: usize,
+    /// Number of decoder layers, each with an MoE block.
+    pub num_hidden_layers: usize,
+    /// Number of query heads.
+    pub num_attention_heads: usize,
+    /// Number of key and value heads.
+    pub num_key_value_heads: usize,
+    /// Experts a layer.
+    pub num_experts: usize,
+    /// Experts a token uses in a layer: top-k.
+    pub num_experts_per_tok: usize,
+    /// Whether the weights of a token's experts are scaled to sum to 1.
+    pub norm_topk_prob: bool,
+    /// Longest sequence, in tokens.
+    pub max_position_embeddings: usize,
+    /// Base of the rotary embedding's frequencies.
+    pub rope_theta: f64,
+    /// Added to the mean square under the root of RMSNorm.
+    pub rms_norm_eps: f64,
+    /// Bound on the absolute values of queries, keys and values.
+    pub clip_qkv: Option<f64>,
+    /// Whether the token embedding is the output projection too.
+    pub tie_word_embeddings: bool,
+    /// Standard deviation of the normal distribution that new weights are drawn from.
+    pub initializer_range: f64,
+    /// Token ids that end a text.
+    pub eos_token_ids: Vec<u32>,
+}
+
+impl Default for OlmoeParams {
+    fn default() -> OlmoeParams {
+        OlmoeParams {
+            vocab_size: 50304,
+            hidden_size: 2048,
+            intermediate_size: 1024,
+            num_hidden_layers: 16,
+            num_attention_heads: 16,
+            num_key_value_heads: 16,
+            num_experts: 64,
+            num_experts_per_tok: 8,
+            norm_topk_prob: false,
+            max_position_embeddings: 4096,
+            rope_theta: 10000.0,
+            rms_norm_eps: 1e-5,
+            clip_qkv: None,
+            tie_word_embeddings: false,
+            initializer_range: 0.02,
+            eos_token_ids: vec![50279],
+        }
+    }
+}
+
+/// Parameters that make a model: sizes fit together, counts are positive, numbers are finite.
+///
+/// ```
+/// use moe_model::{OlmoeConfig, OlmoeParams};
+/// let config = OlmoeConfig::new(OlmoeParams { num_experts: 32, num_experts_per_tok: 4, ..Default::default() })?;
+/// assert_eq!(config.geometry().experts(), 32);
+/// assert_eq!(config.head_dim(), 128);
+/// # Ok::<(), moe_model::ModelError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct OlmoeConfig {
+    params: OlmoeParams,
+    geometry: Geometry,
+}
+
+impl OlmoeConfig {
+    /// Checks the parameters.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] names the first parameter that is out of bounds.
+    pub fn new(params: OlmoeParams) -> Result<OlmoeConfig> {
+        let geometry = validate(&params)
+            .and_then(|()| routing_geometry(&params))
+            .map_err(|Problem { field, value, limit }| ModelError::Config { field, value, limit })?;
+        Ok(OlmoeConfig { params, geometry })
+    }
+
+    /// The parameters.
+    pub fn params(&self) -> &OlmoeParams {
+        &self.params
+    }
+
+    /// Width of an attention head.
+    pub fn head_dim(&self) -> usize {
+        self.params.hidden_size / self.params.num_attention_heads
+    }
+
+    /// MoE layers, experts and top-k; layer ids are the numbers of the decoder layers.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry.clone()
+    }
+
+    /// Sizes of the experts.
+    pub fn expert_shape(&self) -> ExpertShape {
+        ExpertShape {
+            layers: self.params.num_hidden_layers,
+            experts: self.params.num_experts,
+            hidden: self.params.hidden_size,
+            intermediate: self.params.intermediate_size,
+        }
+    }
+}
+
+/// A parameter that is out of bounds, before it is known whether it came from a file.
+#[derive(Debug)]
+pub(crate) struct Problem {
+    pub(crate) field: &'static str,
+    pub(crate) value: String,
+    pub(crate) limit: String,
+}
+
+impl Problem {
+    pub(crate) fn new(field: &'static str, value: impl ToString, limit: impl Into<String>) -> Problem {
+        Problem { field, value: value.to_string(), limit: limit.into() }
+    }
+}
+
+fn validate(params: &OlmoeParams) -> Result<(), Problem> {
+    for (field, value) in [
+        ("vocab_size", params.vocab_size),
+        ("hidden_size", params.hidden_size),
+        ("intermediate_size", params.intermediate_size),
+        ("num_hidden_layers", params.num_hidden_layers),
+        ("num_attention_heads", params.num_attention_heads),
+        ("num_key_value_heads", params.num_key_value_heads),
+        ("num_experts", params.num_experts),
+        ("num_experts_per_tok", params.num_experts_per_tok),
+        ("max_position_embeddings", params.max_position_embeddings),
+    ] {
+        if value == 0 {
+            return Err(Problem::new(field, value, "must be at least 1"));
+        }
+        if u32::try_from(value).is_err() {
+            return Err(Problem::new(field, value, format!("must be at most {}", u32::MAX)));
+        }
+    }
+    for (field, value) in [
+        ("rope_theta", Some(params.rope_theta)),
+        ("rms_norm_eps", Some(params.rms_norm_eps)),
+        ("clip_qkv", params.clip_qkv),
+        ("initializer_range", Some(params.initializer_range)),
+    ] {
+        if value.is_some_and(|value| !value.is_finite() || value <= 0.0) {
+            return Err(Problem::new(field, value.unwrap_or_default(), "must be positive and finite"));
+        }
+    }
+    let (hidden, heads) = (params.hidden_size, params.num_attention_heads);
+    if hidden % (2 * heads) != 0 {
+        let limit = format!("must be a multiple of twice num_attention_heads {heads}");
+        return Err(Problem::new("hidden_size", hidden, limit));
+    }
+    if heads % params.num_key_value_heads != 0 {
+        let limit = format!("must divide num_attention_heads {heads}");
+        return Err(Problem::new("num_key_value_heads", params.num_key_value_heads, limit));
+    }
+    if params.num_experts_per_tok > params.num_experts {
+        let limit = format!("must be at most num_experts {}", params.num_experts);
+        return Err(Problem::new("num_experts_per_tok", params.num_experts_per_tok, limit));
+    }
+    if let Some(id) = params.eos_token_ids.iter().find(|&&id| id as usize >= params.vocab_size) {
+        return Err(Problem::new("eos_token_id", id, format!("must be below vocab_size {}", params.vocab_size)));
+    }
+    Ok(())
+}
+
+/// The geometry of the routing, where only the largest counts can still be out of bounds.
+fn routing_geometry(params: &OlmoeParams) -> Result<Geometry, Problem> {
+    if params.num_experts > Geometry::MAX_EXPERTS {
+        let limit = format!("must be at most {}", Geometry::MAX_EXPERTS);
+        return Err(Problem::new("num_experts", params.num_experts, limit));
+    }
+    Geometry::decoder(params.num_hidden_layers, params.num_experts, params.num_experts_per_tok).map_err(|_| {
+        let limit = format!("must be at most {}", Geometry::MAX_LAYERS);
+        Problem::new("num_hidden_layers", params.num_hidden_layers, limit)
+    })
+}

@@ -1,0 +1,271 @@
+//! The model: ragged inference, dense training.
+
+use std::fmt;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{Init, VarBuilder};
+use moe_offload::{ExpertBank, ExpertWeights, ResidentExperts};
+use moe_trace::{Phase, RouterObserver, RoutingEvent};
+
+use crate::attention::{Span, causal_mask};
+use crate::block::Block;
+use crate::kernels::Kernels;
+use crate::kv_cache::KvCache;
+use crate::norm::RmsNorm;
+use crate::rope::Rope;
+use crate::router::{Choice, RouterOutput};
+use crate::tensors::expert_names;
+use crate::{ModelError, OlmoeConfig, Result};
+
+/// OLMoE (Muennighoff et al. 2024, arXiv 2409.02060; `OlmoeForCausalLM` of Hugging Face) without its experts, which
+/// belong to an [`ExpertBank`].
+#[derive(Clone)]
+pub struct Olmoe {
+    config: OlmoeConfig,
+    embedding: Tensor,
+    rope: Rope,
+    blocks: Vec<Block>,
+    norm: RmsNorm,
+    head: Tensor,
+    bank: Arc<dyn ExpertBank>,
+}
+
+/// New tokens of one sequence.
+#[derive(Debug)]
+pub struct Chunk<'a> {
+    /// The sequence's number, for the observer.
+    pub sequence: usize,
+    /// The new tokens, at least one.
+    pub tokens: &'a [u32],
+    /// What the sequence has behind it; the new tokens are added.
+    pub cache: &'a mut KvCache,
+    /// Whether the tokens are prefilled or decoded.
+    pub phase: Phase,
+}
+
+/// The tokens whose logits a forward pass returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogitsAt {
+    /// Every token of a chunk.
+    All,
+    /// The last token of a chunk.
+    Last,
+}
+
+/// Result of [`Olmoe::forward_dense`].
+#[derive(Clone, Debug)]
+pub struct DenseOutput {
+    /// Logits of the next token, `[batch, length, vocab]`.
+    pub logits: Tensor,
+    /// What the routers computed, layer by layer.
+    pub routers: Vec<RouterOutput>,
+}
+
+impl Olmoe {
+    /// Creates a model from all tensors but those of the experts, which `bank` has.
+    ///
+    /// A `VarBuilder` over a variable map creates the variables that it lacks: matrices from a normal distribution of
+    /// standard deviation `initializer_range`, norms as ones.
+    ///
+    /// # Errors
+    /// [`ModelError::Dtype`] for a type other than f32, f16, bf16; [`ModelError::Tensor`] for a tensor that is missing
+    /// or has another shape.
+    pub fn new(config: &OlmoeConfig, vb: &VarBuilder<'_>, bank: Arc<dyn ExpertBank>) -> Result<Olmoe> {
+        check_dtype(vb.dtype())?;
+        let params = config.params();
+        let init = Init::Randn { mean: 0.0, stdev: params.initializer_range };
+        let matrix =
+            |name: &str| vb.get_with_hints((params.vocab_size, params.hidden_size), &format!("{name}.weight"), init);
+        let embedding = matrix("model.embed_tokens")?;
+        let head = if params.tie_word_embeddings { embedding.clone() } else { matrix("lm_head")? };
+        let blocks = config
+            .geometry()
+            .layer_ids()
+            .map(|layer| Block::new(config, layer, &vb.pp(format!("model.layers.{}", layer.0))));
+        Ok(Olmoe {
+            blocks: blocks.collect::<Result<_>>()?,
+            norm: RmsNorm::new(params.hidden_size, params.rms_norm_eps, &vb.pp("model.norm"))?,
+            rope: Rope::new(config, vb.dtype(), vb.device())?,
+            config: config.clone(),
+            embedding,
+            head,
+            bank,
+        })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &OlmoeConfig {
+        &self.config
+    }
+
+    /// The device that the model computes on.
+    pub fn device(&self) -> &Device {
+        self.embedding.device()
+    }
+
+    /// The type that the model computes in.
+    pub fn dtype(&self) -> DType {
+        self.embedding.dtype()
+    }
+
+    /// Runs new tokens of several sequences; returns logits of the next token for each chunk in order, in the model's
+    /// type: `[tokens, vocab]` of the chunk's tokens, or `[1, vocab]`.
+    ///
+    /// The tokens of all chunks are rows of one matrix; attention alone keeps sequences apart. There is no padding.
+    /// The observer gets one event for each layer and chunk, layer by layer, chunks in order. If the pass fails, the
+    /// caches are as before.
+    ///
+    /// # Errors
+    /// [`ModelError::NoTokens`], [`ModelError::TokenOutOfRange`], [`ModelError::ContextLength`],
+    /// [`ModelError::MixedPhases`], [`ModelError::CacheLayers`] for chunks that cannot be run;
+    /// [`ModelError::RouterLogit`]; [`ModelError::Experts`]; [`ModelError::Tensor`].
+    pub fn forward(
+        &self,
+        chunks: &mut [Chunk<'_>],
+        at: LogitsAt,
+        observer: &mut dyn RouterObserver,
+    ) -> Result<Vec<Tensor>> {
+        let Some(phase) = chunks.first().map(|chunk| chunk.phase) else { return Ok(Vec::new()) };
+        let mut tokens = Vec::new();
+        let mut spans = Vec::with_capacity(chunks.len());
+        for chunk in chunks.iter() {
+            self.check(chunk, phase)?;
+            let rows = tokens.len()..tokens.len() + chunk.tokens.len();
+            spans.push(Span::new(rows, chunk.cache.len(), self.dtype(), self.device())?);
+            tokens.extend_from_slice(chunk.tokens);
+        }
+
+        let mut x = self.embed(&Tensor::new(tokens, self.device())?)?;
+        let top_k = self.config.params().num_experts_per_tok;
+        for block in &self.blocks {
+            // The caches are lent to the attention for this layer, the rest of the chunks to the observer.
+            let (mut caches, mut seen) = (Vec::with_capacity(spans.len()), Vec::with_capacity(spans.len()));
+            for (span, chunk) in spans.iter().zip(chunks.iter_mut()) {
+                caches.push((span, &mut *chunk.cache));
+                seen.push((span, chunk.sequence, chunk.tokens));
+            }
+            let routed = |choice: &Choice| {
+                for (span, sequence, token_ids) in seen {
+                    let slots = span.rows.start * top_k..span.rows.end * top_k;
+                    observer.routed(&RoutingEvent {
+                        sequence,
+                        layer: block.layer(),
+                        phase,
+                        token_ids,
+                        experts: &choice.experts[slots.clone()],
+                        weights: &choice.weights[slots],
+                    });
+                }
+            };
+            x = block.forward_ragged(&x, caches.into_iter(), &self.rope, phase, &*self.bank, routed)?;
+        }
+
+        if at == LogitsAt::Last {
+            let last: Result<Vec<Tensor>> = spans.iter().map(|span| Ok(x.narrow(0, span.rows.end - 1, 1)?)).collect();
+            x = Tensor::cat(&last?, 0)?;
+        }
+        let logits = self.predict(&x, Kernels::Fused)?;
+        let of_chunk = spans.iter().enumerate().map(|(index, span)| match at {
+            LogitsAt::All => Ok(logits.narrow(0, span.rows.start, span.rows.len())?),
+            LogitsAt::Last => Ok(logits.narrow(0, index, 1)?),
+        });
+        let of_chunk = of_chunk.collect::<Result<_>>()?;
+        for chunk in chunks {
+            chunk.cache.advance(chunk.tokens.len());
+        }
+        Ok(of_chunk)
+    }
+
+    /// Runs whole sequences of one length, `tokens` u32 `[batch, length]`, with every operation differentiable, for
+    /// training.
+    ///
+    /// # Errors
+    /// [`ModelError::ContextLength`] if `length` is above `max_position_embeddings`; [`ModelError::RouterLogit`];
+    /// [`ModelError::Experts`]; [`ModelError::Tensor`], also for a token id that the vocabulary does not have.
+    pub fn forward_dense(&self, tokens: &Tensor) -> Result<DenseOutput> {
+        let (batch, length) = tokens.dims2()?;
+        let params = self.config.params();
+        if length > params.max_position_embeddings {
+            return Err(ModelError::ContextLength { sequence: 0, len: length, max: params.max_position_embeddings });
+        }
+        let mask = causal_mask(length, length, self.dtype(), self.device())?;
+        let mut x = self.embed(&tokens.flatten_all()?)?;
+        let mut routers = Vec::with_capacity(self.blocks.len());
+        for block in &self.blocks {
+            let (out, router) = block.forward_dense(&x, batch, &mask, &self.rope, &*self.bank)?;
+            routers.push(router);
+            x = out;
+        }
+        let logits = self.predict(&x, Kernels::Differentiable)?.reshape((batch, length, params.vocab_size))?;
+        Ok(DenseOutput { logits, routers })
+    }
+
+    fn embed(&self, tokens: &Tensor) -> Result<Tensor> {
+        Ok(self.embedding.index_select(tokens, 0)?)
+    }
+
+    fn predict(&self, x: &Tensor, kernels: Kernels) -> Result<Tensor> {
+        Ok(self.norm.forward(x, kernels)?.matmul(&self.head.t()?)?)
+    }
+
+    fn check(&self, chunk: &Chunk<'_>, phase: Phase) -> Result<()> {
+        let (params, sequence) = (self.config.params(), chunk.sequence);
+        if chunk.tokens.is_empty() {
+            return Err(ModelError::NoTokens { sequence });
+        }
+        if chunk.phase != phase {
+            let (found, expected) = (chunk.phase.name(), phase.name());
+            return Err(ModelError::MixedPhases { sequence, found, expected });
+        }
+        if chunk.cache.layers() != params.num_hidden_layers {
+            let (found, expected) = (chunk.cache.layers(), params.num_hidden_layers);
+            return Err(ModelError::CacheLayers { sequence, found, expected });
+        }
+        let (len, max) = (chunk.cache.len() + chunk.tokens.len(), params.max_position_embeddings);
+        if len > max {
+            return Err(ModelError::ContextLength { sequence, len, max });
+        }
+        let vocab = params.vocab_size;
+        match chunk.tokens.iter().position(|&token| token as usize >= vocab) {
+            Some(position) => {
+                Err(ModelError::TokenOutOfRange { sequence, position, token: chunk.tokens[position], vocab })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Olmoe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Olmoe").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// Takes the experts of every layer from a `VarBuilder`, for the bank of a model that fits the device or is trained.
+///
+/// # Errors
+/// As [`Olmoe::new`].
+pub fn resident_experts(config: &OlmoeConfig, vb: &VarBuilder<'_>) -> Result<ResidentExperts> {
+    check_dtype(vb.dtype())?;
+    let init = Init::Randn { mean: 0.0, stdev: config.params().initializer_range };
+    let (geometry, shapes) = (config.geometry(), config.expert_shape().projections());
+    let mut layers = Vec::with_capacity(geometry.layers());
+    for layer in geometry.layer_ids() {
+        let mut experts = Vec::with_capacity(geometry.experts());
+        for expert in geometry.expert_ids() {
+            let names = expert_names(layer, expert);
+            let get = |index: usize| vb.get_with_hints(shapes[index], &names[index], init);
+            experts.push(ExpertWeights::new(get(0)?, get(1)?, get(2)?)?);
+        }
+        layers.push(experts);
+    }
+    Ok(ResidentExperts::new(layers))
+}
+
+fn check_dtype(dtype: DType) -> Result<()> {
+    match dtype {
+        DType::F32 | DType::F16 | DType::BF16 => Ok(()),
+        dtype => Err(ModelError::Dtype { dtype }),
+    }
+}

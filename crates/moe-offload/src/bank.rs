@@ -1,0 +1,16 @@
+//! The seam between an MoE block and the place where its experts live.
+
+use candle_core::Tensor;
+use moe_trace::LayerId;
+
+use crate::{Result, Routes};
+
+/// Runs the experts of a model's MoE layers.
+pub trait ExpertBank: Send + Sync {
+    /// Sends the tokens `hidden`, `[tokens x hidden_size]`, through their experts; returns the weighted sum of the
+    /// experts' outputs, `[tokens x hidden_size]`, summed in rank order.
+    ///
+    /// # Errors
+    /// A route that the layer does not have, a tensor operation or a load that failed.
+    fn forward(&self, layer: LayerId, hidden: &Tensor, routes: &Routes) -> Result<Tensor>;
+}

@@ -1,0 +1,110 @@
+//! What can go wrong with experts and their places.
+
+use std::path::PathBuf;
+
+use moe_trace::{ExpertId, LayerId};
+
+/// Result of this crate.
+pub type Result<T, E = OffloadError> = std::result::Result<T, E>;
+
+/// An error of an expert bank or an expert store.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OffloadError {
+    /// A tensor operation failed.
+    #[error("tensor operation failed")]
+    Tensor(#[from] candle_core::Error),
+    /// Routes that do not fit the tokens.
+    #[error("{field} of the routes is {value}, expected {expected}")]
+    Routes {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: usize,
+        /// What the tokens imply.
+        expected: usize,
+    },
+    /// A route names an expert that the layer does not have.
+    #[error("{layer}, token {token}: expert {expert} is out of range, the layer has {experts}")]
+    ExpertOutOfRange {
+        /// MoE layer.
+        layer: LayerId,
+        /// Token within the call.
+        token: usize,
+        /// The id found.
+        expert: usize,
+        /// Number of experts.
+        experts: usize,
+    },
+    /// A layer that the bank does not have.
+    #[error("{layer} is out of range, the bank has {layers} layers")]
+    LayerOutOfRange {
+        /// The layer asked for.
+        layer: LayerId,
+        /// Number of layers.
+        layers: usize,
+    },
+    /// An expert that the store does not have.
+    #[error("{layer}: {expert} is out of range, the layer has {experts}")]
+    NoSuchExpert {
+        /// MoE layer.
+        layer: LayerId,
+        /// The expert asked for.
+        expert: ExpertId,
+        /// Number of experts.
+        experts: usize,
+    },
+    /// An earlier call panicked while it held the cache of a layer.
+    #[error("the cache of {layer} was left inconsistent by a panic in another thread")]
+    Poisoned {
+        /// MoE layer.
+        layer: LayerId,
+    },
+    /// A weight has the wrong shape.
+    #[error("{name} has shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// Name of the tensor.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape of the geometry.
+        expected: Vec<usize>,
+    },
+    /// A weight has a type that cannot be computed with.
+    #[error("{name} has dtype {dtype}, supported are f32, f16 and bf16")]
+    Dtype {
+        /// Name of the tensor.
+        name: String,
+        /// Its type.
+        dtype: String,
+    },
+    /// A checkpoint file lacks a tensor.
+    #[error("{name} is in none of the {files} checkpoint files")]
+    MissingTensor {
+        /// Name of the tensor.
+        name: String,
+        /// Number of files searched.
+        files: usize,
+    },
+    /// A checkpoint file is not readable.
+    #[error("{path}: cannot read checkpoint file")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A checkpoint file is not well-formed safetensors.
+    #[error("{path}: not a readable safetensors file")]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// The parser's complaint.
+        #[source]
+        source: safetensors::SafeTensorError,
+    },
+    /// A cache cannot be set up.
+    #[error("expert cache cannot be set up")]
+    Cache(#[from] expert_cache::CacheError),
+}

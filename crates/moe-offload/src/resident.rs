@@ -1,0 +1,30 @@
+//! Every expert on the compute device.
+
+use candle_core::Tensor;
+use moe_trace::LayerId;
+
+use crate::dispatch::Dispatch;
+use crate::{ExpertBank, ExpertWeights, OffloadError, Result, Routes};
+
+/// An [`ExpertBank`] that holds all experts where they are computed: the baseline, and the bank for training.
+#[derive(Clone, Debug)]
+pub struct ResidentExperts {
+    layers: Vec<Vec<ExpertWeights>>,
+}
+
+impl ResidentExperts {
+    /// Creates a bank of the experts of each layer.
+    pub fn new(layers: Vec<Vec<ExpertWeights>>) -> ResidentExperts {
+        ResidentExperts { layers }
+    }
+}
+
+impl ExpertBank for ResidentExperts {
+    fn forward(&self, layer: LayerId, hidden: &Tensor, routes: &Routes) -> Result<Tensor> {
+        let layers = self.layers.len();
+        let experts = self.layers.get(layer.index()).ok_or(OffloadError::LayerOutOfRange { layer, layers })?;
+        let dispatch = Dispatch::new(layer, hidden, routes, experts.len())?;
+        let outputs = dispatch.groups().iter().map(|group| experts[group.expert].forward(&group.gather(hidden)?));
+        dispatch.combine(outputs.collect::<Result<_>>()?, hidden, routes)
+    }
+}

@@ -1,0 +1,250 @@
+//! Offloaded experts against resident ones: equal bits, equal hits, failures rolled back.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use candle_core::{DType, Device, Tensor};
+use expert_cache::{ExpertCache, Oversize, PolicyKind, Pool, Requests, Simulation};
+use moe_offload::{
+    ExpertBank, ExpertShape, ExpertStore, ExpertWeights, HostStore, MappedStore, OffloadError, OffloadedExperts,
+    ResidentExperts, Result, Routes,
+};
+use moe_trace::{ExpertId, Geometry, LayerId, MemoryTrace, Phase, SequenceBuf};
+
+const SHAPE: ExpertShape = ExpertShape { layers: 2, experts: 6, hidden: 8, intermediate: 4 };
+const TOP_K: usize = 2;
+
+/// Numbers in -1..1 that look random.
+fn noise(seed: usize, count: usize) -> Vec<f32> {
+    (0..count).map(|i| ((seed * 7919 + i * 104_729) as f32 * 12.9898).sin()).collect()
+}
+
+fn names(layer: LayerId, expert: ExpertId) -> [String; 3] {
+    ["gate", "up", "down"].map(|projection| format!("{}.{}.{projection}", layer.0, expert.0))
+}
+
+/// A checkpoint of random experts in two files.
+fn checkpoint(directory: &Path, dtype: DType) -> Vec<std::path::PathBuf> {
+    let files = ["a.safetensors", "b.safetensors"].map(|name| directory.join(name));
+    for (layer, file) in (0..).map(LayerId).zip(&files) {
+        let mut tensors = HashMap::new();
+        for expert in (0..6).map(ExpertId) {
+            for (which, (name, dims)) in names(layer, expert).into_iter().zip(SHAPE.projections()).enumerate() {
+                let values = noise(layer.index() * 100 + expert.index() * 10 + which, dims.0 * dims.1);
+                let tensor = Tensor::from_vec(values, dims, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+                tensors.insert(name, tensor);
+            }
+        }
+        candle_core::safetensors::save(&tensors, file).unwrap();
+    }
+    files.to_vec()
+}
+
+fn store(directory: &Path) -> MappedStore {
+    MappedStore::open(&checkpoint(directory, DType::F32), SHAPE, DType::F32, names).unwrap()
+}
+
+fn resident(store: &dyn ExpertStore) -> ResidentExperts {
+    let layer = |layer| (0..6).map(|expert| store.fetch(LayerId(layer), ExpertId(expert)).unwrap()).collect();
+    ResidentExperts::new(vec![layer(0), layer(1)])
+}
+
+/// A call: tokens, experts of layer 0, experts of layer 1.
+struct Call {
+    phase: Phase,
+    tokens: usize,
+    experts: [Vec<u16>; 2],
+}
+
+/// A prompt of five tokens and forty decoded ones with some locality.
+fn calls() -> Vec<Call> {
+    let choose = |step: usize, salt: usize| {
+        let first = (noise(step / 3 + salt, 1)[0].abs() * 6.0) as u16 % 6;
+        let second = (noise(step + 31 * salt, 1)[0].abs() * 5.0) as u16 % 5;
+        [first, if second >= first { second + 1 } else { second }]
+    };
+    let call = |phase, steps: std::ops::Range<usize>| Call {
+        phase,
+        tokens: steps.len(),
+        experts: [1, 2].map(|salt| steps.clone().flat_map(|step| choose(step, salt)).collect()),
+    };
+    std::iter::once(call(Phase::Prefill, 0..5)).chain((5..45).map(|step| call(Phase::Decode, step..step + 1))).collect()
+}
+
+fn trace(calls: &[Call]) -> MemoryTrace {
+    let geometry = Geometry::decoder(SHAPE.layers, SHAPE.experts, TOP_K).unwrap();
+    let mut sequence = SequenceBuf::default();
+    for call in calls {
+        for token in 0..call.tokens {
+            let row = |layer: usize| &call.experts[layer][token * TOP_K..(token + 1) * TOP_K];
+            sequence.experts.extend(row(0).iter().chain(row(1)));
+            sequence.phases.push(call.phase.code());
+        }
+    }
+    let mut trace = MemoryTrace::new(geometry);
+    trace.push(sequence).unwrap();
+    trace
+}
+
+fn run(bank: &dyn ExpertBank, calls: &[Call]) -> Result<Vec<Vec<f32>>> {
+    let mut outputs = Vec::new();
+    for (number, call) in calls.iter().enumerate() {
+        let mut hidden = Tensor::from_vec(noise(number, call.tokens * 8), (call.tokens, 8), &Device::Cpu)?;
+        for (layer, experts) in (0..).map(LayerId).zip(&call.experts) {
+            let weights = noise(number + 1000, call.tokens * TOP_K);
+            let weights = Tensor::from_vec(weights, (call.tokens, TOP_K), &Device::Cpu)?;
+            hidden = bank.forward(layer, &hidden, &Routes::new(experts.clone(), weights, call.phase)?)?;
+            outputs.push(hidden.flatten_all()?.to_vec1()?);
+        }
+    }
+    Ok(outputs)
+}
+
+fn future(trace: &MemoryTrace, layer: LayerId) -> Arc<Requests> {
+    Arc::new(Requests::from_source(trace, Pool::Layer(layer)).unwrap())
+}
+
+fn bits(outputs: &[Vec<f32>]) -> Vec<u32> {
+    outputs.iter().flatten().map(|value| value.to_bits()).collect()
+}
+
+const POLICIES: [PolicyKind; 4] =
+    [PolicyKind::Lru, PolicyKind::Lfu, PolicyKind::Belady, PolicyKind::LookAhead { window: 4 }];
+
+#[test]
+fn every_capacity_policy_and_store_gives_the_resident_bits_and_the_simulated_counts() {
+    let directory = tempfile::tempdir().unwrap();
+    let mapped: Arc<dyn ExpertStore> = Arc::new(store(directory.path()));
+    let host: Arc<dyn ExpertStore> = Arc::new(HostStore::from_store(mapped.as_ref()).unwrap());
+    let calls = calls();
+    let trace = trace(&calls);
+    let expected = bits(&run(&resident(mapped.as_ref()), &calls).unwrap());
+    for store in [mapped, host] {
+        for (kind, capacity, oversize) in POLICIES
+            .into_iter()
+            .flat_map(|kind| (1..=6).map(move |capacity| (kind, capacity)))
+            .flat_map(|(kind, capacity)| [Oversize::Waves, Oversize::Bypass].map(|oversize| (kind, capacity, oversize)))
+        {
+            let policy = |layer| kind.build(SHAPE.experts, Some(&future(&trace, layer)));
+            let bank =
+                OffloadedExperts::new(Arc::clone(&store), &Device::Cpu, capacity, oversize, policy).unwrap();
+            assert_eq!(bits(&run(&bank, &calls).unwrap()), expected, "{kind} with {capacity} slots, {oversize:?}");
+            for (layer, counters) in (0..).map(LayerId).zip(bank.counters().unwrap()) {
+                let pool = Pool::Layer(layer);
+                let policy = kind.build(SHAPE.experts, Some(&future(&trace, layer))).unwrap();
+                let cache = ExpertCache::new(policy, SHAPE.experts, capacity, oversize).unwrap();
+                let geometry = Geometry::decoder(SHAPE.layers, SHAPE.experts, TOP_K).unwrap();
+                let mut simulation = Simulation::new(&geometry, pool, cache).unwrap();
+                simulation.run(&trace).unwrap();
+                assert_eq!(counters.counts(), simulation.counts()[0], "{kind} with {capacity} slots, {oversize:?}");
+                let loads = counters.counts().total().loads;
+                let bytes = counters.prefill.loaded_bytes + counters.decode.loaded_bytes;
+                assert_eq!(bytes, loads * SHAPE.expert_bytes(DType::F32) as u64);
+            }
+        }
+    }
+}
+
+#[test]
+fn half_precision_checkpoints_are_widened_on_fetch() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = checkpoint(directory.path(), DType::BF16);
+    let store = MappedStore::open(&files, SHAPE, DType::F32, names).unwrap();
+    let [gate, _, _] = store.fetch(LayerId(1), ExpertId(5)).unwrap().projections().map(Tensor::clone);
+    let expected = noise(150, 32).into_iter().map(|value| half::bf16::from_f32(value).to_f32()).collect::<Vec<_>>();
+    assert_eq!(gate.flatten_all().unwrap().to_vec1::<f32>().unwrap(), expected);
+}
+
+/// A store whose device goes away for a while.
+struct Flaky {
+    store: MappedStore,
+    down: AtomicBool,
+}
+
+impl ExpertStore for Flaky {
+    fn shape(&self) -> ExpertShape {
+        self.store.shape()
+    }
+
+    fn dtype(&self) -> DType {
+        self.store.dtype()
+    }
+
+    fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights> {
+        if expert == ExpertId(4) && self.down.load(Ordering::Relaxed) {
+            let source = std::io::Error::other("device is gone");
+            return Err(OffloadError::Io { path: "a.safetensors".into(), source });
+        }
+        self.store.fetch(layer, expert)
+    }
+}
+
+#[test]
+fn a_failed_load_fails_its_call_and_the_bank_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let flaky = Arc::new(Flaky { store: store(directory.path()), down: AtomicBool::new(true) });
+    let policy = |_| PolicyKind::Lru.build(SHAPE.experts, None);
+    let bank = OffloadedExperts::new(flaky.clone(), &Device::Cpu, 3, Oversize::Waves, policy).unwrap();
+    let calls = calls();
+    let error = run(&bank, &calls).unwrap_err();
+    assert_eq!(error.to_string(), "a.safetensors: cannot read checkpoint file");
+    flaky.down.store(false, Ordering::Relaxed);
+    let expected = run(&resident(&flaky.store), &calls).unwrap();
+    assert_eq!(bits(&run(&bank, &calls).unwrap()), bits(&expected));
+}
+
+#[test]
+fn bad_checkpoints_routes_and_capacities_are_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = checkpoint(directory.path(), DType::F32);
+    let open = |files: &[std::path::PathBuf], shape| MappedStore::open(files, shape, DType::F32, names).unwrap_err();
+    assert_eq!(open(&files[..1], SHAPE).to_string(), "1.0.gate is in none of the 1 checkpoint files");
+    let wide = ExpertShape { intermediate: 5, ..SHAPE };
+    assert_eq!(open(&files, wide).to_string(), "0.0.gate has shape [4, 8], expected [5, 8]");
+    let truncated = directory.path().join("truncated.safetensors");
+    std::fs::write(&truncated, &std::fs::read(&files[0]).unwrap()[..500]).unwrap();
+    assert!(open(&[truncated], SHAPE).to_string().ends_with("truncated.safetensors: not a readable safetensors file"));
+    let absent = open(&[directory.path().join("absent")], SHAPE).to_string();
+    assert!(absent.ends_with("absent: cannot read checkpoint file"), "{absent}");
+
+    let store: Arc<dyn ExpertStore> = Arc::new(store(directory.path()));
+    let bank = |capacity| {
+        let policy = |_| PolicyKind::Lru.build(SHAPE.experts, None);
+        OffloadedExperts::new(Arc::clone(&store), &Device::Cpu, capacity, Oversize::Waves, policy)
+    };
+    for capacity in [0, 7] {
+        let source = std::error::Error::source(&bank(capacity).err().unwrap()).unwrap().to_string();
+        assert_eq!(source, format!("capacity is {capacity} slots, allowed are 1..=6"));
+    }
+    let bank = bank(2).unwrap();
+    let forward = |layer, experts: Vec<u16>| {
+        let weights = Tensor::ones((1, experts.len()), DType::F32, &Device::Cpu)?;
+        let hidden = Tensor::zeros((1, 8), DType::F32, &Device::Cpu)?;
+        bank.forward(LayerId(layer), &hidden, &Routes::new(experts, weights, Phase::Decode)?)
+    };
+    assert_eq!(
+        forward(0, vec![1, 6]).unwrap_err().to_string(),
+        "layer 0, token 0: expert 6 is out of range, the layer has 6"
+    );
+    assert_eq!(forward(2, vec![1]).unwrap_err().to_string(), "layer 2 is out of range, the bank has 2 layers");
+    let weights = Tensor::ones((2, 2), DType::F32, &Device::Cpu).unwrap();
+    let short = Routes::new(vec![0; 3], weights, Phase::Decode).unwrap_err();
+    assert_eq!(short.to_string(), "experts of the routes is 3, expected 4");
+}
+
+#[test]
+fn empty_slots_contribute_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let bank = resident(&store(directory.path()));
+    let hidden = Tensor::from_vec(noise(3, 16), (2, 8), &Device::Cpu).unwrap();
+    let forward = |experts: Vec<u16>, weights: [f32; 4]| {
+        let weights = Tensor::from_slice(&weights, (2, 2), &Device::Cpu).unwrap();
+        let routes = Routes::new(experts, weights, Phase::Decode).unwrap();
+        bank.forward(LayerId(0), &hidden, &routes).unwrap().to_vec2::<f32>().unwrap()
+    };
+    let with_empty = forward(vec![2, moe_trace::EMPTY_SLOT, 1, 3], [0.5, 0.5, 0.25, 0.75]);
+    let without = forward(vec![2, 0, 1, 3], [0.5, 0.0, 0.25, 0.75]);
+    assert_eq!(with_empty, without);
+}

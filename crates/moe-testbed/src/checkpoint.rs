@@ -1,0 +1,119 @@
+//! Training runs that can be interrupted.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use moe_model::OlmoeConfig;
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+use crate::adamw::Parameter;
+use crate::{Result, TestbedError, TokenizedCorpus, TrainOptions, Trainer};
+
+/// Prefixes of a parameter's value and moments in a checkpoint.
+const PARTS: [&str; 3] = ["value.", "first.", "second."];
+
+impl Trainer {
+    /// Writes all that a run needs to go on: weights, moments, step, options. The file is complete or not there.
+    ///
+    /// # Errors
+    /// [`TestbedError::Io`] if the file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let mut tensors = Vec::new();
+        for parameter in &self.optimizer.parameters {
+            let moment = |values: &[f32]| Tensor::from_slice(values, parameter.var.shape(), &Device::Cpu);
+            let values = [parameter.var.as_tensor().clone(), moment(&parameter.first)?, moment(&parameter.second)?];
+            tensors.extend(PARTS.iter().zip(values).map(|(part, value)| (format!("{part}{}", parameter.name), value)));
+        }
+        let metadata = HashMap::from([
+            ("step".to_owned(), self.step().to_string()),
+            ("options".to_owned(), json(path, &self.options)?.to_string()),
+            ("tokens".to_owned(), format!("{:?}", self.batches.stream_lengths())),
+        ]);
+        write_tensors(path, tensors, metadata)
+    }
+
+    /// Goes on with a saved run; what follows is bit-identical to a run that was never interrupted.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is not a checkpoint, [`TestbedError::Checkpoint`] if it belongs to another
+    /// configuration, other options or another corpus; as [`Trainer::new`].
+    pub fn resume(
+        config: &OlmoeConfig,
+        corpus: &TokenizedCorpus,
+        options: TrainOptions,
+        path: &Path,
+    ) -> Result<Trainer> {
+        let mut trainer = Trainer::new(config, corpus, options)?;
+        let misfit = |entry: &str| TestbedError::Checkpoint { path: path.to_owned(), entry: entry.to_owned() };
+        let bytes = fs::read(path).map_err(TestbedError::io(path))?;
+        let malformed = |source| TestbedError::Safetensors { path: path.to_owned(), source };
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(malformed)?;
+        let metadata = header.metadata().as_ref().ok_or_else(|| misfit("metadata"))?;
+        let entry = |name: &str| metadata.get(name).ok_or_else(|| misfit(name));
+
+        let saved: Value = serde_json::from_str(entry("options")?)
+            .map_err(|source| TestbedError::Json { path: path.to_owned(), source })?;
+        if let Some(option) = difference(&saved, &json(path, &trainer.options)?) {
+            return Err(misfit(&format!("option {option}")));
+        }
+        if *entry("tokens")? != format!("{:?}", trainer.batches.stream_lengths()) {
+            return Err(misfit("number of training tokens"));
+        }
+        let step = entry("step")?.parse().map_err(|_| misfit("step"))?;
+
+        let mut tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)?;
+        for Parameter { name, var, first, second } in &mut trainer.optimizer.parameters {
+            let mut take = |part: &str| {
+                let name = format!("{part}{name}");
+                let tensor = tensors.remove(&name).filter(|tensor| tensor.dims() == var.dims());
+                tensor.ok_or_else(|| misfit(&name))
+            };
+            let [value, mean, square] = [take(PARTS[0])?, take(PARTS[1])?, take(PARTS[2])?];
+            *first = mean.flatten_all()?.to_vec1()?;
+            *second = square.flatten_all()?.to_vec1()?;
+            var.set(&value)?;
+        }
+        if let Some(name) = tensors.keys().min() {
+            return Err(misfit(name));
+        }
+        trainer.optimizer.steps = step;
+        Ok(trainer)
+    }
+}
+
+/// Writes a safetensors file that is complete or not there.
+pub(crate) fn write_tensors(
+    path: &Path,
+    tensors: Vec<(String, Tensor)>,
+    metadata: HashMap<String, String>,
+) -> Result<()> {
+    let bytes = safetensors::serialize(tensors, Some(metadata))
+        .map_err(|source| TestbedError::Safetensors { path: path.to_owned(), source })?;
+    write_whole(path, &bytes)
+}
+
+/// Writes a file beside its place and moves it there.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".part");
+    let beside = Path::new(&beside);
+    fs::write(beside, bytes).map_err(TestbedError::io(beside))?;
+    fs::rename(beside, path).map_err(TestbedError::io(path))
+}
+
+fn json(path: &Path, options: &TrainOptions) -> Result<Value> {
+    serde_json::to_value(options).map_err(|source| TestbedError::Json { path: path.to_owned(), source })
+}
+
+/// The first entry in which two objects differ.
+fn difference(a: &Value, b: &Value) -> Option<String> {
+    match (a, b) {
+        (Value::Object(a), Value::Object(b)) => {
+            b.keys().chain(a.keys()).find(|&name| a.get(name) != b.get(name)).cloned()
+        }
+        _ => Some("list".to_owned()),
+    }
+}

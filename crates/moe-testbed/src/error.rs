@@ -1,0 +1,122 @@
+//! What can go wrong between a folder of text and a trained model.
+
+use std::path::PathBuf;
+
+/// Result of this crate.
+pub type Result<T, E = TestbedError> = std::result::Result<T, E>;
+
+/// An error of a corpus, a training run or an evaluation.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TestbedError {
+    /// A file or a folder cannot be read or written.
+    #[error("{path}: cannot read or write")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A corpus folder has no sub-folder.
+    #[error("{path}: no domain, a corpus is a folder with one sub-folder a domain")]
+    NoDomain {
+        /// The corpus folder.
+        path: PathBuf,
+    },
+    /// A text file is not UTF-8.
+    #[error("{path}: not UTF-8")]
+    NotUtf8 {
+        /// The file.
+        path: PathBuf,
+        /// Where the text breaks.
+        #[source]
+        source: std::str::Utf8Error,
+    },
+    /// A domain has too little text to set some aside.
+    #[error("{path}: {documents} documents, a domain needs at least {min} that are not empty")]
+    TooFewDocuments {
+        /// The folder of the domain.
+        path: PathBuf,
+        /// Documents found.
+        documents: usize,
+        /// Documents needed.
+        min: usize,
+    },
+    /// A domain's training text is shorter than one sequence.
+    #[error("domain {domain}: {tokens} training tokens, one sequence needs {min}")]
+    TooFewTokens {
+        /// The domain.
+        domain: String,
+        /// Tokens found.
+        tokens: usize,
+        /// Tokens needed.
+        min: usize,
+    },
+    /// An option is out of its range.
+    #[error("{option} is {value}, allowed are {allowed}")]
+    Option {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        value: String,
+        /// The values that work.
+        allowed: String,
+    },
+    /// The tokenizer cannot be trained, read or applied.
+    #[error("tokenizer failed")]
+    Tokenizer(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A tensor operation failed.
+    #[error("tensor operation failed")]
+    Tensor(#[from] candle_core::Error),
+    /// The model failed.
+    #[error("model failed")]
+    Model(#[from] moe_model::ModelError),
+    /// The loss is no longer a number.
+    #[error("loss is {loss} at step {step}, try a lower learning rate")]
+    Diverged {
+        /// The step.
+        step: u64,
+        /// The loss.
+        loss: f64,
+    },
+    /// A checkpoint file is not well-formed safetensors.
+    #[error("{path}: not a readable checkpoint")]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// The parser's complaint.
+        #[source]
+        source: safetensors::SafeTensorError,
+    },
+    /// A checkpoint lacks something, or has it in another shape.
+    #[error("{path}: {entry} is missing or does not fit this run")]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// The tensor or the metadata.
+        entry: String,
+    },
+    /// A JSON value cannot be read or written.
+    #[error("{path}: not the expected JSON")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// The parser's complaint.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl TestbedError {
+    /// Wraps an I/O error with the path it happened at.
+    pub(crate) fn io(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> TestbedError {
+        let path = path.to_owned();
+        move |source| TestbedError::Io { path, source }
+    }
+}
+
+/// Checks an option against a range that is described in words.
+pub(crate) fn check(option: &'static str, value: impl ToString, ok: bool, allowed: impl Into<String>) -> Result<()> {
+    if ok { Ok(()) } else { Err(TestbedError::Option { option, value: value.to_string(), allowed: allowed.into() }) }
+}

@@ -1,0 +1,29 @@
+//! A trained model as a Hugging Face folder.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use candle_core::DType;
+use tokenizers::Tokenizer;
+
+use crate::checkpoint::{write_tensors, write_whole};
+use crate::{Result, TestbedError, Trainer};
+
+impl Trainer {
+    /// Writes `config.json`, `model.safetensors` in bf16 and `tokenizer.json` to a folder, which is created.
+    ///
+    /// # Errors
+    /// [`TestbedError::Io`] if the folder cannot be written.
+    pub fn export(&self, folder: &Path, tokenizer: &Tokenizer) -> Result<()> {
+        fs::create_dir_all(folder).map_err(TestbedError::io(folder))?;
+        let tensors = self.optimizer.parameters.iter();
+        let tensors = tensors.map(|parameter| Ok((parameter.name.clone(), parameter.var.to_dtype(DType::BF16)?)));
+        // Hugging Face reads no file without this entry.
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        write_tensors(&folder.join("model.safetensors"), tensors.collect::<Result<_>>()?, metadata)?;
+        let json = tokenizer.to_string(false).map_err(TestbedError::Tokenizer)?;
+        write_whole(&folder.join("tokenizer.json"), json.as_bytes())?;
+        write_whole(&folder.join("config.json"), format!("{:#}\n", self.model.config().to_json()).as_bytes())
+    }
+}

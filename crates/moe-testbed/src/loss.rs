@@ -1,0 +1,160 @@
+//! What training makes small: cross entropy and the imbalance of the experts' load.
+
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Result as TensorResult, Shape, Storage, Tensor};
+
+/// Negative log-likelihood of each target, in nats.
+///
+/// `logits` are `[tokens, vocabulary]`, f32 on the CPU, `targets` `[tokens]`; the result is `[tokens]`. One fused
+/// operation, since the chain of tensor operations would copy the largest activation of a small model a dozen times.
+///
+/// # Formula
+/// `ln(sum_v exp(logit_v)) - logit_target`
+///
+/// # Errors
+/// A shape, type or device that does not fit; a target that is not in the vocabulary.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// let logits = Tensor::new(&[[0f32, 0.0], [0.0, 3f32.ln()]], &Device::Cpu)?;
+/// let loss = moe_testbed::cross_entropy(&logits, &[0, 1])?.to_vec1::<f32>()?;
+/// assert!((loss[0] - 2f32.ln()).abs() < 1e-6 && (loss[1] - (4f32 / 3.0).ln()).abs() < 1e-6);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> TensorResult<Tensor> {
+    logits.contiguous()?.apply_op1(CrossEntropy { targets: targets.to_vec() })
+}
+
+struct CrossEntropy {
+    targets: Vec<u32>,
+}
+
+impl CrossEntropy {
+    /// Runs over the rows of the logits with their targets.
+    fn rows<'a>(&'a self, logits: &'a [f32], vocabulary: usize) -> impl Iterator<Item = (&'a [f32], usize)> {
+        logits.chunks_exact(vocabulary).zip(self.targets.iter().map(|&target| target as usize))
+    }
+}
+
+/// The contiguous values of a tensor's storage.
+fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> TensorResult<&'a [f32]> {
+    let (start, end) = layout.contiguous_offsets().expect("made contiguous before the operation");
+    Ok(&storage.as_slice::<f32>()?[start..end])
+}
+
+impl CustomOp1 for CrossEntropy {
+    fn name(&self) -> &'static str {
+        "cross-entropy"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> TensorResult<(CpuStorage, Shape)> {
+        let (tokens, vocabulary) = layout.shape().dims2()?;
+        if let Some(target) = self.targets.iter().find(|&&target| target as usize >= vocabulary) {
+            candle_core::bail!("target {target} is not in the vocabulary of {vocabulary}");
+        }
+        if self.targets.len() != tokens {
+            candle_core::bail!("{} targets for {tokens} tokens", self.targets.len());
+        }
+        let losses = self.rows(values(storage, layout)?, vocabulary).map(|(row, target)| {
+            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let sum: f32 = row.iter().map(|logit| (logit - max).exp()).sum();
+            sum.ln() + max - row[target]
+        });
+        Ok((CpuStorage::F32(losses.collect()), tokens.into()))
+    }
+
+    /// `d loss / d logit_v = exp(logit_v) / sum - [v = target]`; the sum is known from the loss.
+    fn bwd(&self, logits: &Tensor, losses: &Tensor, gradient: &Tensor) -> TensorResult<Option<Tensor>> {
+        let (losses, gradient) = (losses.to_vec1::<f32>()?, gradient.to_vec1::<f32>()?);
+        let (storage, layout) = logits.storage_and_layout();
+        let Storage::Cpu(storage) = &*storage else { candle_core::bail!("cross-entropy runs on the CPU") };
+        let mut result = Vec::with_capacity(layout.shape().elem_count());
+        let rows = self.rows(values(storage, layout)?, logits.dim(D::Minus1)?);
+        for (((row, target), loss), gradient) in rows.zip(losses).zip(gradient) {
+            let log_sum = loss + row[target];
+            let start = result.len();
+            result.extend(row.iter().map(|logit| (logit - log_sum).exp() * gradient));
+            result[start + target] -= gradient;
+        }
+        Ok(Some(Tensor::from_vec(result, logits.shape(), logits.device())?))
+    }
+}
+
+/// How unevenly a router loads its experts: 1 when the load is even, the number of experts when one gets it all.
+///
+/// `probabilities` are the router's softmax, `[tokens, experts]`, through which the gradient flows; `chosen` are the
+/// expert ids `[tokens x top_k]`.
+///
+/// # Formula
+/// `E * sum_e f_e P_e`; `f_e` is the share of the routed slots that `e` got, `P_e` its mean probability.
+///
+/// Fedus, Zoph and Shazeer, *Switch Transformers* (2021), equation 4; with top-k routing as in *OLMoE* (arXiv
+/// 2409.02060), section 4.1.7.
+///
+/// # Errors
+/// A tensor operation that failed.
+///
+/// # Panics
+/// Panics if an id is not below the number of experts.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// let probabilities = Tensor::new(&[[0.75f32, 0.25], [0.5, 0.5]], &Device::Cpu)?;
+/// // Both tokens go to expert 0: 2 * (1 * 0.625 + 0 * 0.375).
+/// let loss = moe_testbed::load_balance(&probabilities, &[0, 0])?;
+/// assert_eq!(loss.to_scalar::<f32>()?, 1.25);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn load_balance(probabilities: &Tensor, chosen: &[u16]) -> TensorResult<Tensor> {
+    let experts = probabilities.dim(1)?;
+    let mut shares = vec![0f32; experts];
+    let share = 1.0 / chosen.len() as f32;
+    chosen.iter().for_each(|&expert| shares[usize::from(expert)] += share);
+    let shares = Tensor::from_vec(shares, experts, probabilities.device())?;
+    (probabilities.mean(0)? * shares)?.sum_all()? * experts as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    fn logits() -> Var {
+        let values = [[0.3f32, -1.2, 2.0, 0.1], [5.0, 4.0, -3.0, 0.0], [-80.0, 90.0, 0.0, 1.0]];
+        Var::new(&values, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn values_and_gradients_agree_with_a_chain_of_tensor_operations() {
+        let (logits, targets) = (logits(), [2, 0, 3]);
+        let fused = cross_entropy(&logits, &targets).unwrap();
+        let indices = Tensor::new(&[[2u32], [0], [3]], &Device::Cpu).unwrap();
+        let log_softmax = candle_nn::ops::log_softmax(&logits, 1).unwrap();
+        let chain = log_softmax.gather(&indices, 1).unwrap().squeeze(1).unwrap().neg().unwrap();
+        // A weighted sum, so that every row has a gradient of its own.
+        let weights = Tensor::new(&[0.5f32, -2.0, 0.25], &Device::Cpu).unwrap();
+        let gradient = |loss: &Tensor| {
+            let store = (loss * &weights).unwrap().sum_all().unwrap().backward().unwrap();
+            store.get(&logits).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let pairs = fused.to_vec1::<f32>().unwrap().into_iter().zip(chain.to_vec1::<f32>().unwrap());
+        for (fused, chain) in pairs.chain(gradient(&fused).into_iter().zip(gradient(&chain))) {
+            assert!((fused - chain).abs() < 1e-5, "{fused} {chain}");
+        }
+    }
+
+    #[test]
+    fn misfits_are_errors() {
+        let message = |targets: &[u32]| cross_entropy(&logits(), targets).unwrap_err().to_string();
+        assert!(message(&[0, 1, 4]).contains("target 4 is not in the vocabulary of 4"));
+        assert!(message(&[0, 1]).contains("2 targets for 3 tokens"));
+    }
+
+    #[test]
+    fn an_even_load_costs_one_and_a_collapsed_one_costs_the_experts() {
+        let even = Tensor::full(0.25f32, (4, 4), &Device::Cpu).unwrap();
+        assert_eq!(load_balance(&even, &[0, 1, 2, 3]).unwrap().to_scalar::<f32>().unwrap(), 1.0);
+        let collapsed = Tensor::new(&[[0f32, 1.0, 0.0, 0.0]], &Device::Cpu).unwrap();
+        assert_eq!(load_balance(&collapsed, &[1]).unwrap().to_scalar::<f32>().unwrap(), 4.0);
+    }
+}

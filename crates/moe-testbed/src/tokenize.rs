@@ -1,0 +1,141 @@
+//! Byte-level BPE: training, and the token streams of a corpus.
+
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{AddedToken, Tokenizer, TokenizerBuilder};
+
+use crate::error::check;
+use crate::{Corpus, Result, TestbedError};
+
+/// The token that ends a document; its id is 0.
+pub const END_OF_TEXT: &str = "<|endoftext|>";
+/// Id of [`END_OF_TEXT`] in a tokenizer from [`train_tokenizer`].
+pub(crate) const END_OF_TEXT_ID: u32 = 0;
+/// 256 bytes and [`END_OF_TEXT`].
+const MIN_VOCABULARY: usize = 257;
+/// Above this, `u16`-sized files and embeddings of small models stop making sense.
+const MAX_VOCABULARY: usize = 1 << 16;
+
+/// A corpus as tokens.
+#[derive(Clone, Debug)]
+pub struct TokenizedCorpus {
+    /// The domains in the corpus' order.
+    pub domains: Vec<TokenizedDomain>,
+}
+
+/// A domain as tokens.
+#[derive(Clone, Debug)]
+pub struct TokenizedDomain {
+    /// Name of the domain.
+    pub name: String,
+    /// All training documents, one after the other, each behind an [`END_OF_TEXT`].
+    pub training: Vec<u32>,
+    /// The held-out documents.
+    pub held_out: Vec<TokenizedDocument>,
+}
+
+/// A document as tokens.
+#[derive(Clone, Debug)]
+pub struct TokenizedDocument {
+    /// Tokens of the document, without [`END_OF_TEXT`].
+    pub tokens: Vec<u32>,
+    /// Bytes of its text.
+    pub bytes: usize,
+}
+
+/// Trains a byte-level BPE of `vocabulary` tokens on the training part of a corpus.
+///
+/// Every byte is a token, so every text can be encoded and decodes to the same bytes.
+///
+/// # Errors
+/// [`TestbedError::Option`] if `vocabulary` is not in 257..=65536, or is more than the corpus yields.
+pub fn train_tokenizer(corpus: &Corpus, vocabulary: usize) -> Result<Tokenizer> {
+    let range = MIN_VOCABULARY..=MAX_VOCABULARY;
+    check("vocabulary", vocabulary, range.contains(&vocabulary), format!("{range:?}"))?;
+    let byte_level = ByteLevel::new(false, false, true);
+    let mut trainer = BpeTrainer::builder()
+        .vocab_size(vocabulary)
+        .show_progress(false)
+        .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+        .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
+        .build();
+    let mut tokenizer = TokenizerBuilder::new()
+        .with_model(BPE::default())
+        .with_normalizer(None::<tokenizers::NormalizerWrapper>)
+        .with_pre_tokenizer(Some(byte_level))
+        .with_post_processor(Some(byte_level))
+        .with_decoder(Some(byte_level))
+        .build()
+        .map_err(TestbedError::Tokenizer)?;
+    tokenizer.train(&mut trainer, corpus.training()).map_err(TestbedError::Tokenizer)?;
+    let found = tokenizer.get_vocab_size(true);
+    check("vocabulary", vocabulary, found == vocabulary, format!("at most {found}, the corpus has no more pairs"))?;
+    tokenizer.to_string(false).and_then(|json| json.parse()).map_err(TestbedError::Tokenizer)
+}
+
+impl TokenizedCorpus {
+    /// Encodes a corpus with a tokenizer from [`train_tokenizer`].
+    ///
+    /// # Errors
+    /// [`TestbedError::Tokenizer`] if a document cannot be encoded.
+    pub fn encode(corpus: &Corpus, tokenizer: &Tokenizer) -> Result<TokenizedCorpus> {
+        let encode = |documents: &[String]| -> Result<Vec<TokenizedDocument>> {
+            let texts = documents.iter().map(String::as_str).collect();
+            let encodings = tokenizer.encode_batch_fast(texts, false).map_err(TestbedError::Tokenizer)?;
+            let pairs = encodings.iter().zip(documents);
+            Ok(pairs.map(|(e, text)| TokenizedDocument { tokens: e.get_ids().to_vec(), bytes: text.len() }).collect())
+        };
+        let domains = corpus.domains.iter().map(|domain| {
+            let mut training = Vec::new();
+            for document in encode(&domain.training)? {
+                training.push(END_OF_TEXT_ID);
+                training.extend(document.tokens);
+            }
+            Ok(TokenizedDomain { name: domain.name.clone(), training, held_out: encode(&domain.held_out)? })
+        });
+        Ok(TokenizedCorpus { domains: domains.collect::<Result<_>>()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_text::corpus;
+
+    #[test]
+    fn tokens_decode_to_the_same_bytes() {
+        let tokenizer = train_tokenizer(&corpus(), 300).unwrap();
+        assert_eq!(tokenizer.token_to_id(END_OF_TEXT), Some(END_OF_TEXT_ID));
+        for text in ["  def f(x):\n\treturn x\n\n", "жизнь – Übung 数 \u{7f}\0", "  "] {
+            let encoding = tokenizer.encode_fast(text, false).unwrap();
+            assert_eq!(tokenizer.decode(encoding.get_ids(), false).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn training_is_deterministic() {
+        let json = || train_tokenizer(&corpus(), 320).unwrap().to_string(true).unwrap();
+        assert_eq!(json(), json());
+    }
+
+    #[test]
+    fn streams_hold_every_document_behind_an_end_of_text() {
+        let corpus = corpus();
+        let tokenizer = train_tokenizer(&corpus, 280).unwrap();
+        let tokens = TokenizedCorpus::encode(&corpus, &tokenizer).unwrap();
+        for (domain, encoded) in corpus.domains.iter().zip(&tokens.domains) {
+            assert_eq!(tokenizer.decode(&encoded.training, true).unwrap(), domain.training.concat());
+            let ends = encoded.training.iter().filter(|&&token| token == END_OF_TEXT_ID).count();
+            assert_eq!(ends, domain.training.len());
+            let bytes: usize = encoded.held_out.iter().map(|document| document.bytes).sum();
+            assert_eq!(bytes, domain.held_out.concat().len());
+        }
+    }
+
+    #[test]
+    fn vocabularies_out_of_range_are_errors() {
+        let message = |size| train_tokenizer(&corpus(), size).unwrap_err().to_string();
+        assert_eq!(message(256), "vocabulary is 256, allowed are 257..=65536");
+        assert!(message(60_000).starts_with("vocabulary is 60000, allowed are at most "));
+    }
+}

@@ -1,0 +1,164 @@
+//! What can be wrong with a trace.
+
+use std::path::PathBuf;
+
+/// Result of this crate.
+pub type Result<T, E = TraceError> = std::result::Result<T, E>;
+
+/// An error of capture, of a trace file, or of a trace in memory.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TraceError {
+    /// A count of the geometry is out of bounds.
+    #[error("{field} is {value}, allowed are {min}..={max}")]
+    Geometry {
+        /// The count.
+        field: &'static str,
+        /// Its value.
+        value: usize,
+        /// Smallest allowed value.
+        min: usize,
+        /// Largest allowed value.
+        max: usize,
+    },
+    /// A slot names an expert that the layer does not have.
+    #[error(
+        "sequence {sequence}, token {token}, layer {layer}: expert {expert} is out of range, the layer has {experts}"
+    )]
+    ExpertOutOfRange {
+        /// Index of the sequence.
+        sequence: usize,
+        /// Token within the sequence.
+        token: usize,
+        /// MoE layer.
+        layer: usize,
+        /// The id found.
+        expert: usize,
+        /// Number of experts.
+        experts: usize,
+    },
+    /// A token names one expert twice in a layer.
+    #[error("sequence {sequence}, token {token}, layer {layer}: expert {expert} appears twice")]
+    DuplicateExpert {
+        /// Index of the sequence.
+        sequence: usize,
+        /// Token within the sequence.
+        token: usize,
+        /// MoE layer.
+        layer: usize,
+        /// The id found twice.
+        expert: usize,
+    },
+    /// A router weight is not a finite number.
+    #[error("sequence {sequence}, token {token}, layer {layer}: router weight {value} is not finite")]
+    WeightNotFinite {
+        /// Index of the sequence.
+        sequence: usize,
+        /// Token within the sequence.
+        token: usize,
+        /// MoE layer.
+        layer: usize,
+        /// The weight found.
+        value: f32,
+    },
+    /// A token has a phase that does not exist.
+    #[error("sequence {sequence}, token {token}: phase {code} is neither 0 (prefill) nor 1 (decode)")]
+    PhaseCode {
+        /// Index of the sequence.
+        sequence: usize,
+        /// Token within the sequence.
+        token: usize,
+        /// The code found.
+        code: u8,
+    },
+    /// A sequence was asked for that the source does not have.
+    #[error("there is no sequence {index}, the source has {len}")]
+    NoSuchSequence {
+        /// The index asked for.
+        index: usize,
+        /// Number of sequences.
+        len: usize,
+    },
+    /// A column of a sequence has the wrong length.
+    #[error("sequence column {column} has {len} entries, expected {expected}")]
+    ColumnLength {
+        /// The column.
+        column: &'static str,
+        /// Its length.
+        len: usize,
+        /// The length that the other columns imply.
+        expected: usize,
+    },
+    /// Two traces or a trace and a sequence differ in geometry.
+    #[error("geometries differ: {left} against {right} (layers x experts x top-k)")]
+    GeometryMismatch {
+        /// One geometry.
+        left: String,
+        /// The other.
+        right: String,
+    },
+    /// Router events of one token disagree, or a layer is missing.
+    #[error("capture of sequence {sequence}, layer {layer}: {problem}")]
+    Capture {
+        /// The sequence's number in its batch.
+        sequence: usize,
+        /// MoE layer.
+        layer: usize,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A domain id without a name.
+    #[error("domain {domain} has no name, {names} domains are named")]
+    UnknownDomain {
+        /// The id.
+        domain: usize,
+        /// Number of names.
+        names: usize,
+    },
+    /// The file is not well-formed safetensors.
+    #[error("{path}: not a readable safetensors file")]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// The parser's complaint.
+        #[source]
+        source: safetensors::SafeTensorError,
+    },
+    /// A field of the file has a value that the format does not allow.
+    #[error("{path}: {field} is {value}, {limit}")]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// Tensor or metadata key.
+        field: String,
+        /// What was found.
+        value: String,
+        /// What is allowed.
+        limit: String,
+    },
+    /// A tensor or metadata key is missing.
+    #[error("{path}: {field} is missing")]
+    MissingField {
+        /// The file.
+        path: PathBuf,
+        /// Tensor or metadata key.
+        field: &'static str,
+    },
+    /// A directory of shards has no complete shard.
+    #[error("{path}: no complete shard in this directory")]
+    NoShards {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Reading or writing failed.
+    #[error("{path}: cannot {action}")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+}

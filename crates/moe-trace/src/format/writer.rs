@@ -1,0 +1,130 @@
+//! Writing complete files.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensorError};
+
+use super::header::{DOMAIN, EXPERTS, Header, OFFSETS, PHASE, TOKEN_IDS, WEIGHTS};
+use super::reader::NO_DOMAIN;
+use crate::{EMPTY_SLOT, Geometry, Result, RoutingSource, SequenceBuf, TraceError};
+
+/// Writes a source as one trace file. The file is complete or absent.
+///
+/// The columns are held in memory; for a long capture use a [`ShardedWriter`](crate::ShardedWriter).
+///
+/// # Errors
+/// What reading the source finds; [`TraceError::Io`], [`TraceError::Safetensors`].
+pub fn write_trace(path: impl AsRef<Path>, source: &dyn RoutingSource) -> Result<()> {
+    let header = Header::new(source.geometry(), source.domains(), source.model());
+    let mut columns = Columns::new(source.geometry());
+    for index in 0..source.len() {
+        columns.push(&source.sequence(index)?.to_buf());
+    }
+    columns.write(path.as_ref(), &header)
+}
+
+/// The tensors of a file that is being made. Optional columns exist if all sequences have them.
+#[derive(Debug)]
+pub(crate) struct Columns {
+    experts: Vec<u16>,
+    weights: Option<Vec<f32>>,
+    token_ids: Option<Vec<u32>>,
+    phases: Vec<u8>,
+    domains: Vec<i16>,
+    offsets: Vec<i64>,
+    geometry: Geometry,
+}
+
+impl Columns {
+    pub(crate) fn new(geometry: &Geometry) -> Columns {
+        Columns {
+            experts: Vec::new(),
+            weights: Some(Vec::new()),
+            token_ids: Some(Vec::new()),
+            phases: Vec::new(),
+            domains: Vec::new(),
+            offsets: vec![0],
+            geometry: geometry.clone(),
+        }
+    }
+
+    pub(crate) fn tokens(&self) -> usize {
+        self.phases.len()
+    }
+
+    pub(crate) fn sequences(&self) -> usize {
+        self.domains.len()
+    }
+
+    /// Appends a checked sequence.
+    pub(crate) fn push(&mut self, sequence: &SequenceBuf) {
+        self.experts.extend_from_slice(&sequence.experts);
+        self.phases.extend_from_slice(&sequence.phases);
+        extend_or_drop(&mut self.weights, sequence.weights.as_deref());
+        extend_or_drop(&mut self.token_ids, sequence.token_ids.as_deref());
+        self.domains.push(sequence.domain.and_then(|domain| i16::try_from(domain.0).ok()).unwrap_or(NO_DOMAIN));
+        self.offsets.push(i64::try_from(self.phases.len()).expect("a Vec holds at most isize::MAX bytes"));
+    }
+
+    pub(crate) fn write(&self, path: &Path, header: &Header) -> Result<()> {
+        let (tokens, sequences) = (self.phases.len(), self.domains.len());
+        let ids = vec![tokens, self.geometry.layers(), self.geometry.top_k()];
+        let narrow: Vec<u8>;
+        let (id_dtype, id_bytes) = if self.geometry.experts() <= usize::from(u8::MAX) {
+            narrow = self.experts.iter().map(|&id| narrow_id(id)).collect();
+            (Dtype::U8, narrow.as_slice())
+        } else {
+            (Dtype::U16, bytemuck::cast_slice(&self.experts))
+        };
+        let mut tensors = vec![
+            (EXPERTS, id_dtype, ids.clone(), id_bytes),
+            (PHASE, Dtype::U8, vec![tokens], self.phases.as_slice()),
+            (DOMAIN, Dtype::I16, vec![sequences], bytemuck::cast_slice(&self.domains)),
+            (OFFSETS, Dtype::I64, vec![sequences + 1], bytemuck::cast_slice(&self.offsets)),
+        ];
+        if let Some(weights) = self.weights.as_deref().filter(|weights| !weights.is_empty()) {
+            tensors.push((WEIGHTS, Dtype::F32, ids, bytemuck::cast_slice(weights)));
+        }
+        if let Some(token_ids) = self.token_ids.as_deref().filter(|token_ids| !token_ids.is_empty()) {
+            tensors.push((TOKEN_IDS, Dtype::U32, vec![tokens], bytemuck::cast_slice(token_ids)));
+        }
+        let bytes = tensors
+            .into_iter()
+            .map(|(name, dtype, shape, bytes)| Ok((name, TensorView::new(dtype, shape, bytes)?)))
+            .collect::<Result<Vec<_>, SafeTensorError>>()
+            .and_then(|views| safetensors::serialize(views, Some(header.to_metadata())))
+            .map_err(|source| TraceError::Safetensors { path: path.to_owned(), source })?;
+        write_atomically(path, &bytes)
+    }
+}
+
+fn narrow_id(id: u16) -> u8 {
+    if id == EMPTY_SLOT { u8::MAX } else { u8::try_from(id).expect("ids are below 255 here, checked on push") }
+}
+
+fn extend_or_drop<T: Copy>(column: &mut Option<Vec<T>>, values: Option<&[T]>) {
+    match (column.as_mut(), values) {
+        (Some(column), Some(values)) => column.extend_from_slice(values),
+        _ => *column = None,
+    }
+}
+
+/// Writes a file under a temporary name, syncs it and renames it, so that the name never shows half a file.
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".tmp");
+    let temporary = path.with_file_name(name);
+    let write = || -> io::Result<()> {
+        let mut file = File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        // The rename itself is durable once its directory is synced; not every platform can open one.
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(parent).and_then(|parent| parent.sync_all()).or(Ok(()))
+    };
+    write().map_err(|source| TraceError::Io { path: path.to_owned(), action: "write the file", source })
+}

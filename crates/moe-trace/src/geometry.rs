@@ -1,0 +1,122 @@
+//! The shape of a model's routing.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ExpertId, LayerId, Result, TraceError};
+
+/// The stack that a layer belongs to in the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stack {
+    /// A decoder, or the only stack of a decoder-only model.
+    Decoder,
+    /// The encoder of an encoder-decoder model.
+    Encoder,
+}
+
+/// Where an MoE layer stands in its model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoeLayer {
+    /// The layer's number in its stack, dense layers counted.
+    pub model_layer: u32,
+    /// The stack it belongs to.
+    pub stack: Stack,
+}
+
+/// MoE layers, experts a layer and experts a token of one model.
+///
+/// ```
+/// use moe_trace::Geometry;
+/// let geometry = Geometry::decoder(24, 32, 4)?;
+/// assert_eq!((geometry.layers(), geometry.experts(), geometry.top_k()), (24, 32, 4));
+/// assert!(Geometry::decoder(24, 32, 33).is_err());
+/// # Ok::<(), moe_trace::TraceError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Geometry {
+    layers: Vec<MoeLayer>,
+    experts: u16,
+    top_k: u16,
+}
+
+impl Geometry {
+    /// The largest number of experts a layer; `u16::MAX` itself marks an empty slot.
+    pub const MAX_EXPERTS: usize = u16::MAX as usize;
+    /// The largest number of MoE layers.
+    pub const MAX_LAYERS: usize = u16::MAX as usize;
+
+    /// Creates the geometry of the given MoE layers, each of `experts` experts of which a token uses at most `top_k`.
+    ///
+    /// # Errors
+    /// [`TraceError::Geometry`] if there is no layer, no expert, `top_k` is 0 or above `experts`, or a count is above
+    /// its limit.
+    pub fn new(layers: Vec<MoeLayer>, experts: usize, top_k: usize) -> Result<Geometry> {
+        let check = |field, value: usize, min: usize, max: usize| {
+            if (min..=max).contains(&value) { Ok(()) } else { Err(TraceError::Geometry { field, value, min, max }) }
+        };
+        check("layers", layers.len(), 1, Self::MAX_LAYERS)?;
+        check("experts", experts, 1, Self::MAX_EXPERTS)?;
+        check("top_k", top_k, 1, experts)?;
+        let narrow = |value: usize| u16::try_from(value).expect("checked above");
+        Ok(Geometry { layers, experts: narrow(experts), top_k: narrow(top_k) })
+    }
+
+    /// Creates the geometry of a decoder-only model whose layers are all MoE layers.
+    ///
+    /// # Errors
+    /// As [`Geometry::new`].
+    pub fn decoder(layers: usize, experts: usize, top_k: usize) -> Result<Geometry> {
+        if layers > Self::MAX_LAYERS {
+            return Err(TraceError::Geometry { field: "layers", value: layers, min: 1, max: Self::MAX_LAYERS });
+        }
+        let layers = (0u32..).take(layers).map(|model_layer| MoeLayer { model_layer, stack: Stack::Decoder });
+        Geometry::new(layers.collect(), experts, top_k)
+    }
+
+    /// Number of MoE layers.
+    pub fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Number of experts in each layer.
+    pub fn experts(&self) -> usize {
+        usize::from(self.experts)
+    }
+
+    /// Largest number of experts that a token uses in a layer.
+    pub fn top_k(&self) -> usize {
+        usize::from(self.top_k)
+    }
+
+    /// The layer ids in order.
+    pub fn layer_ids(&self) -> impl ExactSizeIterator<Item = LayerId> + use<> {
+        let layers = u16::try_from(self.layers.len()).expect("checked in new");
+        (0..layers).map(LayerId)
+    }
+
+    /// The expert ids of a layer in order.
+    pub fn expert_ids(&self) -> impl ExactSizeIterator<Item = ExpertId> + use<> {
+        (0..self.experts).map(ExpertId)
+    }
+
+    /// Where the layers stand in their model.
+    pub fn moe_layers(&self) -> &[MoeLayer] {
+        &self.layers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impossible_geometries_name_field_value_and_limit() {
+        let message = |layers, experts, top_k| Geometry::decoder(layers, experts, top_k).unwrap_err().to_string();
+        assert_eq!(message(0, 4, 2), "layers is 0, allowed are 1..=65535");
+        assert_eq!(message(1, 0, 1), "experts is 0, allowed are 1..=65535");
+        assert_eq!(message(1, 4, 0), "top_k is 0, allowed are 1..=4");
+        assert_eq!(message(1, 4, 5), "top_k is 5, allowed are 1..=4");
+        assert_eq!(message(1, 65536, 5), "experts is 65536, allowed are 1..=65535");
+        assert_eq!(message(70000, 4, 2), "layers is 70000, allowed are 1..=65535");
+    }
+}

@@ -1,0 +1,60 @@
+//! Router capture and trace files for Mixture-of-Experts language models.
+//!
+//! A *trace* records which experts a router chose for every token and layer. This crate holds the vocabulary that the
+//! rest of the workspace shares ([`LayerId`], [`ExpertId`], [`ExpertSet`], [`Geometry`], [`Sequence`],
+//! [`RoutingMatrix`]), the two seams to other code ([`RouterObserver`] for models, [`RoutingSource`] for analyses), and
+//! the file format: one safetensors file ([`TraceFile`], [`write_trace`]) or a directory of shards
+//! ([`ShardedWriter`], [`ShardedTrace`]). The format is specified in `docs/trace-format.md`.
+//!
+//! ```
+//! use moe_trace::{
+//!     Geometry, MemoryTrace, Phase, RouterObserver, Recorder, RoutingEvent, RoutingSource, LayerId,
+//! };
+//!
+//! // One MoE layer of 4 experts, top-2; a prompt of two tokens is observed.
+//! let geometry = Geometry::decoder(1, 4, 2)?;
+//! let mut recorder = Recorder::new(MemoryTrace::new(geometry));
+//! recorder.routed(&RoutingEvent {
+//!     sequence: 0,
+//!     layer: LayerId(0),
+//!     phase: Phase::Prefill,
+//!     token_ids: &[17, 42],
+//!     experts: &[3, 1, 1, 0],
+//!     weights: &[0.7, 0.3, 0.6, 0.4],
+//! });
+//! recorder.sequence_end(0);
+//! let trace = recorder.finish()?;
+//!
+//! let sequence = trace.sequence(0)?;
+//! assert_eq!(sequence.len(), 2);
+//! assert_eq!(sequence.experts(1, LayerId(0)).map(|e| e.0).collect::<Vec<_>>(), [1, 0]);
+//! # Ok::<(), moe_trace::TraceError>(())
+//! ```
+
+mod error;
+mod expert_set;
+mod format;
+mod geometry;
+mod ids;
+mod memory;
+mod observer;
+mod phase;
+mod recorder;
+mod routing_matrix;
+mod sequence;
+mod shards;
+mod source;
+
+pub use error::{Result, TraceError};
+pub use expert_set::ExpertSet;
+pub use format::{TraceFile, write_trace};
+pub use geometry::{Geometry, MoeLayer, Stack};
+pub use ids::{DomainId, ExpertId, LayerId};
+pub use memory::MemoryTrace;
+pub use observer::{IgnoreRouting, RouterObserver, RoutingEvent};
+pub use phase::Phase;
+pub use recorder::{Recorder, SequenceSink};
+pub use routing_matrix::RoutingMatrix;
+pub use sequence::{EMPTY_SLOT, Sequence, SequenceBuf};
+pub use shards::{ShardedTrace, ShardedWriter};
+pub use source::{RoutingSource, open};

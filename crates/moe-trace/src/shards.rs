@@ -1,0 +1,221 @@
+//! A long capture: a directory of complete shards and an index.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::format::{Columns, Header, write_atomically};
+use crate::memory::check_domain;
+use crate::{Geometry, Result, RoutingSource, Sequence, SequenceBuf, TraceError, TraceFile};
+
+const INDEX: &str = "index.json";
+
+fn shard_name(number: usize) -> String {
+    format!("shard-{number:05}.safetensors")
+}
+
+/// The index: which shards exist, and whether the capture ended.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Index {
+    complete: bool,
+    shards: Vec<ShardEntry>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct ShardEntry {
+    file: String,
+    sequences: usize,
+    tokens: usize,
+}
+
+/// Writes sequences into a directory, a shard at a time.
+///
+/// A shard is written when it has reached its number of tokens: under a temporary name, synced, renamed, and then
+/// entered in `index.json` in the same way. Whatever interrupts the capture, the directory is a readable trace up to
+/// the last complete shard.
+#[derive(Debug)]
+pub struct ShardedWriter {
+    directory: PathBuf,
+    geometry: Geometry,
+    header: Header,
+    shard_tokens: usize,
+    columns: Columns,
+    index: Index,
+}
+
+impl ShardedWriter {
+    /// Creates the directory and writes shards of at least `shard_tokens` tokens into it (a sequence is never split).
+    ///
+    /// # Errors
+    /// [`TraceError::Io`]; [`TraceError::Field`] if the directory holds a capture already.
+    pub fn create(
+        directory: impl AsRef<Path>,
+        geometry: Geometry,
+        domains: &[String],
+        model: Option<&str>,
+        shard_tokens: usize,
+    ) -> Result<ShardedWriter> {
+        let directory = directory.as_ref().to_owned();
+        let io = |action| {
+            let path = directory.clone();
+            move |source| TraceError::Io { path, action, source }
+        };
+        fs::create_dir_all(&directory).map_err(io("create the directory"))?;
+        for entry in fs::read_dir(&directory).map_err(io("list the directory"))? {
+            let name = entry.map_err(io("list the directory"))?.file_name();
+            let name = name.to_string_lossy();
+            if name == INDEX || (name.starts_with("shard-") && name.ends_with(".safetensors")) {
+                return Err(TraceError::Field {
+                    path: directory.clone(),
+                    field: "directory".to_owned(),
+                    value: format!("not empty ({name})"),
+                    limit: "choose a directory without a capture".to_owned(),
+                });
+            }
+        }
+        let header = Header::new(&geometry, domains, model);
+        let columns = Columns::new(&geometry);
+        let shard_tokens = shard_tokens.max(1);
+        Ok(ShardedWriter { directory, geometry, header, shard_tokens, columns, index: Index::default() })
+    }
+
+    /// The geometry of the sequences.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Appends a sequence, and writes a shard if it is full.
+    ///
+    /// # Errors
+    /// What [`SequenceBuf::view`] finds; [`TraceError::UnknownDomain`]; [`TraceError::Io`].
+    pub fn push(&mut self, sequence: SequenceBuf) -> Result<()> {
+        let written: usize = self.index.shards.iter().map(|shard| shard.sequences).sum();
+        let view = sequence.view(&self.geometry, written + self.columns.sequences())?;
+        check_domain(view.domain(), &self.header.domains)?;
+        self.columns.push(&sequence);
+        if self.columns.tokens() >= self.shard_tokens { self.write_shard() } else { Ok(()) }
+    }
+
+    /// Writes the last shard and marks the capture as complete.
+    ///
+    /// # Errors
+    /// [`TraceError::Io`].
+    pub fn finish(mut self) -> Result<()> {
+        if self.columns.sequences() > 0 || self.index.shards.is_empty() {
+            self.write_shard()?;
+        }
+        self.index.complete = true;
+        self.write_index()
+    }
+
+    fn write_shard(&mut self) -> Result<()> {
+        let file = shard_name(self.index.shards.len());
+        self.columns.write(&self.directory.join(&file), &self.header)?;
+        let (sequences, tokens) = (self.columns.sequences(), self.columns.tokens());
+        self.columns = Columns::new(&self.geometry);
+        self.index.shards.push(ShardEntry { file, sequences, tokens });
+        self.write_index()
+    }
+
+    fn write_index(&self) -> Result<()> {
+        let json = serde_json::to_vec_pretty(&self.index).expect("strings and integers always serialize");
+        write_atomically(&self.directory.join(INDEX), &json)
+    }
+}
+
+/// The shards of a directory as one source.
+#[derive(Debug)]
+pub struct ShardedTrace {
+    shards: Vec<TraceFile>,
+    /// First sequence of each shard, and the number of sequences.
+    starts: Vec<usize>,
+    complete: bool,
+}
+
+impl ShardedTrace {
+    /// Opens all complete shards of a directory: those of the index, and one more if the capture was interrupted between
+    /// a shard and its entry.
+    ///
+    /// # Errors
+    /// [`TraceError::NoShards`]; [`TraceError::Io`] and [`TraceError::Field`] for a broken index or a shard that the
+    /// index names and the directory lacks; [`TraceError::GeometryMismatch`]; what [`TraceFile::open`] finds.
+    pub fn open(directory: impl AsRef<Path>) -> Result<ShardedTrace> {
+        let directory = directory.as_ref();
+        let index = read_index(&directory.join(INDEX))?;
+        let mut shards = Vec::new();
+        for (number, entry) in index.shards.iter().enumerate() {
+            let path = directory.join(shard_name(number));
+            let shard = TraceFile::open(&path)?;
+            if shard.len() != entry.sequences {
+                return Err(TraceError::Field {
+                    path,
+                    field: "sequences".to_owned(),
+                    value: shard.len().to_string(),
+                    limit: format!("the index says {}", entry.sequences),
+                });
+            }
+            shards.push(shard);
+        }
+        let next = directory.join(shard_name(shards.len()));
+        if !index.complete && next.exists() {
+            shards.push(TraceFile::open(next)?);
+        }
+        let Some(first) = shards.first() else { return Err(TraceError::NoShards { path: directory.to_owned() }) };
+        if let Some(other) = shards.iter().find(|shard| shard.geometry() != first.geometry()) {
+            let show = |g: &Geometry| format!("{} x {} x {}", g.layers(), g.experts(), g.top_k());
+            return Err(TraceError::GeometryMismatch { left: show(first.geometry()), right: show(other.geometry()) });
+        }
+        let mut starts = vec![0];
+        for shard in &shards {
+            starts.push(starts[starts.len() - 1] + shard.len());
+        }
+        Ok(ShardedTrace { shards, starts, complete: index.complete })
+    }
+
+    /// Whether the capture was finished rather than interrupted.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+}
+
+fn read_index(path: &Path) -> Result<Index> {
+    let json = match fs::read(path) {
+        Ok(json) => json,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Index::default()),
+        Err(source) => return Err(TraceError::Io { path: path.to_owned(), action: "read the index", source }),
+    };
+    serde_json::from_slice(&json).map_err(|error| TraceError::Field {
+        path: path.to_owned(),
+        field: "index".to_owned(),
+        value: "unreadable".to_owned(),
+        limit: format!("expected JSON: {error}"),
+    })
+}
+
+impl RoutingSource for ShardedTrace {
+    fn geometry(&self) -> &Geometry {
+        self.shards[0].geometry()
+    }
+
+    fn len(&self) -> usize {
+        self.starts[self.shards.len()]
+    }
+
+    fn sequence(&self, index: usize) -> Result<Sequence<'_>> {
+        let len = self.len();
+        if index >= len {
+            return Err(TraceError::NoSuchSequence { index, len });
+        }
+        let shard = self.starts.partition_point(|&start| start <= index) - 1;
+        self.shards[shard].sequence(index - self.starts[shard])
+    }
+
+    fn domains(&self) -> &[String] {
+        self.shards[0].domains()
+    }
+
+    fn model(&self) -> Option<&str> {
+        self.shards[0].model()
+    }
+}

@@ -1,0 +1,44 @@
+//! Anything that yields sequences.
+
+use std::path::Path;
+
+use crate::{Geometry, Result, Sequence, ShardedTrace, TraceFile};
+
+/// A file, a directory of shards, memory, a generator: sequences of one geometry.
+pub trait RoutingSource: Send + Sync {
+    /// The geometry of every sequence.
+    fn geometry(&self) -> &Geometry;
+
+    /// Number of sequences.
+    fn len(&self) -> usize;
+
+    /// Whether there is no sequence.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The sequence of a number in `0..len`, every id of it checked.
+    ///
+    /// # Errors
+    /// [`TraceError::NoSuchSequence`](crate::TraceError::NoSuchSequence), or what is wrong with the sequence.
+    fn sequence(&self, index: usize) -> Result<Sequence<'_>>;
+
+    /// Names of the domains that [`Sequence::domain`] refers to.
+    fn domains(&self) -> &[String] {
+        &[]
+    }
+
+    /// The model whose routing this is, if known.
+    fn model(&self) -> Option<&str> {
+        None
+    }
+}
+
+/// Opens a trace file or a directory of shards.
+///
+/// # Errors
+/// As [`TraceFile::open`] and [`ShardedTrace::open`].
+pub fn open(path: impl AsRef<Path>) -> Result<Box<dyn RoutingSource>> {
+    let path = path.as_ref();
+    if path.is_dir() { Ok(Box::new(ShardedTrace::open(path)?)) } else { Ok(Box::new(TraceFile::open(path)?)) }
+}
