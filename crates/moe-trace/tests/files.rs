@@ -1,0 +1,238 @@
+//! Trace files: what is written is read, in place and checked; what is broken is told.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use moe_trace::{
+    DomainId, EMPTY_SLOT, Geometry, LayerId, MemoryTrace, MoeLayer, Phase, RoutingSource, SequenceBuf, Stack,
+    TraceFile, write_trace,
+};
+use proptest::prelude::*;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
+/// A trace of the given number of experts: three sequences, one of them empty, with an empty slot.
+fn sample(experts: usize) -> MemoryTrace {
+    let layers = [(1, Stack::Encoder), (3, Stack::Decoder)];
+    let layers = layers.map(|(model_layer, stack)| MoeLayer { model_layer, stack }).to_vec();
+    let geometry = Geometry::new(layers, experts, 2).unwrap();
+    let mut trace = MemoryTrace::new(geometry).with_model("tiny").with_domains(["prose", "code"]);
+    let last = u16::try_from(experts - 1).unwrap();
+    for (experts, domain) in [(vec![last, 0, 1, 2, 2, EMPTY_SLOT, 0, 1], Some(DomainId(1))), (vec![], None)] {
+        let tokens = experts.len() / 4;
+        trace
+            .push(SequenceBuf {
+                weights: Some(experts.iter().map(|&id| f32::from(id) / 300.0).collect()),
+                experts,
+                token_ids: Some((0..).take(tokens).collect()),
+                phases: [Phase::Prefill.code(), Phase::Decode.code()][..tokens].to_vec(),
+                domain,
+            })
+            .unwrap();
+    }
+    trace
+}
+
+fn write(directory: &Path, trace: &MemoryTrace) -> PathBuf {
+    let path = directory.join("trace.safetensors");
+    write_trace(&path, trace).unwrap();
+    path
+}
+
+#[test]
+fn files_give_back_every_column_for_narrow_and_wide_ids() {
+    let directory = tempfile::tempdir().unwrap();
+    for experts in [4, 255, 256, 1000] {
+        let trace = sample(experts);
+        let file = TraceFile::open(write(directory.path(), &trace)).unwrap();
+        assert_eq!(MemoryTrace::from_source(&file).unwrap(), trace);
+        let sequence = file.sequence(0).unwrap();
+        assert_eq!((sequence.phase(0), sequence.phase(1)), (Phase::Prefill, Phase::Decode));
+        let weighted = sequence.weighted_experts(1, LayerId(0)).unwrap().collect::<Vec<_>>();
+        assert_eq!(weighted, [(moe_trace::ExpertId(2), 2.0 / 300.0)]);
+        let message = file.sequence(2).unwrap_err().to_string();
+        assert_eq!(message, "there is no sequence 2, the source has 2");
+    }
+}
+
+#[test]
+fn equal_traces_give_equal_bytes_and_leave_no_temporary_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = std::fs::read(write(directory.path(), &sample(64))).unwrap();
+    let second = std::fs::read(write(directory.path(), &sample(64))).unwrap();
+    assert_eq!(first, second);
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn optional_columns_are_left_out_where_a_sequence_lacks_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let geometry = Geometry::decoder(2, 4, 2).unwrap();
+    let mut trace = MemoryTrace::new(geometry.clone());
+    let plain = SequenceBuf::from_experts(&geometry, vec![0, 1, 2, 3], Phase::Decode).unwrap();
+    trace.push(SequenceBuf { weights: Some(vec![0.25; 4]), ..plain.clone() }).unwrap();
+    trace.push(plain.clone()).unwrap();
+    let file = TraceFile::open(write(directory.path(), &trace)).unwrap();
+    assert_eq!(file.sequence(0).unwrap().to_buf(), plain);
+}
+
+proptest! {
+    #[test]
+    fn any_trace_survives_the_round_trip(
+        experts in 1usize..400,
+        sequences in proptest::collection::vec(proptest::collection::vec((any::<u16>(), any::<bool>()), 0..20), 0..5),
+    ) {
+        let geometry = Geometry::decoder(1, experts, 1).unwrap();
+        let mut trace = MemoryTrace::new(geometry);
+        for tokens in sequences {
+            let id = |raw: u16| if raw == 7 { EMPTY_SLOT } else { u16::try_from(usize::from(raw) % experts).unwrap() };
+            trace.push(SequenceBuf {
+                experts: tokens.iter().map(|&(raw, _)| id(raw)).collect(),
+                phases: tokens.iter().map(|&(_, decode)| u8::from(decode)).collect(),
+                ..SequenceBuf::default()
+            }).unwrap();
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let file = TraceFile::open(write(directory.path(), &trace)).unwrap();
+        prop_assert_eq!(MemoryTrace::from_source(&file).unwrap(), trace);
+    }
+
+    /// No byte of a file can be changed or cut so that reading panics.
+    #[test]
+    fn damaged_files_never_panic(at in any::<prop::sample::Index>(), value in any::<u8>(), cut in any::<bool>()) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = write(directory.path(), &sample(64));
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = at.index(bytes.len());
+        if cut { bytes.truncate(at) } else { bytes[at] = value }
+        std::fs::write(&path, bytes).unwrap();
+        if let Ok(file) = TraceFile::open(&path) {
+            prop_assert!(!cut, "a cut file must not open");
+            for index in 0..file.len() {
+                let _ = file.sequence(index);
+            }
+        }
+    }
+}
+
+/// A file of the plain layout: two sequences of two layers, top-2 of 8.
+struct Plain {
+    metadata: HashMap<String, String>,
+    experts: (Dtype, Vec<usize>, Vec<u8>),
+    offsets: Option<Vec<i64>>,
+    extra: Vec<(&'static str, Dtype, Vec<usize>, Vec<u8>)>,
+}
+
+impl Plain {
+    fn new() -> Plain {
+        let metadata = [("experts", "8"), ("phase", "decode"), ("model", "plain"), ("domains", "[\"a\", \"b\"]")];
+        Plain {
+            metadata: metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            experts: (Dtype::U8, vec![3, 2, 2], vec![0, 1, 2, 3, 4, 5, 6, 7, 7, 6, 5, 255]),
+            offsets: Some(vec![0, 1, 3]),
+            extra: vec![("domain", Dtype::I16, vec![2], vec![1, 0, 255, 255])],
+        }
+    }
+
+    fn open(&self) -> moe_trace::Result<TraceFile> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("plain.safetensors");
+        let (dtype, shape, bytes) = &self.experts;
+        let mut tensors = vec![("experts", TensorView::new(*dtype, shape.clone(), bytes).unwrap())];
+        let offsets: Option<Vec<u8>> =
+            self.offsets.as_ref().map(|offsets| offsets.iter().flat_map(|offset| offset.to_le_bytes()).collect());
+        if let Some(bytes) = &offsets {
+            tensors.push(("sequence_offsets", TensorView::new(Dtype::I64, vec![bytes.len() / 8], bytes).unwrap()));
+        }
+        for (name, dtype, shape, bytes) in &self.extra {
+            tensors.push((*name, TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
+        }
+        std::fs::write(&path, safetensors::serialize(tensors, Some(self.metadata.clone())).unwrap()).unwrap();
+        TraceFile::open(path)
+    }
+
+    /// The message without the path of the temporary file.
+    fn error(&self) -> String {
+        let error = self.open().and_then(|file| file.sequence(1).map(|_| ())).unwrap_err().to_string();
+        error.split_once("plain.safetensors: ").map_or(error.clone(), |(_, message)| message.to_owned())
+    }
+}
+
+#[test]
+fn the_plain_layout_is_read() {
+    let file = Plain::new().open().unwrap();
+    assert_eq!((file.geometry().layers(), file.geometry().experts(), file.geometry().top_k()), (2, 8, 2));
+    assert_eq!((file.len(), file.model(), file.domains()), (2, Some("plain"), &["a".to_owned(), "b".to_owned()][..]));
+    let sequence = file.sequence(1).unwrap();
+    assert_eq!((sequence.len(), sequence.phase(0), sequence.domain()), (2, Phase::Decode, None));
+    assert_eq!(sequence.experts(1, LayerId(1)).map(|e| e.0).collect::<Vec<_>>(), [5]);
+    assert_eq!(file.sequence(0).unwrap().domain(), Some(DomainId(1)));
+}
+
+#[test]
+fn every_broken_field_has_its_message() {
+    let message = |change: &dyn Fn(&mut Plain)| {
+        let mut plain = Plain::new();
+        change(&mut plain);
+        plain.error()
+    };
+    let cases: [(&dyn Fn(&mut Plain), &str); 17] = [
+        (&|p| p.experts.2[4] = 8, "sequence 1, token 0, layer 0: expert 8 is out of range, the layer has 8"),
+        (&|p| p.experts.2[5] = 4, "sequence 1, token 0, layer 0: expert 4 appears twice"),
+        (&|p| p.experts.1 = vec![3, 4], "experts is of shape [3, 4], expected [tokens, layers, top_k]"),
+        (&|p| p.experts.0 = Dtype::I8, "experts is of type I8, expected one of [U8, U16]"),
+        (&|p| drop(p.metadata.remove("experts")), "metadata experts (number of experts a layer) is missing"),
+        (
+            &|p| drop(p.metadata.insert("experts".into(), "many".into())),
+            "metadata experts is many, expected the number of experts a layer",
+        ),
+        (
+            &|p| drop(p.metadata.insert("experts".into(), "0".into())),
+            "geometry is of shape [3, 2, 2], experts is 0, allowed are 1..=65535",
+        ),
+        (
+            &|p| drop(p.metadata.insert("experts".into(), "1".into())),
+            "geometry is of shape [3, 2, 2], top_k is 2, allowed are 1..=1",
+        ),
+        (
+            &|p| drop(p.metadata.insert("phase".into(), "both".into())),
+            "metadata phase is both, expected prefill or decode",
+        ),
+        (&|p| p.offsets = None, "tensor sequence_offsets is missing"),
+        (&|p| p.offsets = Some(vec![]), "sequence_offsets is of shape [0], expected [sequences + 1]"),
+        (&|p| p.offsets = Some(vec![0, 2, 1]), "sequence_offsets[2] is 1, expected 2..=3, in ascending order"),
+        (&|p| p.offsets = Some(vec![0, -1, 3]), "sequence_offsets[1] is -1, expected 0..=3, in ascending order"),
+        (&|p| p.offsets = Some(vec![0, 2]), "sequence_offsets is Some(0)..Some(2), expected 0 first and 3 last"),
+        (&|p| p.extra[0].3[0] = 2, "domain[0] is 2, expected -1 or one of the 2 named domains"),
+        (
+            &|p| p.extra.push(("phase", Dtype::U8, vec![3], vec![0, 1, 2])),
+            "sequence 1, token 1: phase 2 is neither 0 (prefill) nor 1 (decode)",
+        ),
+        (&|p| p.extra.push(("phase", Dtype::U8, vec![2], vec![0, 1])), "phase is of shape [2], expected [3]"),
+    ];
+    for (change, expected) in cases {
+        assert_eq!(message(change), expected);
+    }
+}
+
+#[test]
+fn files_that_are_no_traces_are_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("x.safetensors");
+    let message = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        let error = TraceFile::open(&path).unwrap_err();
+        error.to_string().replace(path.to_str().unwrap(), "x")
+    };
+    assert_eq!(message(b""), "x: not a readable safetensors file");
+    assert_eq!(message(&u64::MAX.to_le_bytes()), "x: not a readable safetensors file");
+    let valid = std::fs::read(write(directory.path(), &sample(8))).unwrap();
+    assert_eq!(message(&valid[..valid.len() - 1]), "x: not a readable safetensors file");
+    let newer = String::from_utf8_lossy(&valid[8..]).find("1.0").unwrap() + 8;
+    let mut bytes = valid.clone();
+    bytes[newer] = b'2';
+    assert_eq!(message(&bytes), "x: version is 2.0, this reader knows versions 1.x");
+    std::fs::remove_file(&path).unwrap();
+    let absent = TraceFile::open(&path).unwrap_err().to_string();
+    assert!(absent.ends_with("x.safetensors: cannot open the file"), "{absent}");
+}
