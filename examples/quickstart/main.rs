@@ -1,3 +1,175 @@
-//! quickstart
+//! The whole way on one model: capture, measure, simulate, offload.
+//!
+//! ```text
+//! cargo run --release --example quickstart
+//! ```
 
-fn main() {}
+mod measure;
+mod page;
+mod prompts;
+mod report;
+mod run;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device};
+use clap::Parser;
+use expert_cache::PolicyKind;
+use moe_model::{Checkpoint, Sampling};
+use moe_offload::{ExpertStore, HostStore, MappedStore};
+use moe_trace::write_trace;
+
+use crate::report::{Generation, Report};
+
+/// Show how consistent a model's routing is and what that means for a small expert cache.
+///
+/// Generates text from prompts of several domains while recording the router, saves the trace, measures SRP and the hit
+/// rates of cache policies on it, then generates the same text again with most experts outside the cache and compares:
+/// text, hits against the simulation, bytes moved, tokens per second.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Folder of an OLMoE checkpoint in the Hugging Face layout [default: the model of this repository].
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+
+    /// Text files to take prompts from, a domain each [default: built-in prompts of several domains].
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    text: Vec<PathBuf>,
+
+    /// Tokens of each prompt cut from a text file.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    prompt_tokens: usize,
+
+    /// Prompts cut from each text file.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    prompts_per_file: usize,
+
+    /// Tokens to generate for each prompt.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    new_tokens: usize,
+
+    /// Sampling temperature; 0 always takes the likeliest token.
+    #[arg(long, default_value_t = 0.8)]
+    temperature: f64,
+
+    /// Seed of the sampling.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+
+    /// Size of the offloaded run's cache relative to the experts of one token.
+    #[arg(long, default_value_t = 2.0)]
+    rho: f64,
+
+    /// Policy of the offloaded run: lru, lfu, belady, look-ahead-N (the last two know the recorded future).
+    #[arg(long, default_value = "lru")]
+    policy: PolicyKind,
+
+    /// Where the offloaded run keeps the experts that are not in the cache.
+    #[arg(long, value_enum, default_value_t = Store::Host)]
+    store: Store,
+
+    /// Hit rate to find the smallest cache for.
+    #[arg(long, default_value_t = 0.9)]
+    target: f64,
+
+    /// Folder for the trace and the HTML report.
+    #[arg(long, value_name = "DIR", default_value = "target/quickstart")]
+    out: PathBuf,
+
+    /// Write all results to this file as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// A store of expert weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Store {
+    /// Host memory.
+    Host,
+    /// The checkpoint files, memory-mapped.
+    Disk,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    ensure!(arguments.rho > 0.0, "--rho is {}, it must be above 0", arguments.rho);
+    ensure!((0.0..=1.0).contains(&arguments.target), "--target is {}, give a share such as 0.9", arguments.target);
+    let folder =
+        arguments.model.clone().unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/../models/default").into());
+    let checkpoint = Checkpoint::open(&folder)
+        .with_context(|| format!("cannot use the model in {}; see --model in --help", folder.display()))?;
+    let tokenizer = checkpoint.tokenizer()?;
+    let (dtype, device) = (DType::F32, Device::Cpu);
+    let config = checkpoint.config();
+    let room = config.params().max_position_embeddings.saturating_sub(arguments.new_tokens);
+    ensure!(
+        room > 0,
+        "--new-tokens is {}, the model has only {} positions",
+        arguments.new_tokens,
+        config.params().max_position_embeddings
+    );
+    let prompts = if arguments.text.is_empty() {
+        prompts::built_in(&tokenizer, room)?
+    } else {
+        prompts::from_files(&arguments.text, &tokenizer, arguments.prompt_tokens.min(room), arguments.prompts_per_file)?
+    };
+    let sampling = match arguments.temperature {
+        0.0 => Sampling::Greedy,
+        temperature => Sampling::TopP { temperature, top_p: 0.95, seed: arguments.seed },
+    };
+
+    let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
+
+    println!("1. Generate with all experts resident, and record the router");
+    let vb = checkpoint.var_builder(dtype, &device)?;
+    let resident = Arc::new(moe_model::resident_experts(config, &vb)?);
+    let generate = |bank| run::generate_all(&name, config, &vb, bank, &prompts, sampling, arguments.new_tokens);
+    let resident = generate(resident)?;
+    std::fs::create_dir_all(&arguments.out).with_context(|| format!("cannot create {}", arguments.out.display()))?;
+    let trace_file = arguments.out.join("trace.safetensors");
+    write_trace(&trace_file, &resident.trace)?;
+
+    println!("2. Measure the trace");
+    let metrics = measure::metrics(&resident.trace)?;
+    let hit_rates = measure::hit_rates(&metrics, config.geometry().top_k());
+    let smallest_cache = measure::smallest_caches(&metrics, arguments.target);
+
+    println!("3. Generate again with a cache of rho = {}", arguments.rho);
+    let capacity = measure::capacity(arguments.rho, &config.geometry());
+    let shape = config.expert_shape();
+    let names = |layer, expert| checkpoint.expert_names(layer, expert);
+    let mapped = MappedStore::open(checkpoint.files(), shape, dtype, names)?;
+    let store: Arc<dyn ExpertStore> = match arguments.store {
+        Store::Host => Arc::new(HostStore::from_store(&mapped)?),
+        Store::Disk => Arc::new(mapped),
+    };
+    let bank = Arc::new(run::offloaded_bank(store, &device, capacity, arguments.policy, &resident.trace)?);
+    let offloaded = generate(bank.clone())?;
+    let simulated = run::simulate(&resident.trace, capacity, arguments.policy)?;
+
+    let geometry = config.geometry();
+    let report = Report {
+        model: name,
+        geometry: [geometry.layers(), geometry.experts(), geometry.top_k()],
+        metrics,
+        hit_rates,
+        target: arguments.target,
+        smallest_cache,
+        generation: Generation::compare(arguments.policy, &resident, &offloaded, &bank, &simulated)?,
+        samples: report::samples(&prompts, &resident, &tokenizer)?,
+    };
+    println!("\n{report}");
+    let page = arguments.out.join("report.html");
+    std::fs::write(&page, page::render(&report, &resident.trace, &tokenizer)?)
+        .with_context(|| format!("cannot write {}", page.display()))?;
+    println!("trace:  {}\nreport: {}", trace_file.display(), page.display());
+    if let Some(path) = &arguments.json {
+        moe_examples::write_json(path, &report)?;
+        println!("JSON:   {}", path.display());
+    }
+    ensure!(report.generation.exact, "the offloaded run differs from the resident one; see the table above");
+    Ok(())
+}

@@ -1,1 +1,5 @@
-//! Shared parts of the example programs.
+//! Presentation that the example programs share.
+
+mod output;
+
+pub use output::{per_cent, progress_bar, table, write_json};

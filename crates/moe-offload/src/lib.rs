@@ -4,6 +4,44 @@
 //! the compute device; [`OffloadedExperts`] keeps a few in slots there and fetches the others from an
 //! [`ExpertStore`] ([`HostStore`], [`MappedStore`]) as an `expert_cache` policy plans it. Both run the same arithmetic
 //! in the same order, so their results are bit-identical.
+//!
+//! ```
+//! use std::{collections::HashMap, sync::Arc};
+//! use candle_core::{DType, Device, Tensor};
+//! use expert_cache::{Oversize, PolicyKind};
+//! use moe_offload::{ExpertBank, ExpertShape, HostStore, MappedStore, OffloadedExperts, Routes};
+//! use moe_trace::{ExpertId, LayerId, Phase};
+//!
+//! // A checkpoint of one layer of 4 experts.
+//! let shape = ExpertShape { layers: 1, experts: 4, hidden: 8, intermediate: 16 };
+//! let names = |_: LayerId, e: ExpertId| ["gate", "up", "down"].map(|projection| format!("{}.{projection}", e.0));
+//! let mut tensors = HashMap::new();
+//! for expert in (0..4).map(ExpertId) {
+//!     for (name, dims) in names(LayerId(0), expert).into_iter().zip(shape.projections()) {
+//!         tensors.insert(name, Tensor::randn(0f32, 1., dims, &Device::Cpu)?);
+//!     }
+//! }
+//! let directory = tempfile::tempdir()?;
+//! let file = directory.path().join("model.safetensors");
+//! candle_core::safetensors::save(&tensors, &file)?;
+//!
+//! // Two slots on the device, the experts in host memory.
+//! let mapped = MappedStore::open(&[file], shape, DType::F32, names)?;
+//! let store = Arc::new(HostStore::from_store(&mapped)?);
+//! let policy = |_layer| PolicyKind::Lru.build(4, None);
+//! let bank = OffloadedExperts::new(store, &Device::Cpu, 2, Oversize::Waves, policy)?;
+//!
+//! // Two tokens, one after the other: experts {0, 1}, then {1, 3}.
+//! for experts in [vec![0, 1], vec![1, 3]] {
+//!     let hidden = Tensor::ones((1, 8), DType::F32, &Device::Cpu)?;
+//!     let weights = Tensor::new(&[[0.6f32, 0.4]], &Device::Cpu)?;
+//!     let output = bank.forward(LayerId(0), &hidden, &Routes::new(experts, weights, Phase::Decode)?)?;
+//!     assert_eq!(output.dims(), [1, 8]);
+//! }
+//! let counts = bank.counters()?[0].decode.counts;
+//! assert_eq!((counts.hits, counts.loads), (1, 3));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod bank;
 mod counters;

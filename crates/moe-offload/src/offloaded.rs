@@ -23,6 +23,7 @@ use crate::{ExpertBank, ExpertStore, LayerCounters, OffloadError, Result, Routes
 pub struct OffloadedExperts {
     store: Arc<dyn ExpertStore>,
     device: Device,
+    capacity: usize,
     layers: Vec<Mutex<LayerPool>>,
 }
 
@@ -52,7 +53,7 @@ impl OffloadedExperts {
             let slots = SlotTensors::new(capacity, shape, store.dtype(), device)?;
             layers.push(Mutex::new(LayerPool { cache, slots, counters: LayerCounters::default() }));
         }
-        Ok(OffloadedExperts { store, device: device.clone(), layers })
+        Ok(OffloadedExperts { store, device: device.clone(), capacity, layers })
     }
 
     /// Counters of each layer since the bank was made.
@@ -63,13 +64,20 @@ impl OffloadedExperts {
         (0..).map(LayerId).take(self.layers.len()).map(|layer| Ok(self.pool(layer)?.counters)).collect()
     }
 
+    /// Slots a layer.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// Bytes of the slots of all layers.
-    ///
-    /// # Errors
-    /// [`OffloadError::Poisoned`].
-    pub fn slot_bytes(&self) -> Result<usize> {
-        let expert = self.store.shape().expert_bytes(self.store.dtype());
-        (0..).map(LayerId).take(self.layers.len()).map(|layer| Ok(self.pool(layer)?.cache.capacity() * expert)).sum()
+    pub fn slot_bytes(&self) -> usize {
+        self.layers.len() * self.capacity * self.store.shape().expert_bytes(self.store.dtype())
+    }
+
+    /// Bytes that the experts of all layers have as they are computed.
+    pub fn expert_bytes(&self) -> usize {
+        let shape = self.store.shape();
+        shape.layers * shape.experts * shape.expert_bytes(self.store.dtype())
     }
 
     fn pool(&self, layer: LayerId) -> Result<MutexGuard<'_, LayerPool>> {

@@ -1,0 +1,57 @@
+//! Prompts of several domains.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use moe_model::Tokenizer;
+use serde::Deserialize;
+
+/// A text to continue.
+pub(crate) struct Prompt {
+    /// What kind of text it is.
+    pub(crate) domain: String,
+    /// Its tokens.
+    pub(crate) tokens: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct BuiltIn {
+    domain: String,
+    text: String,
+}
+
+/// The prompts of the default model, cut to `room` tokens.
+pub(crate) fn built_in(tokenizer: &Tokenizer, room: usize) -> Result<Vec<Prompt>> {
+    let prompts: Vec<BuiltIn> = serde_json::from_str(include_str!("../../models/default/prompts.json"))?;
+    let prompt = |BuiltIn { domain, text }| -> Result<Prompt> {
+        let mut tokens = tokenizer.encode(&text)?;
+        tokens.truncate(room);
+        Ok(Prompt { domain, tokens })
+    };
+    prompts.into_iter().map(prompt).collect()
+}
+
+/// Up to `count` prompts of `length` tokens from each file, evenly spread over it.
+pub(crate) fn from_files(files: &[PathBuf], tokenizer: &Tokenizer, length: usize, count: usize) -> Result<Vec<Prompt>> {
+    ensure!(length > 0, "--prompt-tokens is 0, give at least 1");
+    ensure!(count > 0, "--prompts-per-file is 0, give at least 1");
+    let mut prompts = Vec::new();
+    for file in files {
+        let text =
+            std::fs::read_to_string(file).with_context(|| format!("cannot read {} as UTF-8 text", file.display()))?;
+        let tokens = tokenizer.encode(&text)?;
+        if tokens.is_empty() {
+            bail!("{} has no text", file.display());
+        }
+        let pieces = tokens.len().div_ceil(length);
+        let step = pieces.div_ceil(count.min(pieces));
+        let domain = domain_name(file);
+        let chosen = tokens.chunks(length).step_by(step);
+        prompts.extend(chosen.map(|tokens| Prompt { domain: domain.clone(), tokens: tokens.to_vec() }));
+    }
+    Ok(prompts)
+}
+
+fn domain_name(file: &Path) -> String {
+    file.file_stem().unwrap_or(file.as_os_str()).to_string_lossy().into_owned()
+}
