@@ -1,3 +1,161 @@
-//! metrics
+//! Measures the local routing consistency of a trace: SRP, hit-rate curves and load balance.
+//!
+//! ```text
+//! cargo run --release --example metrics -- TRACE --m 4,16,64 --pool --json metrics.json
+//! ```
 
-fn main() {}
+use std::{path::PathBuf, time::Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use comfy_table::Table;
+use lrc_metrics::{MetricsOptions, MetricsReport, TraceMetrics, accumulate};
+use moe_examples::{per_cent, progress_bar, table, write_json};
+use moe_trace::{LayerId, RoutingSource};
+
+/// Measure the local routing consistency of a trace.
+///
+/// SRP tells how well one set of experts serves a window of m tokens; the hit-rate curves tell what a cache of c expert
+/// slots would do under LRU, LFU, Belady and the look-ahead policy of each m (SCH), in the convention of arXiv
+/// 2505.16056.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// A trace file, or a directory of trace shards.
+    trace: PathBuf,
+
+    /// Window lengths in tokens.
+    #[arg(long, value_delimiter = ',', default_values_t = [4, 16, 64, 256])]
+    m: Vec<usize>,
+
+    /// MoE layers to look at, counted from 0: numbers and ranges like 0,3..5 (3 and 4) or 3..=5; all by default.
+    #[arg(long, value_parser = layer_list)]
+    layers: Option<LayerList>,
+
+    /// Also treat all selected layers as one cache.
+    #[arg(long)]
+    pool: bool,
+
+    /// Write everything to this file as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// The layers of `--layers`, not yet checked against a trace.
+#[derive(Clone)]
+struct LayerList(Vec<LayerId>);
+
+fn layer_list(text: &str) -> Result<LayerList, String> {
+    let number = |text: &str| -> Result<u16, String> {
+        text.trim().parse().map_err(|_| format!("`{text}` is not a layer number; write for example 0,3..5 or 3..=5"))
+    };
+    let mut layers = Vec::new();
+    for part in text.split(',') {
+        match part.split_once("..") {
+            None => layers.push(number(part)?),
+            Some((first, last)) => match last.strip_prefix('=') {
+                Some(last) => layers.extend(number(first)?..=number(last)?),
+                None => layers.extend(number(first)?..number(last)?),
+            },
+        }
+    }
+    layers.sort_unstable();
+    layers.dedup();
+    if layers.is_empty() {
+        return Err(format!("`{text}` selects no layer; a..b ends before b, a..=b includes it"));
+    }
+    Ok(LayerList(layers.into_iter().map(LayerId).collect()))
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let trace = open(&arguments)?;
+    let geometry = trace.geometry();
+    let options = MetricsOptions {
+        windows: arguments.m.clone(),
+        layers: arguments.layers.map(|list| list.0),
+        pool: arguments.pool,
+        ..MetricsOptions::default()
+    };
+    let empty = TraceMetrics::new(geometry, &options).context("cannot measure this; see --m and --layers in --help")?;
+
+    let bar = progress_bar(trace.len(), "sequences");
+    let start = Instant::now();
+    let metrics = accumulate(trace.as_ref(), &empty, &|_done| bar.inc(1))
+        .with_context(|| format!("cannot measure {}", arguments.trace.display()))?;
+    bar.finish_and_clear();
+    let seconds = start.elapsed().as_secs_f64();
+    let report = metrics.finish().context("give --m only window lengths that fit into a sequence")?;
+
+    println!(
+        "{}: {} sequences, {} tokens, {} MoE layers x {} experts, top-{}; {seconds:.2} s",
+        trace.model().unwrap_or("unnamed model"),
+        report.sequences,
+        report.tokens,
+        geometry.layers(),
+        geometry.experts(),
+        geometry.top_k()
+    );
+    println!("\n{}\n\n{}", srp_table(&report), curve_table(&report, geometry.top_k()));
+    if let Some(path) = &arguments.json {
+        write_json(path, &report)?;
+    }
+    Ok(())
+}
+
+fn open(arguments: &Arguments) -> Result<Box<dyn RoutingSource>> {
+    let path = arguments.trace.display();
+    let trace = moe_trace::open(&arguments.trace)
+        .with_context(|| format!("cannot open the trace {path}; give a trace file or a directory of shards"))?;
+    if trace.is_empty() {
+        bail!("{path} has no sequence; was its recording finished?");
+    }
+    Ok(trace)
+}
+
+/// SRP of the model and the best and worst layer, by window length.
+fn srp_table(report: &MetricsReport) -> Table {
+    let mut table = table(["m", "SRP %", "rho", "threshold", "worst layer", "best layer"]);
+    for (window, value) in &report.model.srp {
+        let mut layers: Vec<(f64, usize)> =
+            report.layers.iter().map(|layer| (layer.srp[window].srp, layer.layer)).collect();
+        layers.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let name = |layer: Option<&(f64, usize)>| {
+            layer.map_or(String::new(), |(srp, layer)| format!("{} (layer {layer})", per_cent(*srp)))
+        };
+        table.add_row([
+            window.to_string(),
+            per_cent(value.srp),
+            format!("{:.2}", value.rho),
+            value.threshold.to_string(),
+            name(layers.first()),
+            name(layers.last()),
+        ]);
+    }
+    table
+}
+
+/// Hit rates at capacities relative to the experts that a token uses, mean over layers, and of the pool.
+fn curve_table(report: &MetricsReport, top_k: usize) -> Table {
+    let factors = [1, 2, 3, 4]; // the columns below
+    let mut table = table(["cache", "policy", "hit % at rho = 1", "rho = 2", "rho = 3", "rho = 4"]);
+    let row = |cache: &str, label: &str, rates: &dyn Fn(usize) -> Option<f64>, slots: usize| {
+        let cells = factors.map(|factor| rates(factor * slots - 1).map_or("-".to_owned(), per_cent));
+        [cache.to_owned(), label.to_owned()].into_iter().chain(cells)
+    };
+    let mut labels: Vec<&String> = report.layers[0].curves.keys().collect();
+    // Windows in numerical order behind the policies without one.
+    labels.sort_by_key(|label| label.strip_prefix("sch_").and_then(|window| window.parse::<usize>().ok()));
+    for &label in &labels {
+        let rates = report.curves(label);
+        let mean = |index| rates.as_ref().filter(|rates| index < rates.ncols())?.column(index).mean();
+        table.add_row(row("per layer", label, &mean, top_k));
+    }
+    if let Some(pool) = &report.pool {
+        let slots = report.layers.len() * top_k;
+        for &label in &labels {
+            table.add_row(row("pool", label, &|index| pool.curves[label].get(index).copied(), slots));
+        }
+    }
+    table
+}

@@ -8,8 +8,8 @@ use moe_examples::progress_bar;
 use moe_trace::{Geometry, MemoryTrace, RoutingSource};
 use serde::Serialize;
 
-/// Windows of SRP.
-pub(crate) const WINDOWS: [usize; 3] = [4, 16, 64];
+/// Windows of SRP; 4, 16 and 64 are the source paper's.
+const WINDOWS: [usize; 6] = [2, 4, 8, 16, 32, 64];
 /// Policies to tabulate, by the labels of the metrics.
 pub(crate) const POLICIES: [&str; 4] = ["lru", "lfu", "belady", "sch_16"];
 /// Cache sizes to tabulate.

@@ -6,7 +6,7 @@ use anyhow::Result;
 use moe_model::Tokenizer;
 use moe_trace::{LayerId, MemoryTrace, RoutingSource};
 use plotly::common::{ColorScale, ColorScalePalette, Mode, Title};
-use plotly::layout::{Axis, Layout};
+use plotly::layout::{Axis, AxisType, Layout};
 use plotly::{HeatMap, Plot, Scatter};
 
 use crate::measure::{POLICIES, mean_curve};
@@ -78,7 +78,8 @@ fn srp_plot(report: &Report) -> Plot {
     }
     let model = report.metrics.model.srp.values().map(|value| value.srp).collect();
     plot.add_trace(Scatter::new(windows, model).mode(Mode::LinesMarkers).name("model"));
-    plot.set_layout(layout("window length m, tokens", "SRP"));
+    let windows = Axis::new().type_(AxisType::Log).title(Title::with_text("window length m, tokens"));
+    plot.set_layout(layout("", "SRP").x_axis(windows));
     plot
 }
 

@@ -89,7 +89,9 @@ impl WindowHistogram {
     pub(crate) fn add_to(&self, expert: usize, counts: &mut [u64]) {
         let row = expert * (self.window + 1)..(expert + 1) * (self.window + 1);
         let mut above_previous = 0;
-        for ((count, &resting), &crossing) in counts.iter_mut().zip(&self.resting[row.clone()]).zip(&self.crossings[row]) {
+        for ((count, &resting), &crossing) in
+            counts.iter_mut().zip(&self.resting[row.clone()]).zip(&self.crossings[row])
+        {
             *count += resting.wrapping_add(crossing).wrapping_sub(above_previous);
             above_previous = crossing;
         }

@@ -99,10 +99,10 @@ mod tests {
 
     #[test]
     fn ties_go_to_the_smallest_threshold() {
-        // Windows of 3 tokens, sum f = 6: F1(1) = 12 / (9 + 6) = 4/5, F1(2) = 8 / (3 * 1 + 6), F1(3) = 6 / (3 + 6).
-        // Nothing has count 0, so thresholds 0 and 1 select the same windows.
-        let value = SrpValue::from_histogram(&[0, 1, 1, 1]);
-        assert_eq!((value.threshold, value.srp), (0, 0.8));
+        // Windows of 3 tokens, sum f = 4: F1(1) = 8 / (9 + 4), F1(2) = 4 / (3 + 4). Nothing has count 0, so thresholds 0
+        // and 1 select the same windows.
+        let value = SrpValue::from_histogram(&[0, 2, 1, 0]);
+        assert_eq!((value.threshold, value.srp), (0, 8.0 / 13.0));
         // A gap: counts 0 and 3 only, thresholds 1, 2 and 3 select the same windows.
         let value = SrpValue::from_histogram(&[4, 0, 0, 2]);
         assert_eq!((value.threshold, value.srp, value.rho), (1, 1.0, 1.0));

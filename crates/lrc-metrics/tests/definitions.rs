@@ -1,10 +1,12 @@
 //! The metrics against the definitions, written down naively, on random and on synthetic traces.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic like tests")]
+
 use expert_cache::curve::{Accesses, ColdStart, CurvePolicy, naive};
 use lrc_metrics::{
     Accumulator, Curves, LoadBalance, MetricError, MetricsOptions, Srp, SrpValue, TraceMetrics, accumulate, oracle,
 };
-use moe_trace::{EMPTY_SLOT, Geometry, LayerId, MemoryTrace, Phase, RoutingSource, SequenceBuf};
+use moe_trace::{EMPTY_SLOT, Geometry, LayerId, MemoryTrace, Phase, RoutingSource, Sequence, SequenceBuf, TraceError};
 use proptest::prelude::*;
 
 fn memory(geometry: &Geometry, sequences: Vec<SequenceBuf>) -> MemoryTrace {
@@ -83,7 +85,7 @@ fn srp_agrees(trace: &dyn RoutingSource, window: usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn srp_equals_counting_every_window(trace in trace(), window in 1usize..20) {
@@ -112,7 +114,8 @@ proptest! {
     #[test]
     fn together_equals_apart(trace in trace(), window in 1usize..4) {
         let geometry = trace.geometry();
-        let layers: Vec<LayerId> = geometry.layer_ids().rev().collect();
+        let mut layers: Vec<LayerId> = geometry.layer_ids().collect();
+        layers.reverse();
         let options = MetricsOptions {
             windows: vec![window, 1, window],
             layers: Some(layers.clone()),
@@ -158,9 +161,7 @@ fn a_synthetic_trace_agrees() {
         srp_agrees(&trace, window);
     }
     let mut accesses = Accesses::new();
-    for policy in
-        [CurvePolicy::Lru, CurvePolicy::Lfu, CurvePolicy::Belady, CurvePolicy::LookAhead { window: 16 }]
-    {
+    for policy in [CurvePolicy::Lru, CurvePolicy::Lfu, CurvePolicy::Belady, CurvePolicy::LookAhead { window: 16 }] {
         let empty = Curves::new(&geometry, &[LayerId(0)], &[policy], ColdStart::Free).unwrap();
         let fast = accumulate(&trace, &empty, &|_| {}).unwrap().finish();
         let mut slow = vec![0; 64];
@@ -271,4 +272,33 @@ fn progress_counts_to_the_number_of_sequences() {
     let mut seen = seen.into_inner().unwrap();
     seen.sort_unstable();
     assert_eq!(seen, [1, 2, 3, 4, 5]);
+}
+
+/// A source whose sequences cannot be read from some number on.
+struct Broken<'a>(&'a MemoryTrace, usize);
+
+impl RoutingSource for Broken<'_> {
+    fn geometry(&self) -> &Geometry {
+        self.0.geometry()
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn sequence(&self, index: usize) -> moe_trace::Result<Sequence<'_>> {
+        if index < self.1 { self.0.sequence(index) } else { Err(TraceError::NoSuchSequence { index, len: self.1 }) }
+    }
+}
+
+#[test]
+fn the_first_bad_sequence_is_reported() {
+    let geometry = Geometry::decoder(1, 4, 1).unwrap();
+    let trace = memory(&geometry, oracle::synthetic(&geometry, 40, 4, 3));
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
+    for _ in 0..50 {
+        let error = pool.install(|| accumulate(&Broken(&trace, 7), &LoadBalance::new(&geometry), &|_| {}).unwrap_err());
+        let MetricError::Trace(source) = error else { panic!("{error}") };
+        assert_eq!(source.to_string(), "there is no sequence 7, the source has 7");
+    }
 }

@@ -3,6 +3,8 @@
 //! The trace and the figures are no part of this repository. They are looked for in `reference/synthetic-64x8` under
 //! `$MOE_SHARED`, or under `shared` beside the workspace; where they are absent the test says so and passes.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic like tests")]
+
 use std::{
     fs::File,
     path::{Path, PathBuf},
@@ -81,12 +83,8 @@ fn curves_agree_at_every_capacity() {
     let (first, last) = (single(0), single(trace.len() - 1));
     for (position, policy) in policies.iter().enumerate() {
         let expected = &reference["curves"][policy.label()];
-        let compared = [
-            (&mean, "mean_hit_rate_at_size_1_to_E"),
-            (&first, "first_sample"),
-            (&last, "last_sample"),
-        ]
-        .map(|(ours, field)| compare(field, &ours[position].1.hit_rates, &numbers(&expected[field])));
+        let compared = [(&mean, "mean_hit_rate_at_size_1_to_E"), (&first, "first_sample"), (&last, "last_sample")]
+            .map(|(ours, field)| compare(field, &ours[position].1.hit_rates, &numbers(&expected[field])));
         println!("{}: largest difference of mean, first, last {compared:?}", policy.label());
     }
 }

@@ -35,7 +35,7 @@ impl SequenceSink for ShardedWriter {
     }
 
     fn accept(&mut self, sequence: SequenceBuf) -> Result<()> {
-        self.push(sequence)
+        self.push(&sequence)
     }
 }
 

@@ -38,7 +38,7 @@ impl RoutingMatrix {
         let (row_bits, column_bits) = (experts.next_multiple_of(64), tokens.next_multiple_of(64));
         let mut rows = BitVec::repeat(false, tokens * row_bits);
         let mut columns = BitVec::repeat(false, experts * column_bits);
-        let slots = if tokens == 0 { 1 } else { ids.len() / tokens };
+        let slots = ids.len().checked_div(tokens).unwrap_or(1);
         for (slot, &id) in ids.iter().enumerate() {
             if id == EMPTY_SLOT {
                 continue;

@@ -89,11 +89,11 @@ impl ShardedWriter {
     ///
     /// # Errors
     /// What [`SequenceBuf::view`] finds; [`TraceError::UnknownDomain`]; [`TraceError::Io`].
-    pub fn push(&mut self, sequence: SequenceBuf) -> Result<()> {
+    pub fn push(&mut self, sequence: &SequenceBuf) -> Result<()> {
         let written: usize = self.index.shards.iter().map(|shard| shard.sequences).sum();
         let view = sequence.view(&self.geometry, written + self.columns.sequences())?;
         check_domain(view.domain(), &self.header.domains)?;
-        self.columns.push(&sequence);
+        self.columns.push(sequence);
         if self.columns.tokens() >= self.shard_tokens { self.write_shard() } else { Ok(()) }
     }
 

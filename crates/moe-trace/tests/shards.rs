@@ -30,7 +30,7 @@ fn shards_read_as_one_trace() {
     let directory = tempfile::tempdir().unwrap();
     let mut writer = writer(directory.path());
     for number in 0..7 {
-        writer.push(sequence(number)).unwrap();
+        writer.push(&sequence(number)).unwrap();
     }
     writer.finish().unwrap();
     let trace = ShardedTrace::open(directory.path()).unwrap();
@@ -69,7 +69,7 @@ fn every_point_of_interruption_leaves_complete_shards_only() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
     let mut writer = writer(path);
-    (0..4).for_each(|number| writer.push(sequence(number)).unwrap());
+    (0..4).for_each(|number| writer.push(&sequence(number)).unwrap());
     let shards = |expected: usize| {
         let trace = ShardedTrace::open(path).unwrap();
         assert_eq!(sequences(&trace), (0..).take(expected).map(sequence).collect::<Vec<_>>());
@@ -77,8 +77,8 @@ fn every_point_of_interruption_leaves_complete_shards_only() {
     shards(4);
     // Between the rename of a shard and its entry in the index.
     let index = fs::read_to_string(path.join("index.json")).unwrap();
-    writer.push(sequence(4)).unwrap();
-    writer.push(sequence(5)).unwrap();
+    writer.push(&sequence(4)).unwrap();
+    writer.push(&sequence(5)).unwrap();
     fs::write(path.join("index.json"), &index).unwrap();
     shards(6);
     // While a shard is being written under its temporary name.
@@ -101,7 +101,7 @@ fn broken_directories_are_told() {
     let message = || ShardedTrace::open(path).unwrap_err().to_string().replace(path.to_str().unwrap(), "d");
     assert_eq!(message(), "d: no complete shard in this directory");
     let mut writer = writer(path);
-    (0..4).for_each(|number| writer.push(sequence(number)).unwrap());
+    (0..4).for_each(|number| writer.push(&sequence(number)).unwrap());
     writer.finish().unwrap();
 
     let again = ShardedWriter::create(path, geometry(), &[], None, 12).unwrap_err().to_string();
@@ -123,8 +123,8 @@ fn invalid_sequences_and_unnamed_domains_are_refused() {
     let mut writer = writer(directory.path());
     let mut bad = sequence(0);
     bad.experts[3] = 16;
-    let message = writer.push(bad).unwrap_err().to_string();
+    let message = writer.push(&bad).unwrap_err().to_string();
     assert_eq!(message, "sequence 0, token 1, layer 0: expert 16 is out of range, the layer has 16");
     let unnamed = SequenceBuf { domain: Some(moe_trace::DomainId(0)), ..sequence(0) };
-    assert_eq!(writer.push(unnamed).unwrap_err().to_string(), "domain 0 has no name, 0 domains are named");
+    assert_eq!(writer.push(&unnamed).unwrap_err().to_string(), "domain 0 has no name, 0 domains are named");
 }

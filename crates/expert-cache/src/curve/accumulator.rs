@@ -22,8 +22,8 @@ pub struct HitCurve {
 /// # Formula
 /// `rate(c) = 1 / #sequences * sum over sequences of hits(c) / accesses`, sequences without accesses left out.
 ///
-/// The state is integers: each sequence's rate is added as a fraction of `2^64`, rounded down. So the result does not
-/// depend on the order of sequences or on how they are split over accumulators, and is exact to `2^-64`.
+/// The state is integers: each sequence's rate is added as a multiple of `2^-64`, rounded down. So the result does not
+/// depend on the order of sequences or on how they are split over accumulators, and is exact to `2^-63`.
 ///
 /// # Complexity
 /// An access costs `O(depth)`; LRU of a pool of at most 64 experts costs `O(1)`. Memory is `O(pool)`, and 8 bytes an
@@ -123,14 +123,12 @@ impl CurveAccumulator {
         }
         self.hits.fill(0);
         self.pass.run(accesses, self.cold_start, &mut self.hits);
-        let total = accesses.len() as u128;
-        let (mut hits, mut rate) = (0u128, 0u128);
+        // One division a sequence: hits and accesses are below 2^32, so 32 more bits make up for the multiplication.
+        let unit = (1u128 << 96) / accesses.len() as u128;
+        let mut hits = 0;
         for (sum, &at_depth) in self.rates.iter_mut().zip(&self.hits) {
-            if at_depth > 0 {
-                hits += u128::from(at_depth);
-                rate = (hits << 64) / total;
-            }
-            *sum += rate;
+            hits += u128::from(at_depth);
+            *sum += (hits * unit) >> 32;
         }
         self.sequences += 1;
         self.accesses += accesses.len() as u64;
@@ -285,7 +283,7 @@ mod tests {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             u16::try_from(state >> 60).unwrap()
         };
-        let rows = (0..200).flat_map(|_| std::array::from_fn::<u16, 4, _>(|slot| slot as u16 * 10 + next() % 10));
+        let rows = (0..200).flat_map(|_| [0, 10, 20, 30].map(|first| first + next() % 10));
         let sequences = [SequenceBuf::from_experts(&geometry, rows.collect(), Phase::Decode).unwrap()];
         let layers: Vec<LayerId> = geometry.layer_ids().collect();
         let mut curve = CurveAccumulator::new(&geometry, &layers, CurvePolicy::Lru, ColdStart::Free).unwrap();

@@ -87,7 +87,8 @@ fn run_ranked(
 
 /// Judges the accesses of a token on the state before it.
 #[inline]
-fn judge(stack: &PriorityStack, keys: &[u32], cold: ColdStart, hits: &mut [u64]) {
+fn judge(stack: &mut PriorityStack, keys: &[u32], cold: ColdStart, hits: &mut [u64]) {
+    stack.settle();
     let mut distinct = stack.len();
     for &key in keys {
         match stack.depth(key) {

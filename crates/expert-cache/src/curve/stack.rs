@@ -1,5 +1,7 @@
 //! The priority stack: one order that holds the content of every capacity.
 
+use std::hint::select_unpredictable;
+
 const ABSENT: u32 = u32::MAX;
 
 /// The experts seen so far, ordered so that the first `c` are what a cache of `c` slots holds.
@@ -10,6 +12,7 @@ const ABSENT: u32 = u32::MAX;
 #[derive(Clone, Debug, Default)]
 pub(super) struct PriorityStack {
     order: Vec<u32>,
+    /// Level of every expert when [`settle`](PriorityStack::settle) was last called.
     place: Vec<u32>,
 }
 
@@ -22,71 +25,71 @@ impl PriorityStack {
         self.place.resize(pool, ABSENT);
     }
 
+    /// Notes where every expert stands; called before each token.
+    #[inline]
+    pub(super) fn settle(&mut self) {
+        for (level, &key) in (0..).zip(&self.order) {
+            self.place[key as usize] = level;
+        }
+    }
+
     /// Number of distinct experts seen.
     #[inline]
     pub(super) fn len(&self) -> usize {
         self.order.len()
     }
 
-    /// Depth of an expert: it is resident at capacities above this; `None` if it was never seen.
+    /// Depth of an expert before the token: it was resident at capacities above this; `None` if it was never seen.
     #[inline]
     pub(super) fn depth(&self, key: u32) -> Option<usize> {
         let place = self.place[key as usize];
         (place != ABSENT).then_some(place as usize)
     }
 
-    /// Serves an expert; among the others the one of lower `rank` sinks.
+    /// Serves an expert, at most once a token; among the others the one of lower `rank` sinks.
     #[inline]
     pub(super) fn serve(&mut self, key: u32, rank: &[u64]) {
-        let end = self.open(key);
-        if end == 0 {
+        self.admit(key);
+        let mut levels = self.order.iter_mut();
+        let Some(top) = levels.next() else { return };
+        let mut sinking = std::mem::replace(top, key);
+        if sinking == key {
             return;
         }
-        let mut sinking = std::mem::replace(&mut self.order[0], key);
         let mut sinking_rank = rank[sinking as usize];
-        self.place[key as usize] = 0;
-        let mut level = 1;
-        for slot in &mut self.order[1..end] {
+        for slot in levels {
             let here = *slot;
+            if here == key {
+                *slot = sinking;
+                return;
+            }
+            // Which of the two sinks is close to a coin toss.
             let here_rank = rank[here as usize];
-            // Selects, not branches: which of the two sinks is close to a coin toss.
             let swap = here_rank < sinking_rank;
-            let stays = if swap { sinking } else { here };
-            sinking = if swap { here } else { sinking };
-            sinking_rank = here_rank.min(sinking_rank);
-            *slot = stays;
-            self.place[stays as usize] = level;
-            level += 1;
+            *slot = select_unpredictable(swap, sinking, here);
+            sinking = select_unpredictable(swap, here, sinking);
+            sinking_rank = select_unpredictable(swap, here_rank, sinking_rank);
         }
-        self.order[end] = sinking;
-        self.place[sinking as usize] = level;
     }
 
     /// Serves an expert under recency, where what is displaced always sinks.
     #[inline]
     pub(super) fn serve_recent(&mut self, key: u32) {
-        let end = self.open(key);
-        self.order.copy_within(..end, 1);
-        self.order[0] = key;
-        let mut level = 0;
-        for &moved in &self.order[..=end] {
-            self.place[moved as usize] = level;
-            level += 1;
+        self.admit(key);
+        let mut sinking = key;
+        for slot in &mut self.order {
+            sinking = std::mem::replace(slot, sinking);
+            if sinking == key {
+                return;
+            }
         }
     }
 
-    /// Level that serving `key` leaves free; a new expert gets a level at the bottom.
+    /// Gives a new expert a level at the bottom.
     #[inline]
-    fn open(&mut self, key: u32) -> usize {
-        match self.depth(key) {
-            Some(depth) => depth,
-            None => {
-                self.order.push(key);
-                if self.order.len() == 1 {
-                    self.place[key as usize] = 0;
-                }
-                self.order.len() - 1
-            }
+    fn admit(&mut self, key: u32) {
+        if self.place[key as usize] == ABSENT {
+            self.order.push(key);
         }
     }
 }
