@@ -1,6 +1,8 @@
 //! The promises of the workspace on its trained default model: offloading changes no bit, and the runtime's hits are the
 //! simulator's, for every policy.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::sync::Arc;
 
 use candle_core::{DType, Device};

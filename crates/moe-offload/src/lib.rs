@@ -47,6 +47,7 @@ mod bank;
 mod counters;
 mod dispatch;
 mod error;
+mod execute;
 mod expert;
 mod host;
 mod mapped;

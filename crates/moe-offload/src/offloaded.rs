@@ -1,14 +1,13 @@
 //! A bank that holds a few experts on the device and executes plans for the others.
 
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
 
 use candle_core::{Device, Tensor};
-use expert_cache::{EvictionPolicy, ExpertCache, Load, Oversize, Plan};
-use moe_trace::{ExpertId, ExpertSet, LayerId};
+use expert_cache::{EvictionPolicy, ExpertCache, Oversize};
+use moe_trace::{ExpertSet, LayerId};
 
-use crate::counters::PhaseCounters;
 use crate::dispatch::Dispatch;
+use crate::execute::Execution;
 use crate::slots::SlotTensors;
 use crate::{ExpertBank, ExpertStore, LayerCounters, OffloadError, Result, Routes};
 
@@ -22,7 +21,6 @@ use crate::{ExpertBank, ExpertStore, LayerCounters, OffloadError, Result, Routes
 /// A failed load fails its call and is rolled back; the bank goes on.
 pub struct OffloadedExperts {
     store: Arc<dyn ExpertStore>,
-    device: Device,
     capacity: usize,
     layers: Vec<Mutex<LayerPool>>,
 }
@@ -53,7 +51,7 @@ impl OffloadedExperts {
             let slots = SlotTensors::new(capacity, shape, store.dtype(), device)?;
             layers.push(Mutex::new(LayerPool { cache, slots, counters: LayerCounters::default() }));
         }
-        Ok(OffloadedExperts { store, device: device.clone(), capacity, layers })
+        Ok(OffloadedExperts { store, capacity, layers })
     }
 
     /// Counters of each layer since the bank was made.
@@ -85,74 +83,6 @@ impl OffloadedExperts {
         let pool = self.layers.get(layer.index()).ok_or(OffloadError::LayerOutOfRange { layer, layers })?;
         pool.lock().map_err(|_| OffloadError::Poisoned { layer })
     }
-
-    fn load(&self, layer: LayerId, load: &Load, slots: &SlotTensors) -> Result<()> {
-        slots.load(load.slot, &self.store.fetch(layer, expert_id(load.key.index()))?)
-    }
-
-    fn bypass(&self, layer: LayerId, expert: usize, tokens: &Tensor) -> Result<Tensor> {
-        let weights = self.store.fetch(layer, expert_id(expert))?;
-        Ok(weights.forward(&tokens.to_device(&Device::Cpu)?)?.to_device(&self.device)?)
-    }
-
-    /// Executes a plan; on an error also tells how many loads were executed.
-    fn execute(
-        &self,
-        layer: LayerId,
-        plan: &Plan,
-        slots: &SlotTensors,
-        dispatch: &Dispatch,
-        hidden: &Tensor,
-    ) -> Result<(Vec<Tensor>, PhaseCounters), (OffloadError, usize)> {
-        let mut counters = PhaseCounters::default();
-        let mut loaded = 0;
-        let mut outputs: Vec<Option<Tensor>> = dispatch.groups().iter().map(|_| None).collect();
-        let mut step = || -> Result<()> {
-            let mut put = |expert: usize, output: Tensor| outputs[dispatch.group_of(expert)] = Some(output);
-            let mut compute = |key: usize, slot| -> Result<()> {
-                let tokens = dispatch.groups()[dispatch.group_of(key)].gather(hidden)?;
-                put(key, slots.get(slot).forward(&tokens)?);
-                Ok(())
-            };
-            let mut hits = plan.hits();
-            for wave in plan.waves() {
-                let started = Instant::now();
-                for load in wave {
-                    self.load(layer, load, slots)?;
-                    loaded += 1;
-                }
-                counters.load_seconds += started.elapsed().as_secs_f64();
-                let started = Instant::now();
-                for hit in std::mem::take(&mut hits) {
-                    compute(hit.key.index(), hit.slot)?;
-                }
-                for load in wave {
-                    compute(load.key.index(), load.slot)?;
-                }
-                counters.compute_seconds += started.elapsed().as_secs_f64();
-            }
-            let started = Instant::now();
-            for key in plan.bypasses() {
-                let tokens = dispatch.groups()[dispatch.group_of(key.index())].gather(hidden)?;
-                put(key.index(), self.bypass(layer, key.index(), &tokens)?);
-            }
-            counters.bypass_seconds += started.elapsed().as_secs_f64();
-            Ok(())
-        };
-        match step() {
-            Ok(()) => {
-                counters.counts.add(plan);
-                let expert_bytes = self.store.shape().expert_bytes(self.store.dtype());
-                counters.loaded_bytes = (plan.loads().len() * expert_bytes) as u64;
-                Ok((outputs.into_iter().flatten().collect(), counters))
-            }
-            Err(error) => Err((error, loaded)),
-        }
-    }
-}
-
-fn expert_id(index: usize) -> ExpertId {
-    ExpertId(u16::try_from(index).expect("routes are u16"))
 }
 
 impl ExpertBank for OffloadedExperts {
@@ -163,15 +93,14 @@ impl ExpertBank for OffloadedExperts {
         let dispatch = Dispatch::new(layer, hidden, routes, experts)?;
         let wanted = ExpertSet::from_members(experts, dispatch.groups().iter().map(|group| group.expert));
         let plan = pool.cache.request(&wanted)?.clone();
-        match self.execute(layer, &plan, &pool.slots, &dispatch, hidden) {
-            Ok((outputs, counters)) => {
-                pool.counters.of_mut(routes.phase()).merge(&counters);
-                dispatch.combine(outputs, hidden, routes)
-            }
-            Err((error, loaded)) => {
-                pool.cache.rollback(&plan, loaded);
-                Err(error)
-            }
+        let mut execution = Execution::new(layer, &plan, &pool.slots, &*self.store, &dispatch, hidden);
+        if let Err(error) = execution.run() {
+            let loaded = execution.loaded();
+            pool.cache.rollback(&plan, loaded);
+            return Err(error);
         }
+        let (outputs, counters) = execution.finish();
+        pool.counters.of_mut(routes.phase()).merge(&counters);
+        dispatch.combine(outputs, hidden, routes)
     }
 }

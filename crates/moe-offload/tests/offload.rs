@@ -1,5 +1,7 @@
 //! Offloaded experts against resident ones: equal bits, equal hits, failures rolled back.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -128,8 +130,7 @@ fn every_capacity_policy_and_store_gives_the_resident_bits_and_the_simulated_cou
             .flat_map(|(kind, capacity)| [Oversize::Waves, Oversize::Bypass].map(|oversize| (kind, capacity, oversize)))
         {
             let policy = |layer| kind.build(SHAPE.experts, Some(&future(&trace, layer)));
-            let bank =
-                OffloadedExperts::new(Arc::clone(&store), &Device::Cpu, capacity, oversize, policy).unwrap();
+            let bank = OffloadedExperts::new(Arc::clone(&store), &Device::Cpu, capacity, oversize, policy).unwrap();
             assert_eq!(bits(&run(&bank, &calls).unwrap()), expected, "{kind} with {capacity} slots, {oversize:?}");
             for (layer, counters) in (0..).map(LayerId).zip(bank.counters().unwrap()) {
                 let pool = Pool::Layer(layer);

@@ -1,5 +1,7 @@
 //! Trace files: what is written is read, in place and checked; what is broken is told.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -169,6 +171,9 @@ fn the_plain_layout_is_read() {
     assert_eq!(file.sequence(0).unwrap().domain(), Some(DomainId(1)));
 }
 
+/// A way to break a file, and what reading it says.
+type Case<'a> = (&'a dyn Fn(&mut Plain), &'a str);
+
 #[test]
 fn every_broken_field_has_its_message() {
     let message = |change: &dyn Fn(&mut Plain)| {
@@ -176,7 +181,7 @@ fn every_broken_field_has_its_message() {
         change(&mut plain);
         plain.error()
     };
-    let cases: [(&dyn Fn(&mut Plain), &str); 17] = [
+    let cases: [Case<'_>; 17] = [
         (&|p| p.experts.2[4] = 8, "sequence 1, token 0, layer 0: expert 8 is out of range, the layer has 8"),
         (&|p| p.experts.2[5] = 4, "sequence 1, token 0, layer 0: expert 4 appears twice"),
         (&|p| p.experts.1 = vec![3, 4], "experts is of shape [3, 4], expected [tokens, layers, top_k]"),

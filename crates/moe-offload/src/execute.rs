@@ -1,0 +1,118 @@
+//! Execution of one plan.
+
+use std::time::Instant;
+
+use candle_core::{Device, Tensor};
+use expert_cache::{Load, Plan, SlotId};
+use moe_trace::{ExpertId, LayerId};
+
+use crate::counters::PhaseCounters;
+use crate::dispatch::Dispatch;
+use crate::slots::SlotTensors;
+use crate::{ExpertStore, Result};
+
+/// A plan, where it is executed, and how far it got.
+pub(crate) struct Execution<'a> {
+    layer: LayerId,
+    plan: &'a Plan,
+    slots: &'a SlotTensors,
+    store: &'a dyn ExpertStore,
+    dispatch: &'a Dispatch,
+    /// Tokens, `[tokens, hidden]`.
+    hidden: &'a Tensor,
+    /// Output of each group.
+    outputs: Vec<Option<Tensor>>,
+    /// Loads executed so far.
+    loaded: usize,
+    counters: PhaseCounters,
+}
+
+impl<'a> Execution<'a> {
+    pub(crate) fn new(
+        layer: LayerId,
+        plan: &'a Plan,
+        slots: &'a SlotTensors,
+        store: &'a dyn ExpertStore,
+        dispatch: &'a Dispatch,
+        hidden: &'a Tensor,
+    ) -> Execution<'a> {
+        let outputs = dispatch.groups().iter().map(|_| None).collect();
+        Execution {
+            layer,
+            plan,
+            slots,
+            store,
+            dispatch,
+            hidden,
+            outputs,
+            loaded: 0,
+            counters: PhaseCounters::default(),
+        }
+    }
+
+    /// Executes the plan: wave by wave loads, then computes; bypassed experts last.
+    pub(crate) fn run(&mut self) -> Result<()> {
+        let mut hits = self.plan.hits();
+        for wave in self.plan.waves() {
+            let started = Instant::now();
+            for load in wave {
+                self.load(load)?;
+            }
+            self.counters.load_seconds += started.elapsed().as_secs_f64();
+            let started = Instant::now();
+            for hit in std::mem::take(&mut hits) {
+                self.compute(hit.key.index(), hit.slot)?;
+            }
+            for load in wave {
+                self.compute(load.key.index(), load.slot)?;
+            }
+            self.counters.compute_seconds += started.elapsed().as_secs_f64();
+        }
+        let started = Instant::now();
+        for key in self.plan.bypasses() {
+            self.bypass(key.index())?;
+        }
+        self.counters.bypass_seconds += started.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    /// Number of loads that were executed.
+    pub(crate) fn loaded(&self) -> usize {
+        self.loaded
+    }
+
+    /// Outputs of the groups in order, and what the execution counted.
+    pub(crate) fn finish(mut self) -> (Vec<Tensor>, PhaseCounters) {
+        self.counters.counts.add(self.plan);
+        let expert_bytes = self.store.shape().expert_bytes(self.store.dtype());
+        self.counters.loaded_bytes = (self.loaded * expert_bytes) as u64;
+        (self.outputs.into_iter().flatten().collect(), self.counters)
+    }
+
+    fn load(&mut self, load: &Load) -> Result<()> {
+        self.slots.load(load.slot, &self.store.fetch(self.layer, expert_id(load.key.index()))?)?;
+        self.loaded += 1;
+        Ok(())
+    }
+
+    /// Serves an expert from its slot.
+    fn compute(&mut self, expert: usize, slot: SlotId) -> Result<()> {
+        let group = self.dispatch.group_of(expert);
+        let tokens = self.dispatch.groups()[group].gather(self.hidden)?;
+        self.outputs[group] = Some(self.slots.get(slot).forward(&tokens)?);
+        Ok(())
+    }
+
+    /// Serves an expert from the store, in host memory.
+    fn bypass(&mut self, expert: usize) -> Result<()> {
+        let group = self.dispatch.group_of(expert);
+        let tokens = self.dispatch.groups()[group].gather(self.hidden)?.to_device(&Device::Cpu)?;
+        let output = self.store.fetch(self.layer, expert_id(expert))?.forward(&tokens)?;
+        self.outputs[group] = Some(output.to_device(self.hidden.device())?);
+        Ok(())
+    }
+}
+
+fn expert_id(index: usize) -> ExpertId {
+    ExpertId(u16::try_from(index).expect("routes are u16"))
+}
