@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-use crate::kernels::Kernels;
+use crate::kernels::{CausalMask, Kernels};
 use crate::kv_cache::KvCache;
 use crate::norm::RmsNorm;
 use crate::rope::Rope;
@@ -47,33 +47,21 @@ struct QueryBlock {
     queries: Range<usize>,
     /// Number of keys that the last query sees.
     keys: usize,
-    /// `[queries, keys]`: 0 where a query sees a key, else negative infinity; none where every query sees every key.
-    mask: Option<Tensor>,
+    mask: CausalMask,
 }
 
 impl Span {
     /// The span of tokens at `rows` that have `past` tokens behind them.
-    pub(crate) fn new(rows: Range<usize>, past: usize, dtype: DType, device: &Device) -> Result<Span> {
+    pub(crate) fn new(rows: Range<usize>, past: usize, device: &Device) -> Result<Span> {
         let length = rows.len();
         let blocks = (0..length).step_by(QUERY_BLOCK).map(|start| {
             let queries = start..length.min(start + QUERY_BLOCK);
             let keys = past + queries.end;
-            let mask = match queries.len() {
-                1 => None,
-                len => Some(causal_mask(len, keys, dtype, device)?),
-            };
+            let mask = CausalMask::new(queries.len(), keys, device)?;
             Ok(QueryBlock { queries, keys, mask })
         });
         Ok(Span { blocks: blocks.collect::<Result<_>>()?, rows })
     }
-}
-
-/// `[queries, keys]`: the last query sees every key, each earlier one a key less; 0 is seen, negative infinity is not.
-pub(crate) fn causal_mask(queries: usize, keys: usize, dtype: DType, device: &Device) -> Result<Tensor> {
-    let mask: Vec<f32> = (0..queries)
-        .flat_map(|query| (0..keys).map(move |key| if key + queries > keys + query { f32::NEG_INFINITY } else { 0.0 }))
-        .collect();
-    Ok(Tensor::from_vec(mask, (queries, keys), device)?.to_dtype(dtype)?)
 }
 
 impl Attention {
@@ -97,14 +85,14 @@ impl Attention {
         })
     }
 
-    /// Attention over whole sequences of one length: `x` is `[batch x length, hidden]`, `mask` `[length, length]`.
-    pub(crate) fn forward_dense(&self, x: &Tensor, batch: usize, mask: &Tensor, rope: &Rope) -> Result<Tensor> {
+    /// Attention over whole sequences of one length: `x` is `[batch x length, hidden]`.
+    pub(crate) fn forward_dense(&self, x: &Tensor, batch: usize, mask: &CausalMask, rope: &Rope) -> Result<Tensor> {
         let kernels = Kernels::Differentiable;
         let [queries, keys, values] = self.project(x, kernels)?;
         let queries = rope.rotate(&split_heads(&queries, batch, self.heads)?, 0, kernels)?;
         let keys = rope.rotate(&split_heads(&keys, batch, self.kv_heads)?, 0, kernels)?;
         let values = split_heads(&values, batch, self.kv_heads)?;
-        let mixed = self.attend(&queries, &keys, &values, Some(mask), kernels)?;
+        let mixed = self.attend(&queries, &keys, &values, mask, kernels)?;
         Ok(merge_heads(&mixed)?.matmul(&self.output.t()?)?)
     }
 
@@ -129,7 +117,7 @@ impl Attention {
             for block in &span.blocks {
                 let queries = queries.narrow(2, block.queries.start, block.queries.len())?.contiguous()?;
                 let (keys, values) = (keys.narrow(2, 0, block.keys)?, values.narrow(2, 0, block.keys)?);
-                mixed.push(merge_heads(&self.attend(&queries, &keys, &values, block.mask.as_ref(), kernels)?)?);
+                mixed.push(merge_heads(&self.attend(&queries, &keys, &values, &block.mask, kernels)?)?);
             }
         }
         Ok(Tensor::cat(&mixed, 0)?.matmul(&self.output.t()?)?)
@@ -153,23 +141,19 @@ impl Attention {
         queries: &Tensor,
         keys: &Tensor,
         values: &Tensor,
-        mask: Option<&Tensor>,
+        mask: &CausalMask,
         kernels: Kernels,
     ) -> Result<Tensor> {
         let (batch, _, length, _) = queries.dims4()?;
         // Queries of a group become rows of one matrix, so that keys and values need not be repeated.
         let grouped = (batch, self.kv_heads, self.heads / self.kv_heads * length, self.head_dim);
-        // A head is at most 2^32 wide, which f64 holds.
+        let scores = queries.reshape(grouped)?.matmul(&keys.t()?)?;
+        let scores = scores.reshape((batch, self.heads, length, ()))?;
+        // Head dimensions are small integers, which f32 holds.
         #[expect(clippy::cast_precision_loss)]
-        let scale = 1.0 / (self.head_dim as f64).sqrt();
-        let scores = (queries * scale)?.reshape(grouped)?.matmul(&keys.t()?)?;
-        let keys_len = scores.dim(D::Minus1)?;
-        let scores = match mask {
-            None => scores,
-            Some(mask) => scores.reshape((batch, self.heads, length, keys_len))?.broadcast_add(mask)?,
-        };
-        let weights = kernels.softmax(&scores)?;
-        let weights = weights.reshape((batch, self.kv_heads, self.heads / self.kv_heads * length, keys_len))?;
+        let scale = 1.0 / (self.head_dim as f32).sqrt();
+        let weights = kernels.causal_softmax(&scores, scale, mask)?;
+        let weights = weights.reshape((batch, self.kv_heads, self.heads / self.kv_heads * length, ()))?;
         Ok(weights.matmul(values)?.reshape((batch, self.heads, length, self.head_dim))?)
     }
 }

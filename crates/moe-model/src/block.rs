@@ -6,7 +6,7 @@ use moe_offload::{ExpertBank, Routes};
 use moe_trace::{LayerId, Phase};
 
 use crate::attention::{Attention, Span};
-use crate::kernels::Kernels;
+use crate::kernels::{CausalMask, Kernels};
 use crate::kv_cache::KvCache;
 use crate::norm::RmsNorm;
 use crate::rope::Rope;
@@ -66,7 +66,7 @@ impl Block {
         &self,
         x: &Tensor,
         batch: usize,
-        mask: &Tensor,
+        mask: &CausalMask,
         rope: &Rope,
         bank: &dyn ExpertBank,
     ) -> Result<(Tensor, RouterOutput)> {

@@ -1,5 +1,7 @@
 //! Parameters of a model, checked.
 
+use std::fmt;
+
 use moe_offload::ExpertShape;
 use moe_trace::Geometry;
 
@@ -130,7 +132,7 @@ pub(crate) struct Problem {
 }
 
 impl Problem {
-    pub(crate) fn new(field: &'static str, value: impl ToString, limit: impl Into<String>) -> Problem {
+    pub(crate) fn new(field: &'static str, value: impl fmt::Display, limit: impl Into<String>) -> Problem {
         Problem { field, value: value.to_string(), limit: limit.into() }
     }
 }

@@ -94,3 +94,70 @@ fn with_room(like: &Tensor, room: usize) -> Result<Tensor> {
     let (heads, _, width) = like.dims3()?;
     Ok(Tensor::zeros((heads, room, width), like.dtype(), like.device())?)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+    use crate::OlmoeParams;
+
+    fn cache(max_position_embeddings: usize) -> KvCache {
+        let params = OlmoeParams { num_hidden_layers: 1, max_position_embeddings, ..OlmoeParams::default() };
+        KvCache::new(&OlmoeConfig::new(params).unwrap())
+    }
+
+    fn random(tokens: usize) -> Tensor {
+        Tensor::randn(0f32, 1.0, (2, tokens, 3), &Device::Cpu).unwrap()
+    }
+
+    fn room(cache: &KvCache) -> usize {
+        cache.layers[0].as_ref().unwrap().room().unwrap()
+    }
+
+    fn assert_same(a: &Tensor, b: &Tensor) {
+        let values = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(values(a), values(b));
+    }
+
+    #[test]
+    fn appended_tokens_come_back_while_the_room_grows() {
+        let mut cache = cache(200);
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        // Room after each append: 64, 64, 128, 128, 200, the last one bounded by the positions.
+        for (tokens, expected_room) in [(60, 64), (4, 64), (1, 128), (50, 128), (80, 200)] {
+            keys.push(random(tokens));
+            values.push(random(tokens));
+            let (all_keys, all_values) = cache.append(0, keys.last().unwrap(), values.last().unwrap()).unwrap();
+            cache.advance(tokens);
+            assert_same(&all_keys, &Tensor::cat(&keys, 1).unwrap());
+            assert_same(&all_values, &Tensor::cat(&values, 1).unwrap());
+            assert_eq!(room(&cache), expected_room);
+        }
+        assert_eq!(cache.len(), 195);
+    }
+
+    #[test]
+    fn tokens_that_were_not_counted_are_written_over() {
+        let mut cache = cache(200);
+        let (first, failed, second) = (random(3), random(90), random(2));
+        cache.append(0, &first, &first).unwrap();
+        cache.advance(3);
+        cache.append(0, &failed, &failed).unwrap();
+        let (keys, _) = cache.append(0, &second, &second).unwrap();
+        assert_same(&keys, &Tensor::cat(&[&first, &second], 1).unwrap());
+        assert_eq!(cache.len(), 3);
+    }
+
+    #[test]
+    fn a_cleared_cache_keeps_its_room() {
+        let mut cache = cache(200);
+        cache.append(0, &random(100), &random(100)).unwrap();
+        cache.advance(100);
+        cache.clear();
+        assert!(cache.is_empty());
+        let keys = Tensor::ones((2, 1, 3), DType::F32, &Device::Cpu).unwrap();
+        let (all, _) = cache.append(0, &keys, &keys).unwrap();
+        assert_eq!((all.dims(), room(&cache)), ([2, 1, 3].as_slice(), 128));
+    }
+}

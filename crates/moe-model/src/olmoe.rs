@@ -8,9 +8,9 @@ use candle_nn::{Init, VarBuilder};
 use moe_offload::{ExpertBank, ExpertWeights, ResidentExperts};
 use moe_trace::{Phase, RouterObserver, RoutingEvent};
 
-use crate::attention::{Span, causal_mask};
+use crate::attention::Span;
 use crate::block::Block;
-use crate::kernels::Kernels;
+use crate::kernels::{CausalMask, Kernels};
 use crate::kv_cache::KvCache;
 use crate::norm::RmsNorm;
 use crate::rope::Rope;
@@ -132,7 +132,7 @@ impl Olmoe {
         for chunk in chunks.iter() {
             self.check(chunk, phase)?;
             let rows = tokens.len()..tokens.len() + chunk.tokens.len();
-            spans.push(Span::new(rows, chunk.cache.len(), self.dtype(), self.device())?);
+            spans.push(Span::new(rows, chunk.cache.len(), self.device())?);
             tokens.extend_from_slice(chunk.tokens);
         }
 
@@ -181,15 +181,14 @@ impl Olmoe {
     /// training.
     ///
     /// # Errors
-    /// [`ModelError::ContextLength`] if `length` is above `max_position_embeddings`; [`ModelError::RouterLogit`];
-    /// [`ModelError::Experts`]; [`ModelError::Tensor`], also for a token id that the vocabulary does not have.
+    /// [`ModelError::NoTokens`], [`ModelError::TokenOutOfRange`], [`ModelError::ContextLength`];
+    /// [`ModelError::RouterLogit`]; [`ModelError::Experts`]; [`ModelError::Tensor`].
     pub fn forward_dense(&self, tokens: &Tensor) -> Result<DenseOutput> {
         let (batch, length) = tokens.dims2()?;
-        let params = self.config.params();
-        if length > params.max_position_embeddings {
-            return Err(ModelError::ContextLength { sequence: 0, len: length, max: params.max_position_embeddings });
+        for (sequence, row) in tokens.to_vec2::<u32>()?.iter().enumerate() {
+            self.check_tokens(sequence, row, 0)?;
         }
-        let mask = causal_mask(length, length, self.dtype(), self.device())?;
+        let mask = CausalMask::new(length, length, self.device())?;
         let mut x = self.embed(&tokens.flatten_all()?)?;
         let mut routers = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
@@ -197,7 +196,7 @@ impl Olmoe {
             routers.push(router);
             x = out;
         }
-        let logits = self.predict(&x, Kernels::Differentiable)?.reshape((batch, length, params.vocab_size))?;
+        let logits = self.predict(&x, Kernels::Differentiable)?.reshape((batch, length, ()))?;
         Ok(DenseOutput { logits, routers })
     }
 
@@ -211,9 +210,6 @@ impl Olmoe {
 
     fn check(&self, chunk: &Chunk<'_>, phase: Phase) -> Result<()> {
         let (params, sequence) = (self.config.params(), chunk.sequence);
-        if chunk.tokens.is_empty() {
-            return Err(ModelError::NoTokens { sequence });
-        }
         if chunk.phase != phase {
             let (found, expected) = (chunk.phase.name(), phase.name());
             return Err(ModelError::MixedPhases { sequence, found, expected });
@@ -222,15 +218,21 @@ impl Olmoe {
             let (found, expected) = (chunk.cache.layers(), params.num_hidden_layers);
             return Err(ModelError::CacheLayers { sequence, found, expected });
         }
-        let (len, max) = (chunk.cache.len() + chunk.tokens.len(), params.max_position_embeddings);
+        self.check_tokens(sequence, chunk.tokens, chunk.cache.len())
+    }
+
+    /// Checks new tokens of a sequence that has `past` tokens behind it.
+    fn check_tokens(&self, sequence: usize, tokens: &[u32], past: usize) -> Result<()> {
+        let params = self.config.params();
+        let (len, max, vocab) = (past + tokens.len(), params.max_position_embeddings, params.vocab_size);
+        if tokens.is_empty() {
+            return Err(ModelError::NoTokens { sequence });
+        }
         if len > max {
             return Err(ModelError::ContextLength { sequence, len, max });
         }
-        let vocab = params.vocab_size;
-        match chunk.tokens.iter().position(|&token| token as usize >= vocab) {
-            Some(position) => {
-                Err(ModelError::TokenOutOfRange { sequence, position, token: chunk.tokens[position], vocab })
-            }
+        match tokens.iter().position(|&token| token as usize >= vocab) {
+            Some(position) => Err(ModelError::TokenOutOfRange { sequence, position, token: tokens[position], vocab }),
             None => Ok(()),
         }
     }
