@@ -43,15 +43,20 @@ pub(crate) fn from_files(files: &[PathBuf], tokenizer: &Tokenizer, length: usize
         if tokens.is_empty() {
             bail!("{} has no text", file.display());
         }
-        let pieces = tokens.len().div_ceil(length);
-        let step = pieces.div_ceil(count.min(pieces));
-        let domain = domain_name(file);
-        let chosen = tokens.chunks(length).step_by(step);
-        prompts.extend(chosen.map(|tokens| Prompt { domain: domain.clone(), tokens: tokens.to_vec() }));
+        let pieces: Vec<&[u32]> = tokens.chunks(length).collect();
+        let count = count.min(pieces.len());
+        let domain = domain_name(file, files);
+        for number in 0..count {
+            let tokens = pieces[number * pieces.len() / count].to_vec();
+            prompts.push(Prompt { domain: domain.clone(), tokens });
+        }
     }
     Ok(prompts)
 }
 
-fn domain_name(file: &Path) -> String {
-    file.file_stem().unwrap_or(file.as_os_str()).to_string_lossy().into_owned()
+/// The file's name without its extension, or its path if another file has the same name.
+fn domain_name(file: &Path, files: &[PathBuf]) -> String {
+    let unique = files.iter().filter(|other| other.file_stem() == file.file_stem()).count() == 1;
+    let name = file.file_stem().filter(|_| unique).unwrap_or(file.as_os_str());
+    name.to_string_lossy().into_owned()
 }

@@ -116,8 +116,8 @@ impl Generation {
             simulated: sum,
             same_counts,
             exact: same_text && same_routing && same_counts,
-            loaded_bytes: counters.prefill.loaded_bytes + counters.decode.loaded_bytes,
-            load_seconds: counters.prefill.load_seconds + counters.decode.load_seconds,
+            loaded_bytes: counters.total().loaded_bytes,
+            load_seconds: counters.total().load_seconds,
             resident: Speed::of(resident),
             offloaded: Speed::of(offloaded),
         })

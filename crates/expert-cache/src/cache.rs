@@ -47,7 +47,8 @@ pub struct ExpertCache<P> {
 }
 
 impl<P: EvictionPolicy> ExpertCache<P> {
-    /// Creates an empty cache of `capacity` slots over a pool of `universe` experts.
+    /// Creates an empty cache of `capacity` slots over a pool of `universe` experts, whose policy was made for the same
+    /// pool.
     ///
     /// # Errors
     /// [`CacheError::Capacity`] if the capacity is 0 or above the pool.
@@ -97,7 +98,7 @@ impl<P: EvictionPolicy> ExpertCache<P> {
                 None => missing.push(key),
             }
         }
-        self.pinned.clone_from(wanted);
+        self.pinned.copy_from(wanted);
         let mut served_in_wave = self.plan.hits.len();
         for &key in &missing {
             if served_in_wave == self.capacity && self.oversize == Oversize::Waves {
@@ -121,13 +122,15 @@ impl<P: EvictionPolicy> ExpertCache<P> {
         Ok(&self.plan)
     }
 
-    /// Takes back what a plan's execution did not achieve: its loads before `loaded` were executed, `loads[loaded]`
-    /// failed and left its slot undefined, the later ones were not tried.
-    pub fn rollback(&mut self, plan: &Plan, loaded: usize) {
+    /// Takes back what the execution of the last plan did not achieve: its loads before `loaded` were executed,
+    /// `loads[loaded]` failed and left its slot undefined, the later ones were not tried.
+    ///
+    /// The policy has seen the request all the same; one that knows the future is from then on a request ahead of a
+    /// caller that tries it again.
+    pub fn rollback(&mut self, loaded: usize) {
+        let plan = std::mem::take(&mut self.plan);
         for (number, load) in plan.loads.iter().enumerate().skip(loaded).rev() {
-            if self.slot_of[load.key.index()] == Some(load.slot) {
-                self.vacate(load.key);
-            }
+            self.vacate(load.key);
             match load.evicted.filter(|_| number > loaded) {
                 Some(evicted) => self.occupy(evicted, load.slot),
                 None => self.free.push(load.slot),

@@ -49,6 +49,9 @@ pub enum CacheError {
         /// The limit.
         limit: usize,
     },
+    /// A sequence of another model than the simulated one.
+    #[error("the sequence has another geometry than the simulation was made for")]
+    Geometry,
     /// A set over another pool than the cache's.
     #[error("the set is over {found} experts, the cache over {expected}")]
     Universe {

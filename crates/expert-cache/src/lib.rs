@@ -27,6 +27,8 @@
 //! # Ok::<(), expert_cache::CacheError>(())
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod cache;
 pub mod curve;
 mod error;

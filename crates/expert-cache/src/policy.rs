@@ -14,7 +14,10 @@ use crate::{CacheError, ExpertKey, Requests, Result};
 /// A cache calls [`step`](Self::step) once a request, before any eviction for it; then, for every expert that must come
 /// in, [`victim`](Self::victim) if no slot is free, [`forget`](Self::forget) for the victim and [`admit`](Self::admit)
 /// for the newcomer.
-pub trait EvictionPolicy: Send {
+///
+/// # Panics
+/// A policy may panic on an expert outside of the pool it was made for.
+pub trait EvictionPolicy: fmt::Debug + Send {
     /// A request for `wanted` is about to be served.
     fn step(&mut self, wanted: &ExpertSet);
 
@@ -55,9 +58,9 @@ pub enum PolicyKind {
     Lfu,
     /// Farthest next use; knows the whole future.
     Belady,
-    /// Least used in the next `window` tokens; knows that much of the future.
+    /// Least used in the next `window` requests to each layer; knows that much of the future.
     LookAhead {
-        /// Tokens looked at, the one being served included.
+        /// Requests looked at, the one being served included: decoded tokens, or whole prefills.
         window: usize,
     },
 }
@@ -88,7 +91,7 @@ impl PolicyKind {
             PolicyKind::Belady => Box::new(Belady::new(future()?)),
             PolicyKind::LookAhead { window } => {
                 let future = future()?;
-                Box::new(LookAhead::new(Arc::clone(future), window * future.layers())?)
+                Box::new(LookAhead::new(Arc::clone(future), window.saturating_mul(future.layers()))?)
             }
         })
     }

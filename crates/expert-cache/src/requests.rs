@@ -8,6 +8,9 @@ use crate::{CacheError, Pool, Result};
 ///
 /// A run of prefill tokens asks once a layer, for the union of the tokens' experts; a decode token asks once a layer
 /// for its own. `set` is scratch over the pool's universe.
+///
+/// # Panics
+/// If `set` is over another universe, or the pool's layer does not exist.
 pub fn for_each_request(
     sequence: &Sequence<'_>,
     pool: Pool,

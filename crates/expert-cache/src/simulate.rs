@@ -1,10 +1,10 @@
 //! The simulator in engine order: it counts the plans that the runtime executes.
 
-use moe_trace::{ExpertSet, Phase, RoutingSource, Sequence};
+use moe_trace::{ExpertSet, Geometry, LayerId, Phase, RoutingSource, Sequence};
 use serde::Serialize;
 
 use crate::requests::{check_pool, for_each_request};
-use crate::{EvictionPolicy, ExpertCache, Plan, Pool, Result};
+use crate::{CacheError, EvictionPolicy, ExpertCache, Plan, Pool, Result};
 
 /// What became of the experts that requests wanted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -90,6 +90,8 @@ impl PhaseCounts {
 
 /// A running simulation of one cache, fed sequence by sequence; the cache stays warm from one to the next.
 ///
+/// It counts what a runtime does that serves one sequence at a time, each turn's prefill in one pass.
+///
 /// ```
 /// use expert_cache::{ExpertCache, Lru, Oversize, Pool, Simulation};
 /// use moe_trace::{Geometry, LayerId, MemoryTrace, Phase, SequenceBuf};
@@ -107,6 +109,7 @@ impl PhaseCounts {
 /// ```
 #[derive(Debug)]
 pub struct Simulation<P> {
+    geometry: Geometry,
     pool: Pool,
     cache: ExpertCache<P>,
     /// One entry a layer of the pool.
@@ -119,18 +122,23 @@ impl<P: EvictionPolicy> Simulation<P> {
     ///
     /// # Errors
     /// [`CacheError::LayerOutOfRange`](crate::CacheError::LayerOutOfRange) if the pool's layer does not exist.
-    pub fn new(geometry: &moe_trace::Geometry, pool: Pool, cache: ExpertCache<P>) -> Result<Simulation<P>> {
+    pub fn new(geometry: &Geometry, pool: Pool, cache: ExpertCache<P>) -> Result<Simulation<P>> {
         check_pool(geometry, pool)?;
         let counts = vec![PhaseCounts::default(); pool.layers(geometry).count()];
-        Ok(Simulation { pool, cache, counts, set: ExpertSet::new(pool.universe(geometry)) })
+        let set = ExpertSet::new(pool.universe(geometry));
+        Ok(Simulation { geometry: geometry.clone(), pool, cache, counts, set })
     }
 
     /// Serves a sequence.
     ///
     /// # Errors
+    /// [`CacheError::Geometry`](crate::CacheError::Geometry) if the sequence is of another model,
     /// [`CacheError::Universe`](crate::CacheError::Universe) if the cache is of another pool.
     pub fn serve(&mut self, sequence: &Sequence<'_>) -> Result<()> {
-        let first = self.pool.layers(sequence.geometry()).next().map_or(0, moe_trace::LayerId::index);
+        if *sequence.geometry() != self.geometry {
+            return Err(CacheError::Geometry);
+        }
+        let first = self.pool.layers(&self.geometry).next().map_or(0, LayerId::index);
         let (cache, counts, mut outcome) = (&mut self.cache, &mut self.counts, Ok(()));
         for_each_request(sequence, self.pool, &mut self.set, |layer, phase, set| {
             if outcome.is_ok() {
@@ -156,5 +164,36 @@ impl<P: EvictionPolicy> Simulation<P> {
     /// The cache as it stands.
     pub fn cache(&self) -> &ExpertCache<P> {
         &self.cache
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use moe_trace::{MemoryTrace, SequenceBuf};
+
+    use super::*;
+    use crate::{Lru, Oversize};
+
+    #[test]
+    fn sequences_of_another_model_are_refused() {
+        let (ours, theirs) = (Geometry::decoder(1, 4, 1).unwrap(), Geometry::decoder(1, 8, 1).unwrap());
+        let mut trace = MemoryTrace::new(theirs.clone());
+        trace.push(SequenceBuf::from_experts(&theirs, vec![7], Phase::Decode).unwrap()).unwrap();
+        let cache = ExpertCache::new(Lru::new(4), 4, 2, Oversize::Waves).unwrap();
+        let mut simulation = Simulation::new(&ours, Pool::Layer(LayerId(0)), cache).unwrap();
+        let message = simulation.run(&trace).unwrap_err().to_string();
+        assert_eq!(message, "the sequence has another geometry than the simulation was made for");
+    }
+
+    #[test]
+    fn layers_and_pools_that_do_not_exist_are_refused() {
+        let geometry = Geometry::decoder(2, 4, 1).unwrap();
+        let cache = || ExpertCache::new(Lru::new(4), 4, 2, Oversize::Waves).unwrap();
+        let message = Simulation::new(&geometry, Pool::Layer(LayerId(2)), cache()).unwrap_err().to_string();
+        assert_eq!(message, "layer 2 is out of range, the trace has 2 MoE layers");
+        let mut trace = MemoryTrace::new(geometry.clone());
+        trace.push(SequenceBuf::from_experts(&geometry, vec![1, 2], Phase::Decode).unwrap()).unwrap();
+        let mut simulation = Simulation::new(&geometry, Pool::Model, cache()).unwrap();
+        assert_eq!(simulation.run(&trace).unwrap_err().to_string(), "the set is over 8 experts, the cache over 4");
     }
 }

@@ -7,9 +7,9 @@ use serde::Serialize;
 /// Counters of one layer in one phase.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct PhaseCounters {
-    /// Requests, hits, loads and bypasses, counted as the simulator counts them.
+    /// Requests, hits, loads and bypasses of completed calls, counted as the simulator counts them.
     pub counts: Counts,
-    /// Bytes copied into slots.
+    /// Bytes copied into slots, by failed calls too.
     pub loaded_bytes: u64,
     /// Seconds spent fetching and copying.
     pub load_seconds: f64,
@@ -43,6 +43,13 @@ impl LayerCounters {
     /// The counts alone, to compare with a simulation.
     pub fn counts(&self) -> PhaseCounts {
         PhaseCounts { prefill: self.prefill.counts, decode: self.decode.counts }
+    }
+
+    /// Both phases together.
+    pub fn total(&self) -> PhaseCounters {
+        let mut total = self.prefill;
+        total.merge(&self.decode);
+        total
     }
 
     /// Adds other counters.

@@ -71,18 +71,21 @@ impl Dispatch {
         for (row, &place) in (0u32..).zip(self.groups.iter().flat_map(|group| &group.places)) {
             row_of[place as usize] = row;
         }
+        let mut weights = routes.weights().to_dtype(hidden.dtype())?;
         let rows: usize = self.groups.iter().map(|group| group.places.len()).sum();
         if rows < row_of.len() {
-            // Empty slots read a row of zeros behind the last one.
+            // Empty slots read a row of zeros behind the last one, and their weight, whatever it is, counts as 0.
             outputs.push(Tensor::zeros((1, width), hidden.dtype(), device)?);
+            let used: Vec<u8> = row_of.iter().map(|&row| u8::from(row != u32::MAX)).collect();
+            let used = Tensor::from_vec(used, weights.shape(), device)?;
+            weights = used.where_cond(&weights, &weights.zeros_like()?)?;
             let zero_row = u32::try_from(rows).expect("places are u32");
             row_of.iter_mut().filter(|row| **row == u32::MAX).for_each(|row| *row = zero_row);
         }
         let sorted = Tensor::cat(&outputs, 0)?;
         let row_of = Tensor::from_vec(row_of, self.tokens * self.top_k, device)?;
         let ranked = sorted.index_select(&row_of, 0)?.reshape((self.tokens, self.top_k, width))?;
-        let weights = routes.weights().to_dtype(hidden.dtype())?.unsqueeze(2)?;
-        Ok(ranked.broadcast_mul(&weights)?.sum(1)?)
+        Ok(ranked.broadcast_mul(&weights.unsqueeze(2)?)?.sum(1)?)
     }
 }
 

@@ -14,6 +14,16 @@ pub enum OffloadError {
     /// A tensor operation failed.
     #[error("tensor operation failed")]
     Tensor(#[from] candle_core::Error),
+    /// A size that no model has.
+    #[error("{field} is {value}, allowed are 1..={max}")]
+    Size {
+        /// The size.
+        field: &'static str,
+        /// Its value.
+        value: usize,
+        /// Its limit.
+        max: usize,
+    },
     /// Routes that do not fit the tokens.
     #[error("{field} of the routes is {value}, expected {expected}")]
     Routes {

@@ -81,17 +81,15 @@ impl<'a> Execution<'a> {
         self.loaded
     }
 
-    /// Outputs of the groups in order, and what the execution counted.
-    pub(crate) fn finish(mut self) -> (Vec<Tensor>, PhaseCounters) {
-        self.counters.counts.add(self.plan);
-        let expert_bytes = self.store.shape().expert_bytes(self.store.dtype());
-        self.counters.loaded_bytes = (self.loaded * expert_bytes) as u64;
+    /// Outputs of the groups in order, as far as the execution came, and the bytes and seconds that it took.
+    pub(crate) fn finish(self) -> (Vec<Tensor>, PhaseCounters) {
         (self.outputs.into_iter().flatten().collect(), self.counters)
     }
 
     fn load(&mut self, load: &Load) -> Result<()> {
         self.slots.load(load.slot, &self.store.fetch(self.layer, expert_id(load.key.index()))?)?;
         self.loaded += 1;
+        self.counters.loaded_bytes += self.store.shape().expert_bytes(self.store.dtype()) as u64;
         Ok(())
     }
 

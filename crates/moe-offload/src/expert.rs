@@ -19,6 +19,21 @@ pub struct ExpertShape {
 }
 
 impl ExpertShape {
+    /// Checks that every size is at least 1, and that ids of layers and experts are u16.
+    pub(crate) fn check(&self) -> Result<()> {
+        let ids = usize::from(u16::MAX);
+        let sizes = [
+            ("layers", self.layers, ids),
+            ("experts", self.experts, ids),
+            ("hidden size", self.hidden, usize::MAX),
+            ("intermediate size", self.intermediate, usize::MAX),
+        ];
+        match sizes.into_iter().find(|&(_, value, max)| value == 0 || value > max) {
+            Some((field, value, max)) => Err(OffloadError::Size { field, value, max }),
+            None => Ok(()),
+        }
+    }
+
     /// Shapes of gate, up and down projection, `[out, in]`.
     pub fn projections(&self) -> [(usize, usize); 3] {
         let (h, i) = (self.hidden, self.intermediate);

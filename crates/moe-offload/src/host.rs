@@ -19,9 +19,10 @@ impl HostStore {
     /// Reads every expert of another store into host memory.
     ///
     /// # Errors
-    /// The first fetch that fails.
+    /// [`OffloadError::Size`](crate::OffloadError::Size) for a shape that no model has; the first fetch that fails.
     pub fn from_store(store: &dyn ExpertStore) -> Result<HostStore> {
         let shape = store.shape();
+        shape.check()?;
         let mut experts = Vec::with_capacity(shape.layers * shape.experts);
         for layer in (0..).take(shape.layers).map(LayerId) {
             for expert in (0..).take(shape.experts).map(ExpertId) {

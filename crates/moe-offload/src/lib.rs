@@ -3,7 +3,7 @@
 //! A model's MoE block hands its tokens and [`Routes`] to an [`ExpertBank`]. [`ResidentExperts`] keeps every expert on
 //! the compute device; [`OffloadedExperts`] keeps a few in slots there and fetches the others from an
 //! [`ExpertStore`] ([`HostStore`], [`MappedStore`]) as an `expert_cache` policy plans it. Both run the same arithmetic
-//! in the same order, so their results are bit-identical.
+//! in the same order, so their results are bit-identical (see [`OffloadedExperts`] for what is bypassed).
 //!
 //! ```
 //! use std::{collections::HashMap, sync::Arc};

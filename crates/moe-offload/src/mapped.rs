@@ -39,7 +39,7 @@ impl MappedStore {
     /// `names` gives the tensor names of an expert's gate, up and down projection.
     ///
     /// # Errors
-    /// [`OffloadError::Io`], [`OffloadError::Safetensors`], [`OffloadError::MissingTensor`], [`OffloadError::Shape`],
+    /// [`OffloadError::Size`], [`OffloadError::Io`], [`OffloadError::Safetensors`], [`OffloadError::MissingTensor`], [`OffloadError::Shape`],
     /// [`OffloadError::Dtype`].
     pub fn open(
         files: &[PathBuf],
@@ -47,6 +47,7 @@ impl MappedStore {
         dtype: DType,
         names: impl Fn(LayerId, ExpertId) -> [String; 3],
     ) -> Result<MappedStore> {
+        shape.check()?;
         let mut tensors = HashMap::new();
         let mut maps = Vec::with_capacity(files.len());
         for (number, path) in files.iter().enumerate() {

@@ -18,13 +18,16 @@ use crate::{ExpertBank, ExpertStore, LayerCounters, OffloadError, Result, Routes
 /// device compute alike: always on the CPU, and on other devices if nothing is bypassed ([`Oversize::Waves`] and a
 /// policy that never bypasses).
 ///
-/// A failed load fails its call and is rolled back; the bank goes on.
+/// A failed load fails its call and is rolled back; the bank goes on. A policy that knows the future is one request
+/// ahead after a failed call: it still chooses valid victims, but no longer the best.
+#[derive(Debug)]
 pub struct OffloadedExperts {
     store: Arc<dyn ExpertStore>,
     capacity: usize,
     layers: Vec<Mutex<LayerPool>>,
 }
 
+#[derive(Debug)]
 struct LayerPool {
     cache: ExpertCache<Box<dyn EvictionPolicy>>,
     slots: SlotTensors,
@@ -88,19 +91,25 @@ impl OffloadedExperts {
 impl ExpertBank for OffloadedExperts {
     fn forward(&self, layer: LayerId, hidden: &Tensor, routes: &Routes) -> Result<Tensor> {
         let experts = self.store.shape().experts;
+        let dispatch = Dispatch::new(layer, hidden, routes, experts)?;
+        if routes.tokens() == 0 {
+            return Ok(hidden.clone());
+        }
         let mut pool = self.pool(layer)?;
         let pool = &mut *pool;
-        let dispatch = Dispatch::new(layer, hidden, routes, experts)?;
         let wanted = ExpertSet::from_members(experts, dispatch.groups().iter().map(|group| group.expert));
         let plan = pool.cache.request(&wanted)?.clone();
         let mut execution = Execution::new(layer, &plan, &pool.slots, &*self.store, &dispatch, hidden);
-        if let Err(error) = execution.run() {
-            let loaded = execution.loaded();
-            pool.cache.rollback(&plan, loaded);
+        let result = execution.run();
+        let loaded = execution.loaded();
+        let (outputs, counters) = execution.finish();
+        let phase = pool.counters.of_mut(routes.phase());
+        phase.merge(&counters);
+        if let Err(error) = result {
+            pool.cache.rollback(loaded);
             return Err(error);
         }
-        let (outputs, counters) = execution.finish();
-        pool.counters.of_mut(routes.phase()).merge(&counters);
+        phase.counts.add(&plan);
         dispatch.combine(outputs, hidden, routes)
     }
 }

@@ -24,6 +24,9 @@ impl ExpertBank for ResidentExperts {
         let layers = self.layers.len();
         let experts = self.layers.get(layer.index()).ok_or(OffloadError::LayerOutOfRange { layer, layers })?;
         let dispatch = Dispatch::new(layer, hidden, routes, experts.len())?;
+        if routes.tokens() == 0 {
+            return Ok(hidden.clone());
+        }
         let outputs = dispatch.groups().iter().map(|group| experts[group.expert].forward(&group.gather(hidden)?));
         dispatch.combine(outputs.collect::<Result<_>>()?, hidden, routes)
     }

@@ -16,7 +16,8 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// Creates routes from expert ids, `[tokens x top_k]` in rank order, and a weight tensor `[tokens, top_k]` on the
+    /// Creates routes from expert ids, `[tokens x top_k]` in rank order, [`EMPTY_SLOT`](moe_trace::EMPTY_SLOT) where a
+    /// token uses fewer, and a weight tensor `[tokens, top_k]` on the
     /// compute device (a tensor, so that gradients reach the router).
     ///
     /// # Errors

@@ -1,12 +1,14 @@
 //! Where the weights of experts live when they are not on the compute device.
 
+use std::fmt;
+
 use candle_core::DType;
 use moe_trace::{ExpertId, LayerId};
 
 use crate::{ExpertShape, ExpertWeights, OffloadError, Result};
 
 /// A place that holds every expert of a model.
-pub trait ExpertStore: Send + Sync {
+pub trait ExpertStore: fmt::Debug + Send + Sync {
     /// Sizes of the experts.
     fn shape(&self) -> ExpertShape;
 

@@ -163,6 +163,7 @@ fn half_precision_checkpoints_are_widened_on_fetch() {
 }
 
 /// A store whose device goes away for a while.
+#[derive(Debug)]
 struct Flaky {
     store: MappedStore,
     down: AtomicBool,
@@ -195,6 +196,10 @@ fn a_failed_load_fails_its_call_and_the_bank_goes_on() {
     let calls = calls();
     let error = run(&bank, &calls).unwrap_err();
     assert_eq!(error.to_string(), "a.safetensors: cannot read checkpoint file");
+    // The loads of the failed call that went well have moved bytes; the call itself does not count.
+    let total = bank.counters().unwrap()[0].total();
+    let completed = total.counts.loads * SHAPE.expert_bytes(DType::F32) as u64;
+    assert!(total.loaded_bytes >= completed && total.counts.requests < calls.len() as u64);
     flaky.down.store(false, Ordering::Relaxed);
     let expected = run(&resident(&flaky.store), &calls).unwrap();
     assert_eq!(bits(&run(&bank, &calls).unwrap()), bits(&expected));
@@ -214,7 +219,22 @@ fn bad_checkpoints_routes_and_capacities_are_told() {
     let absent = open(&[directory.path().join("absent")], SHAPE).to_string();
     assert!(absent.ends_with("absent: cannot read checkpoint file"), "{absent}");
 
-    let store: Arc<dyn ExpertStore> = Arc::new(store(directory.path()));
+    for (shape, message) in [
+        (ExpertShape { experts: 0, ..SHAPE }, "experts is 0, allowed are 1..=65535"),
+        (ExpertShape { layers: 65536, ..SHAPE }, "layers is 65536, allowed are 1..=65535"),
+    ] {
+        assert_eq!(open(&files, shape).to_string(), message);
+    }
+    let store = store(directory.path());
+    let fetch = |layer, expert| store.fetch(LayerId(layer), ExpertId(expert)).unwrap_err().to_string();
+    assert_eq!(fetch(1, 6), "layer 1: expert 6 is out of range, the layer has 6");
+    assert_eq!(fetch(2, 0), "layer 2 is out of range, the bank has 2 layers");
+    let wide = Tensor::zeros((4, 8), DType::F64, &Device::Cpu).unwrap();
+    let file = directory.path().join("wide.safetensors");
+    candle_core::safetensors::save(&HashMap::from([("0.0.gate", wide)]), &file).unwrap();
+    assert_eq!(open(&[file], SHAPE).to_string(), "0.0.gate has dtype F64, supported are f32, f16 and bf16");
+
+    let store: Arc<dyn ExpertStore> = Arc::new(store);
     let bank = |capacity| {
         let policy = |_| PolicyKind::Lru.build(SHAPE.experts, None);
         OffloadedExperts::new(Arc::clone(&store), &Device::Cpu, capacity, Oversize::Waves, policy)
@@ -249,7 +269,19 @@ fn empty_slots_contribute_nothing() {
         let routes = Routes::new(experts, weights, Phase::Decode).unwrap();
         bank.forward(LayerId(0), &hidden, &routes).unwrap().to_vec2::<f32>().unwrap()
     };
-    let with_empty = forward(vec![2, moe_trace::EMPTY_SLOT, 1, 3], [0.5, 0.5, 0.25, 0.75]);
+    let with_empty = forward(vec![2, moe_trace::EMPTY_SLOT, 1, 3], [0.5, f32::NAN, 0.25, 0.75]);
     let without = forward(vec![2, 0, 1, 3], [0.5, 0.0, 0.25, 0.75]);
     assert_eq!(with_empty, without);
+}
+
+#[test]
+fn a_call_of_no_token_asks_nobody() {
+    let directory = tempfile::tempdir().unwrap();
+    let store: Arc<dyn ExpertStore> = Arc::new(store(directory.path()));
+    let policy = |_| PolicyKind::Lru.build(SHAPE.experts, None);
+    let bank = OffloadedExperts::new(store, &Device::Cpu, 2, Oversize::Waves, policy).unwrap();
+    let none = |columns| Tensor::zeros((0, columns), DType::F32, &Device::Cpu).unwrap();
+    let routes = Routes::new(vec![], none(2), Phase::Decode).unwrap();
+    assert_eq!(bank.forward(LayerId(0), &none(8), &routes).unwrap().dims(), [0, 8]);
+    assert_eq!(bank.counters().unwrap()[0].counts().total().requests, 0);
 }

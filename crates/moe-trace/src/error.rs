@@ -89,14 +89,6 @@ pub enum TraceError {
         /// The length that the other columns imply.
         expected: usize,
     },
-    /// Two traces or a trace and a sequence differ in geometry.
-    #[error("geometries differ: {left} against {right} (layers x experts x top-k)")]
-    GeometryMismatch {
-        /// One geometry.
-        left: String,
-        /// The other.
-        right: String,
-    },
     /// Router events of one token disagree, or a layer is missing.
     #[error("capture of sequence {sequence}, layer {layer}: {problem}")]
     Capture {
@@ -114,6 +106,23 @@ pub enum TraceError {
         domain: usize,
         /// Number of names.
         names: usize,
+    },
+    /// A domain id that the file format cannot hold.
+    #[error("domain {domain} is too large for a trace file, the largest is {max}")]
+    DomainLimit {
+        /// The id.
+        domain: usize,
+        /// The largest id.
+        max: usize,
+    },
+    /// A sequence of a file is invalid.
+    #[error("{path}: invalid sequence")]
+    InvalidSequence {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: Box<TraceError>,
     },
     /// The file is not well-formed safetensors.
     #[error("{path}: not a readable safetensors file")]

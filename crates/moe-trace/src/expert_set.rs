@@ -78,6 +78,15 @@ impl ExpertSet {
         self.bits.fill(false);
     }
 
+    /// Becomes a copy of `other`, without allocating.
+    ///
+    /// # Panics
+    /// If the universes differ.
+    pub fn copy_from(&mut self, other: &ExpertSet) {
+        assert_eq!(self.universe(), other.universe(), "sets over different universes");
+        self.bits.as_raw_mut_slice().copy_from_slice(other.words());
+    }
+
     /// Adds the members of `other`.
     ///
     /// # Panics
@@ -144,6 +153,8 @@ mod tests {
             }
             a.clear();
             prop_assert!(a.is_empty());
+            a.copy_from(&b);
+            prop_assert_eq!(a, b);
         }
     }
 

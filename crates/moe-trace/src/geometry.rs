@@ -33,10 +33,27 @@ pub struct MoeLayer {
 /// # Ok::<(), moe_trace::TraceError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "UncheckedGeometry")]
 pub struct Geometry {
     layers: Vec<MoeLayer>,
     experts: u16,
     top_k: u16,
+}
+
+/// A geometry as somebody wrote it.
+#[derive(Deserialize)]
+struct UncheckedGeometry {
+    layers: Vec<MoeLayer>,
+    experts: usize,
+    top_k: usize,
+}
+
+impl TryFrom<UncheckedGeometry> for Geometry {
+    type Error = TraceError;
+
+    fn try_from(unchecked: UncheckedGeometry) -> Result<Geometry> {
+        Geometry::new(unchecked.layers, unchecked.experts, unchecked.top_k)
+    }
 }
 
 impl Geometry {
@@ -44,6 +61,9 @@ impl Geometry {
     pub const MAX_EXPERTS: usize = u16::MAX as usize;
     /// The largest number of MoE layers.
     pub const MAX_LAYERS: usize = u16::MAX as usize;
+    /// The largest number of experts in all layers together, so that no claim of a file makes a cache or a histogram
+    /// over all of them unaffordable.
+    pub const MAX_POOL: usize = 1 << 24;
 
     /// Creates the geometry of the given MoE layers, each of `experts` experts of which a token uses at most `top_k`.
     ///
@@ -57,6 +77,7 @@ impl Geometry {
         check("layers", layers.len(), 1, Self::MAX_LAYERS)?;
         check("experts", experts, 1, Self::MAX_EXPERTS)?;
         check("top_k", top_k, 1, experts)?;
+        check("layers x experts", layers.len() * experts, 1, Self::MAX_POOL)?;
         let narrow = |value: usize| u16::try_from(value).expect("checked above");
         Ok(Geometry { layers, experts: narrow(experts), top_k: narrow(top_k) })
     }
@@ -118,5 +139,16 @@ mod tests {
         assert_eq!(message(1, 4, 5), "top_k is 5, allowed are 1..=4");
         assert_eq!(message(1, 65536, 5), "experts is 65536, allowed are 1..=65535");
         assert_eq!(message(70000, 4, 2), "layers is 70000, allowed are 1..=65535");
+        assert_eq!(message(65535, 257, 2), "layers x experts is 16842495, allowed are 1..=16777216");
+    }
+
+    #[test]
+    fn geometries_are_checked_when_they_are_deserialized() {
+        let geometry = Geometry::decoder(2, 4, 2).unwrap();
+        let json = serde_json::to_string(&geometry).unwrap();
+        assert_eq!(serde_json::from_str::<Geometry>(&json).unwrap(), geometry);
+        let message =
+            serde_json::from_str::<Geometry>(r#"{"layers":[],"experts":4,"top_k":2}"#).unwrap_err().to_string();
+        assert!(message.contains("layers is 0, allowed are 1..=65535"), "{message}");
     }
 }

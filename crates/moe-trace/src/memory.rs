@@ -23,7 +23,7 @@ impl MemoryTrace {
         self
     }
 
-    /// Names the domains.
+    /// Names the domains; do it before adding sequences that refer to them.
     pub fn with_domains(mut self, domains: impl IntoIterator<Item = impl Into<String>>) -> MemoryTrace {
         self.domains = domains.into_iter().map(Into::into).collect();
         self
@@ -48,7 +48,9 @@ impl MemoryTrace {
         let mut trace = MemoryTrace::new(source.geometry().clone()).with_domains(source.domains());
         trace.model = source.model().map(str::to_owned);
         for index in 0..source.len() {
-            trace.sequences.push(source.sequence(index)?.to_buf());
+            let sequence = source.sequence(index)?;
+            check_domain(sequence.domain(), &trace.domains)?;
+            trace.sequences.push(sequence.to_buf());
         }
         Ok(trace)
     }
@@ -80,7 +82,7 @@ impl RoutingSource for MemoryTrace {
     fn sequence(&self, index: usize) -> Result<Sequence<'_>> {
         let len = self.sequences.len();
         let sequence = self.sequences.get(index).ok_or(TraceError::NoSuchSequence { index, len })?;
-        sequence.view(&self.geometry, index)
+        Ok(Sequence::trusted(&self.geometry, sequence.columns()))
     }
 
     fn domains(&self) -> &[String] {

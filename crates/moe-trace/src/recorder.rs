@@ -41,7 +41,7 @@ impl SequenceSink for ShardedWriter {
 
 /// A [`RouterObserver`] that collects the events of each sequence until it ends and hands it to a sink.
 ///
-/// Capture never fails a forward pass: the first error is kept for [`finish`](Recorder::finish), and events after it are
+/// Capture never fails a forward pass: the first error is kept (see [`error`](Recorder::error)), and events after it are
 /// ignored. Sequences accepted before the error stay accepted.
 #[derive(Debug)]
 pub struct Recorder<S> {
@@ -71,20 +71,30 @@ impl<S: SequenceSink> Recorder<S> {
         self.open.entry(sequence).or_default().buf.domain = Some(domain);
     }
 
+    /// The first error so far; after it nothing more is recorded.
+    pub fn error(&self) -> Option<&TraceError> {
+        self.error.as_ref()
+    }
+
     /// Ends the capture and returns the sink. Sequences that have not ended are ended now.
     ///
     /// # Errors
-    /// The first error of the capture.
-    pub fn finish(mut self) -> Result<S> {
+    /// The first error of the capture; to keep what was accepted before it, use [`into_parts`](Self::into_parts).
+    pub fn finish(self) -> Result<S> {
+        match self.into_parts() {
+            (sink, None) => Ok(sink),
+            (_, Some(error)) => Err(error),
+        }
+    }
+
+    /// Ends the capture and returns the sink with all sequences accepted, and the first error if there was one.
+    pub fn into_parts(mut self) -> (S, Option<TraceError>) {
         let mut open: Vec<usize> = self.open.keys().copied().collect();
         open.sort_unstable();
         for sequence in open {
             self.sequence_end(sequence);
         }
-        match self.error {
-            Some(error) => Err(error),
-            None => Ok(self.sink),
-        }
+        (self.sink, self.error)
     }
 
     fn keep_first_error(&mut self, result: Result<()>) {
@@ -132,8 +142,11 @@ impl OpenSequence {
         if event.weights.is_empty() == self.buf.weights.is_some() && tokens > 0 {
             return fail("weights must come with all events of a sequence or with none");
         }
-        if self.buf.token_ids.as_ref().is_some_and(|ids| ids.len() != self.buf.phases.len()) {
+        if event.token_ids.is_empty() == self.buf.token_ids.is_some() && tokens > 0 {
             return fail("token ids must come with all events of a sequence or with none");
+        }
+        if self.buf.token_ids.as_ref().is_some_and(|ids| ids.len() != self.buf.phases.len()) {
+            return fail("there are not as many token ids as tokens");
         }
         for token in 0..tokens {
             let to = ((self.chunk_start + token) * layers + event.layer.index()) * k;
@@ -219,12 +232,17 @@ mod tests {
     #[test]
     fn the_first_error_is_kept_and_earlier_sequences_stay() {
         let mut recorder = recorder();
-        recorder.routed(&event(0, 1, &[0, 1], &[]));
-        recorder.routed(&event(0, 9, &[0, 1], &[]));
-        assert_eq!(
-            recorder.finish().unwrap_err().to_string(),
-            "capture of sequence 0, layer 1: the layer came out of order"
-        );
+        for layer in [0, 1] {
+            recorder.routed(&event(0, layer, &[0, 1], &[]));
+        }
+        recorder.sequence_end(0);
+        assert!(recorder.error().is_none());
+        recorder.routed(&event(1, 1, &[0, 1], &[]));
+        recorder.routed(&event(1, 9, &[0, 1], &[]));
+        let message = "capture of sequence 1, layer 1: the layer came out of order";
+        assert_eq!(recorder.error().map(ToString::to_string).as_deref(), Some(message));
+        let (trace, error) = recorder.into_parts();
+        assert_eq!((trace.len(), error.map(|error| error.to_string()).as_deref()), (1, Some(message)));
     }
 
     #[test]
@@ -246,6 +264,14 @@ mod tests {
         assert_eq!(
             message(&[event(0, 0, &[0, 1], &[]), event(0, 1, &[0, 1], &[0.5, 0.5])]),
             problem("weights must come with all events of a sequence or with none", 1)
+        );
+        assert_eq!(
+            message(&[event(0, 0, &[0, 1], &[]), RoutingEvent { token_ids: &[7], ..event(0, 1, &[0, 1], &[]) }]),
+            problem("token ids must come with all events of a sequence or with none", 1)
+        );
+        assert_eq!(
+            message(&[RoutingEvent { token_ids: &[7, 8], ..event(0, 0, &[0, 1], &[]) }]),
+            problem("there are not as many token ids as tokens", 0)
         );
         assert_eq!(
             message(&[event(0, 0, &[0, 8], &[]), event(0, 1, &[0, 1], &[])]),

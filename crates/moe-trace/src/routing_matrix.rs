@@ -33,12 +33,13 @@ impl RoutingMatrix {
     /// Creates the matrix from ids `[tokens x slots]`; [`EMPTY_SLOT`] is skipped.
     ///
     /// # Panics
-    /// If an id is not below `experts`.
+    /// If an id is not below `experts`, or the ids are not the same number for every token.
     pub fn from_ids(ids: &[u16], tokens: usize, experts: usize) -> RoutingMatrix {
         let (row_bits, column_bits) = (experts.next_multiple_of(64), tokens.next_multiple_of(64));
         let mut rows = BitVec::repeat(false, tokens * row_bits);
         let mut columns = BitVec::repeat(false, experts * column_bits);
-        let slots = ids.len().checked_div(tokens).unwrap_or(1);
+        let slots = ids.len().checked_div(tokens).unwrap_or(0).max(1);
+        assert!(ids.len() == slots * tokens || ids.is_empty(), "{} ids for {tokens} tokens", ids.len());
         for (slot, &id) in ids.iter().enumerate() {
             if id == EMPTY_SLOT {
                 continue;
@@ -99,19 +100,23 @@ mod tests {
         #[test]
         fn rows_and_columns_agree_with_the_ids(
             experts in 1u16..140,
+            slots in 1usize..4,
             raw in proptest::collection::vec(proptest::option::of(any::<u16>()), 0..300),
         ) {
-            let ids: Vec<u16> = raw.iter().map(|id| id.map_or(EMPTY_SLOT, |id| id % experts)).collect();
-            let matrix = RoutingMatrix::from_ids(&ids, ids.len(), usize::from(experts));
-            for (token, &id) in ids.iter().enumerate() {
+            let mut ids: Vec<u16> = raw.iter().map(|id| id.map_or(EMPTY_SLOT, |id| id % experts)).collect();
+            ids.truncate(ids.len() / slots * slots);
+            let tokens: Vec<&[u16]> = ids.chunks(slots).collect();
+            let has = |token: usize, expert: usize| tokens[token].iter().any(|&id| usize::from(id) == expert);
+            let matrix = RoutingMatrix::from_ids(&ids, tokens.len(), usize::from(experts));
+            for token in 0..tokens.len() {
                 for expert in 0..usize::from(experts) {
-                    let expected = usize::from(id) == expert;
+                    let expected = has(token, expert);
                     prop_assert_eq!(matrix.row(token)[expert / 64] >> (expert % 64) & 1 == 1, expected);
                     prop_assert_eq!(matrix.column(expert)[token / 64] >> (token % 64) & 1 == 1, expected);
                 }
             }
             for expert in 0..usize::from(experts) {
-                let naive: Vec<usize> = (0..ids.len()).filter(|&t| usize::from(ids[t]) == expert).collect();
+                let naive: Vec<usize> = (0..tokens.len()).filter(|&token| has(token, expert)).collect();
                 prop_assert_eq!(matrix.column_ones(expert).collect::<Vec<_>>(), naive);
             }
         }

@@ -102,10 +102,16 @@ impl<'a> Sequence<'a> {
                 return Err(TraceError::PhaseCode { sequence: index, token, code: codes[token] });
             }
         }
-        let sequence = Sequence { geometry, tokens, columns };
+        let sequence = Sequence::trusted(geometry, columns);
         sequence.check_ids(index)?;
         sequence.check_weights(index)?;
         Ok(sequence)
+    }
+
+    /// Views columns that were checked before.
+    pub(crate) fn trusted(geometry: &'a Geometry, columns: Columns<'a>) -> Sequence<'a> {
+        let tokens = columns.experts.len() / (geometry.layers() * geometry.top_k());
+        Sequence { geometry, tokens, columns }
     }
 
     fn check_ids(&self, sequence: usize) -> Result<()> {
@@ -275,17 +281,20 @@ impl SequenceBuf {
     /// Checks the sequence and views it; `index` is its number for messages.
     ///
     /// # Errors
-    /// [`TraceError::ColumnLength`], [`TraceError::ExpertOutOfRange`], [`TraceError::DuplicateExpert`],
-    /// [`TraceError::WeightNotFinite`].
+    /// [`TraceError::ColumnLength`], [`TraceError::PhaseCode`], [`TraceError::ExpertOutOfRange`],
+    /// [`TraceError::DuplicateExpert`], [`TraceError::WeightNotFinite`].
     pub fn view<'a>(&'a self, geometry: &'a Geometry, index: usize) -> Result<Sequence<'a>> {
-        let columns = Columns {
+        Sequence::checked(geometry, index, self.columns())
+    }
+
+    pub(crate) fn columns(&self) -> Columns<'_> {
+        Columns {
             experts: Ids::U16(&self.experts),
             weights: self.weights.as_deref().map(Weights::F32),
             token_ids: self.token_ids.as_deref(),
             phases: PhaseColumn::Codes(&self.phases),
             domain: self.domain,
-        };
-        Sequence::checked(geometry, index, columns)
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::format::{Columns, Header, write_atomically};
+use crate::format::{Columns, Header, sync_directory, write_atomically};
 use crate::memory::check_domain;
 use crate::{Geometry, Result, RoutingSource, Sequence, SequenceBuf, TraceError, TraceFile};
 
@@ -22,7 +22,7 @@ struct Index {
     shards: Vec<ShardEntry>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct ShardEntry {
     file: String,
     sequences: usize,
@@ -42,6 +42,8 @@ pub struct ShardedWriter {
     shard_tokens: usize,
     columns: Columns,
     index: Index,
+    /// Sequences in the shards of the index.
+    written: usize,
 }
 
 impl ShardedWriter {
@@ -62,6 +64,9 @@ impl ShardedWriter {
             move |source| TraceError::Io { path, action, source }
         };
         fs::create_dir_all(&directory).map_err(io("create the directory"))?;
+        if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            sync_directory(parent).map_err(io("create the directory"))?;
+        }
         for entry in fs::read_dir(&directory).map_err(io("list the directory"))? {
             let name = entry.map_err(io("list the directory"))?.file_name();
             let name = name.to_string_lossy();
@@ -77,7 +82,7 @@ impl ShardedWriter {
         let header = Header::new(&geometry, domains, model);
         let columns = Columns::new(&geometry);
         let shard_tokens = shard_tokens.max(1);
-        Ok(ShardedWriter { directory, geometry, header, shard_tokens, columns, index: Index::default() })
+        Ok(ShardedWriter { directory, geometry, header, shard_tokens, columns, index: Index::default(), written: 0 })
     }
 
     /// The geometry of the sequences.
@@ -85,15 +90,17 @@ impl ShardedWriter {
         &self.geometry
     }
 
-    /// Appends a sequence, and writes a shard if it is full.
+    /// Appends a sequence, and writes a shard if it is full. If that fails the sequence is kept for another try: do not
+    /// push it again.
+    ///
+    /// A shard has router weights and token ids if all its sequences (that have a token) have them.
     ///
     /// # Errors
-    /// What [`SequenceBuf::view`] finds; [`TraceError::UnknownDomain`]; [`TraceError::Io`].
+    /// What [`SequenceBuf::view`] finds; [`TraceError::UnknownDomain`]; [`TraceError::DomainLimit`]; [`TraceError::Io`].
     pub fn push(&mut self, sequence: &SequenceBuf) -> Result<()> {
-        let written: usize = self.index.shards.iter().map(|shard| shard.sequences).sum();
-        let view = sequence.view(&self.geometry, written + self.columns.sequences())?;
+        let view = sequence.view(&self.geometry, self.written + self.columns.sequences())?;
         check_domain(view.domain(), &self.header.domains)?;
-        self.columns.push(sequence);
+        self.columns.push(sequence)?;
         if self.columns.tokens() >= self.shard_tokens { self.write_shard() } else { Ok(()) }
     }
 
@@ -115,6 +122,7 @@ impl ShardedWriter {
         let (sequences, tokens) = (self.columns.sequences(), self.columns.tokens());
         self.columns = Columns::new(&self.geometry);
         self.index.shards.push(ShardEntry { file, sequences, tokens });
+        self.written += sequences;
         self.write_index()
     }
 
@@ -138,22 +146,18 @@ impl ShardedTrace {
     /// a shard and its entry.
     ///
     /// # Errors
-    /// [`TraceError::NoShards`]; [`TraceError::Io`] and [`TraceError::Field`] for a broken index or a shard that the
-    /// index names and the directory lacks; [`TraceError::GeometryMismatch`]; what [`TraceFile::open`] finds.
+    /// [`TraceError::NoShards`]; [`TraceError::Io`] and [`TraceError::Field`] for a broken index, for a shard that the index
+    /// names and the directory lacks, and for shards that differ in geometry, domains or model; what [`TraceFile::open`]
+    /// finds.
     pub fn open(directory: impl AsRef<Path>) -> Result<ShardedTrace> {
         let directory = directory.as_ref();
         let index = read_index(&directory.join(INDEX))?;
         let mut shards = Vec::new();
         for (number, entry) in index.shards.iter().enumerate() {
-            let path = directory.join(shard_name(number));
-            let shard = TraceFile::open(&path)?;
-            if shard.len() != entry.sequences {
-                return Err(TraceError::Field {
-                    path,
-                    field: "sequences".to_owned(),
-                    value: shard.len().to_string(),
-                    limit: format!("the index says {}", entry.sequences),
-                });
+            let shard = TraceFile::open(directory.join(shard_name(number)))?;
+            let found = ShardEntry { file: shard_name(number), sequences: shard.len(), tokens: shard.tokens() };
+            if found != *entry {
+                return Err(shard_field(&shard, "shard", &format!("{found:?}"), &format!("the index says {entry:?}")));
             }
             shards.push(shard);
         }
@@ -162,9 +166,15 @@ impl ShardedTrace {
             shards.push(TraceFile::open(next)?);
         }
         let Some(first) = shards.first() else { return Err(TraceError::NoShards { path: directory.to_owned() }) };
-        if let Some(other) = shards.iter().find(|shard| shard.geometry() != first.geometry()) {
-            let show = |g: &Geometry| format!("{} x {} x {}", g.layers(), g.experts(), g.top_k());
-            return Err(TraceError::GeometryMismatch { left: show(first.geometry()), right: show(other.geometry()) });
+        for shard in &shards {
+            let same = [
+                ("geometry", shard.geometry() == first.geometry()),
+                ("domains", shard.domains() == first.domains()),
+                ("model", shard.model() == first.model()),
+            ];
+            if let Some((field, _)) = same.into_iter().find(|&(_, same)| !same) {
+                return Err(shard_field(shard, field, "another than the first shard's", "all shards must agree"));
+            }
         }
         let mut starts = vec![0];
         for shard in &shards {
@@ -177,6 +187,11 @@ impl ShardedTrace {
     pub fn is_complete(&self) -> bool {
         self.complete
     }
+}
+
+fn shard_field(shard: &TraceFile, field: &str, value: &str, limit: &str) -> TraceError {
+    let path = shard.path().to_owned();
+    TraceError::Field { path, field: field.to_owned(), value: value.to_owned(), limit: limit.to_owned() }
 }
 
 fn read_index(path: &Path) -> Result<Index> {

@@ -85,11 +85,14 @@ fn every_point_of_interruption_leaves_complete_shards_only() {
     shards(6);
     // While a shard is being written under its temporary name.
     let whole = fs::read(path.join("shard-00002.safetensors")).unwrap();
-    fs::rename(path.join("shard-00002.safetensors"), path.join("shard-00002.safetensors.tmp")).unwrap();
+    fs::remove_file(path.join("shard-00002.safetensors")).unwrap();
     for length in [0, 7, 100, whole.len() - 1] {
-        fs::write(path.join("shard-00002.safetensors.tmp"), &whole[..length]).unwrap();
+        fs::write(path.join("shard-00002.safetensors.7.tmp"), &whole[..length]).unwrap();
         shards(4);
     }
+    // While the index is being written.
+    fs::write(path.join("index.json.7.tmp"), &index[..20]).unwrap();
+    shards(4);
     // Before the first entry.
     fs::remove_file(path.join("index.json")).unwrap();
     fs::remove_file(path.join("shard-00001.safetensors")).unwrap();
@@ -114,7 +117,15 @@ fn broken_directories_are_told() {
     fs::rename(path.join("kept"), path.join("shard-00000.safetensors")).unwrap();
     let index = fs::read_to_string(path.join("index.json")).unwrap();
     fs::write(path.join("index.json"), index.replacen("\"sequences\": 2", "\"sequences\": 3", 1)).unwrap();
-    assert_eq!(message(), "d/shard-00000.safetensors: sequences is 2, the index says 3");
+    assert!(message().starts_with("d/shard-00000.safetensors: shard is ShardEntry"), "{}", message());
+    fs::write(path.join("index.json"), index.replace("\"tokens\": 12", "\"tokens\": 13")).unwrap();
+    assert!(message().contains("the index says ShardEntry"), "{}", message());
+    fs::write(path.join("index.json"), &index).unwrap();
+    let mut other = MemoryTrace::new(geometry()).with_model("another");
+    (2..4).for_each(|number| other.push(sequence(number)).unwrap());
+    moe_trace::write_trace(path.join("shard-00001.safetensors"), &other).unwrap();
+    let expected = "d/shard-00001.safetensors: model is another than the first shard's, all shards must agree";
+    assert_eq!(message(), expected);
     fs::write(path.join("index.json"), "{").unwrap();
     assert!(message().starts_with("d/index.json: index is unreadable, expected JSON"), "{}", message());
 }

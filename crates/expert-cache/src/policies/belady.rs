@@ -1,4 +1,4 @@
-//! The optimum where every miss must be loaded.
+//! The optimum where every miss must be loaded and every request fits.
 
 use std::cmp::Reverse;
 
@@ -7,7 +7,8 @@ use moe_trace::ExpertSet;
 use crate::policy::lowest_priority;
 use crate::{EvictionPolicy, ExpertKey, Requests};
 
-/// Evicts the expert whose next request is farthest away.
+/// Evicts the expert whose next request is farthest away. If every request fits into the cache, no other choice of
+/// victims needs fewer loads.
 ///
 /// It must be stepped through exactly the requests it was built from. State: a list of positions an expert, 4 bytes a
 /// member of every request. A victim costs O(universe / 64 + resident).

@@ -35,6 +35,11 @@ pub(crate) struct Header {
     pub(crate) phase: Phase,
 }
 
+#[derive(Deserialize)]
+struct Version {
+    version: String,
+}
+
 fn default_phase() -> Phase {
     Phase::Prefill
 }
@@ -68,11 +73,13 @@ impl Header {
         let metadata = metadata.unwrap_or(&empty);
         let (header, geometry) = match metadata.get(METADATA_KEY) {
             Some(json) => {
-                let header: Header = serde_json::from_str(json)
-                    .map_err(|error| field(path, METADATA_KEY, json, &format!("expected trace metadata: {error}")))?;
-                if header.version.split('.').next() != VERSION.split('.').next() {
-                    return Err(field(path, "version", &header.version, "this reader knows versions 1.x"));
+                let bad = |error| field(path, METADATA_KEY, json, &format!("expected trace metadata: {error}"));
+                // The version decides what else there is.
+                let Version { version } = serde_json::from_str(json).map_err(bad)?;
+                if !version.starts_with("1.") {
+                    return Err(field(path, "version", &version, "this reader knows versions 1.x"));
                 }
+                let header: Header = serde_json::from_str(json).map_err(bad)?;
                 let geometry = Geometry::new(header.layers.clone(), header.experts, header.top_k);
                 let geometry = geometry.map_err(|error| field(path, METADATA_KEY, json, &error.to_string()))?;
                 (header, geometry)

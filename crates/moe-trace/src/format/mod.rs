@@ -8,4 +8,4 @@ mod writer;
 pub(crate) use header::Header;
 pub use reader::TraceFile;
 pub use writer::write_trace;
-pub(crate) use writer::{Columns, write_atomically};
+pub(crate) use writer::{Columns, sync_directory, write_atomically};

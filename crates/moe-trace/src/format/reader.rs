@@ -67,7 +67,10 @@ impl TraceFile {
             field(path, EXPERTS, &format!("of shape {:?}", experts.shape), "expected [tokens, layers, top_k]")
         })?;
         let (header, geometry) = Header::read(path, metadata.metadata().as_ref(), shape)?;
-        check(path, &metadata, EXPERTS, &[Dtype::U8, Dtype::U16], &shape)?;
+        // A narrow 255 is an empty slot, so it cannot also be an expert.
+        let narrow = geometry.experts() <= usize::from(u8::MAX);
+        let id_types: &[Dtype] = if narrow { &[Dtype::U8, Dtype::U16] } else { &[Dtype::U16] };
+        check(path, &metadata, EXPERTS, id_types, &shape)?;
         check(path, &metadata, WEIGHTS, &[Dtype::F16, Dtype::F32], &shape)?;
         check(path, &metadata, TOKEN_IDS, &[Dtype::U32], &shape[..1])?;
         check(path, &metadata, PHASE, &[Dtype::U8], &shape[..1])?;
@@ -93,6 +96,11 @@ impl TraceFile {
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Number of tokens of all sequences.
+    pub fn tokens(&self) -> usize {
+        self.offsets[self.offsets.len() - 1]
     }
 }
 
@@ -192,7 +200,8 @@ impl RoutingSource for TraceFile {
             },
             domain: self.domain_of.as_ref().and_then(|domains| u16::try_from(domains[index]).ok()).map(DomainId),
         };
-        Sequence::checked(&self.geometry, index, columns)
+        let source = |source| TraceError::InvalidSequence { path: self.path.clone(), source: Box::new(source) };
+        Sequence::checked(&self.geometry, index, columns).map_err(source)
     }
 
     fn domains(&self) -> &[String] {

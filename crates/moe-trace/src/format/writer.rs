@@ -13,15 +13,16 @@ use crate::{EMPTY_SLOT, Geometry, Result, RoutingSource, SequenceBuf, TraceError
 
 /// Writes a source as one trace file. The file is complete or absent.
 ///
-/// The columns are held in memory; for a long capture use a [`ShardedWriter`](crate::ShardedWriter).
+/// Router weights and token ids are written if all sequences (that have a token) have them. The columns are held in
+/// memory; for a long capture use a [`ShardedWriter`](crate::ShardedWriter).
 ///
 /// # Errors
-/// What reading the source finds; [`TraceError::Io`], [`TraceError::Safetensors`].
+/// What reading the source finds; [`TraceError::DomainLimit`], [`TraceError::Io`], [`TraceError::Safetensors`].
 pub fn write_trace(path: impl AsRef<Path>, source: &dyn RoutingSource) -> Result<()> {
     let header = Header::new(source.geometry(), source.domains(), source.model());
     let mut columns = Columns::new(source.geometry());
     for index in 0..source.len() {
-        columns.push(&source.sequence(index)?.to_buf());
+        columns.push(&source.sequence(index)?.to_buf())?;
     }
     columns.write(path.as_ref(), &header)
 }
@@ -60,13 +61,18 @@ impl Columns {
     }
 
     /// Appends a checked sequence.
-    pub(crate) fn push(&mut self, sequence: &SequenceBuf) {
+    pub(crate) fn push(&mut self, sequence: &SequenceBuf) -> Result<()> {
+        let limit = |domain| TraceError::DomainLimit { domain: usize::from(domain), max: i16::MAX as usize };
+        let domain = sequence.domain.map(|domain| i16::try_from(domain.0).map_err(|_| limit(domain.0))).transpose()?;
+        self.domains.push(domain.unwrap_or(NO_DOMAIN));
         self.experts.extend_from_slice(&sequence.experts);
         self.phases.extend_from_slice(&sequence.phases);
-        extend_or_drop(&mut self.weights, sequence.weights.as_deref());
-        extend_or_drop(&mut self.token_ids, sequence.token_ids.as_deref());
-        self.domains.push(sequence.domain.and_then(|domain| i16::try_from(domain.0).ok()).unwrap_or(NO_DOMAIN));
         self.offsets.push(i64::try_from(self.phases.len()).expect("a Vec holds at most isize::MAX bytes"));
+        if !sequence.phases.is_empty() {
+            extend_or_drop(&mut self.weights, sequence.weights.as_deref());
+            extend_or_drop(&mut self.token_ids, sequence.token_ids.as_deref());
+        }
+        Ok(())
     }
 
     pub(crate) fn write(&self, path: &Path, header: &Header) -> Result<()> {
@@ -115,16 +121,23 @@ fn extend_or_drop<T: Copy>(column: &mut Option<Vec<T>>, values: Option<&[T]>) {
 /// Writes a file under a temporary name, syncs it and renames it, so that the name never shows half a file.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".tmp");
+    name.push(format!(".{}.tmp", std::process::id()));
     let temporary = path.with_file_name(name);
     let write = || -> io::Result<()> {
         let mut file = File::create(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
-        // The rename itself is durable once its directory is synced; not every platform can open one.
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(parent).and_then(|parent| parent.sync_all()).or(Ok(()))
+        sync_directory(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
     };
-    write().map_err(|source| TraceError::Io { path: path.to_owned(), action: "write the file", source })
+    write().map_err(|source| {
+        // It may not exist; what matters is the first error.
+        let _ = fs::remove_file(&temporary);
+        TraceError::Io { path: path.to_owned(), action: "write the file", source }
+    })
+}
+
+/// Makes the names in a directory durable. Not every platform can open one; then there is nothing to sync.
+pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory).map_or(Ok(()), |directory| directory.sync_all())
 }
