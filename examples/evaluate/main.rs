@@ -1,3 +1,115 @@
-//! evaluate
+//! Compares a model with byte n-grams on held-out text.
 
-fn main() {}
+use std::path::PathBuf;
+
+use anyhow::Result;
+use candle_core::{DType, Device};
+use clap::Parser;
+use comfy_table::{CellAlignment, Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
+use moe_examples::write_json;
+use moe_model::Checkpoint;
+use moe_testbed::{ByteNgram, Corpus, DomainBits, TokenizedCorpus, held_out_bits, ngram_bits, read_tokenizer};
+use serde::Serialize;
+
+/// Prints the bits that a model needs for a byte of held-out text, beside byte n-grams with Kneser-Ney smoothing.
+///
+/// The n-grams learn from the text that is not held out; with the seed and the share of the training run, that is
+/// exactly what the model has learned from.
+#[derive(Parser)]
+#[command(version)]
+struct Options {
+    /// Folder of the model: config.json, model.safetensors, tokenizer.json
+    model: PathBuf,
+    /// Folder with one sub-folder of UTF-8 text files a domain
+    data: PathBuf,
+    /// Seed of the split
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Share of each domain's text that is held out
+    #[arg(long, default_value_t = 0.05)]
+    held_out: f64,
+    /// Longest n-gram, up to 8 bytes
+    #[arg(long, default_value_t = 8)]
+    order: usize,
+    /// Tokens that the model reads at most [default: its positions]
+    #[arg(long)]
+    length: Option<usize>,
+    /// Threads
+    #[arg(long, default_value_t = 2)]
+    workers: usize,
+    /// File that receives the figures
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+/// The figures of a domain, in bits a byte.
+#[derive(Serialize)]
+struct Row {
+    domain: String,
+    bytes: usize,
+    model: f64,
+    /// Order and bits of each n-gram.
+    ngrams: Vec<(usize, f64)>,
+}
+
+impl Row {
+    fn best_ngram(&self) -> f64 {
+        self.ngrams.iter().map(|&(_, bits)| bits).fold(f64::INFINITY, f64::min)
+    }
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    let checkpoint = Checkpoint::open(&options.model)?;
+    let model = checkpoint.load_resident(DType::F32, &Device::Cpu)?;
+    let tokenizer = read_tokenizer(&options.model.join("tokenizer.json"))?;
+    let corpus = Corpus::read(&options.data, options.held_out, options.seed)?;
+
+    let orders: Vec<usize> = (options.order.saturating_sub(4).max(1)..=options.order).collect();
+    let bar = ProgressBar::new(orders.len() as u64 + 1)
+        .with_style(ProgressStyle::with_template("{bar:30} {elapsed} gone, {msg}")?);
+    bar.set_message("model");
+    let length = options.length.unwrap_or(checkpoint.config().params().max_position_embeddings);
+    let tokens = TokenizedCorpus::encode(&corpus, &tokenizer)?;
+    let row = |bits: DomainBits| {
+        let model = bits.bits_per_byte();
+        Row { domain: bits.domain, bytes: bits.bytes, model, ngrams: Vec::new() }
+    };
+    let model_bits = held_out_bits(&model, &tokens, length, options.workers)?;
+    let mut rows: Vec<Row> = model_bits.into_iter().map(row).collect();
+    for &order in &orders {
+        bar.inc(1);
+        bar.set_message(format!("{order}-gram"));
+        let ngram = ByteNgram::train(corpus.training(), order)?;
+        for (row, bits) in rows.iter_mut().zip(ngram_bits(&ngram, &corpus)) {
+            row.ngrams.push((order, bits.bits_per_byte()));
+        }
+    }
+    bar.finish_and_clear();
+
+    println!("{}", table(&orders, &rows));
+    if let Some(path) = &options.json {
+        write_json(path, &rows)?;
+    }
+    Ok(())
+}
+
+fn table(orders: &[usize], rows: &[Row]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    let mut header = vec!["domain".to_owned(), "held-out bytes".to_owned(), "model".to_owned()];
+    header.extend(orders.iter().map(|order| format!("{order}-gram")));
+    header.push("model / best n-gram".to_owned());
+    table.set_header(header);
+    for row in rows {
+        let mut cells = vec![row.domain.clone(), row.bytes.to_string(), format!("{:.3}", row.model)];
+        cells.extend(row.ngrams.iter().map(|(_, bits)| format!("{bits:.3}")));
+        cells.push(format!("{:.3}", row.model / row.best_ngram()));
+        table.add_row(cells);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}

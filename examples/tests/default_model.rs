@@ -62,7 +62,8 @@ fn offloading_changes_no_bit_and_hits_equal_the_simulation_for_every_policy() {
     let resident = Arc::new(checkpoint.resident_experts(DType::F32, &Device::Cpu).unwrap());
     let (expected_bits, expected_trace) = serve(&fixture, resident);
     let names = |layer, expert| checkpoint.expert_names(layer, expert);
-    let mapped: Arc<dyn ExpertStore> = Arc::new(MappedStore::open(checkpoint.files(), shape, DType::F32, names).unwrap());
+    let mapped: Arc<dyn ExpertStore> =
+        Arc::new(MappedStore::open(checkpoint.files(), shape, DType::F32, names).unwrap());
     let host: Arc<dyn ExpertStore> = Arc::new(HostStore::from_store(&*mapped).unwrap());
     let futures: Vec<Arc<Requests>> = geometry
         .layer_ids()

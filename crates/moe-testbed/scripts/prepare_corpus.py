@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""Writes the corpus of the default model: five domains of text that a Debian system has or can install.
+"""Writes a corpus of five domains from text that a Debian system has or can install.
 
     prepare_corpus.py OUT [--cap BYTES]
 
-    OUT/english    manual pages                     package manpages, manpages-dev
-    OUT/german     manual pages in German           package manpages-de
-    OUT/russian    manual pages in Russian          package manpages-ru
-    OUT/python     sources of the standard library  package libpython3-stdlib
-    OUT/metamath   statements of set.mm, no proofs  package metamath-databases
+    OUT/english    manual pages, sections 2-5 and 7                       packages manpages, manpages-dev
+    OUT/german     manual pages in German                                 package manpages-de
+    OUT/russian    manual pages in Russian                                package manpages-ru
+    OUT/python     standard library of the Python that runs this script   package libpython3-stdlib
+    OUT/metamath   statements of set.mm, without proofs                   package metamath-databases
 
-The script installs nothing; it names the packages that are missing. One file is one document. Each domain is cut to
-CAP bytes; the documents are picked in the order of the hashes of their names, so the choice does not depend on the
-order of a directory. The texts have licences of their own: read them here, do not redistribute them.
+The script installs nothing; it names the packages that are missing. It takes the pages of every installed package, so
+machines differ: the digest of a domain tells whether two corpora are the same. One file is one document. Each domain is
+cut to CAP bytes; the documents are picked in the order of the hashes of their names, which no folder's order changes.
+The texts have licences of their own: read them here, do not redistribute them.
 """
 
 import argparse
@@ -31,8 +32,12 @@ PACKAGES = {
     "python": "libpython3-stdlib",
     "metamath": "metamath-databases",
 }
+# Fewer documents than this mean that the packages are missing.
+MIN_DOCUMENTS = 50
 # Sections that are the same on every page.
-BOILERPLATE = re.compile(r"^(COLOPHON|REPORTING BUGS|COPYRIGHT|ÜBERSETZUNG|FEHLER MELDEN|ПЕРЕВОД|СООБЩЕНИЕ ОБ ОШИБКАХ|АВТОРСКИЕ ПРАВА)")
+BOILERPLATE = re.compile(
+    r"^(COLOPHON|REPORTING BUGS|COPYRIGHT|ÜBERSETZUNG|FEHLER MELDEN|ПЕРЕВОД|СООБЩЕНИЕ ОБ ОШИБКАХ|АВТОРСКИЕ ПРАВА)"
+)
 # Roff escapes that stand for text; every other escape vanishes.
 NAMED = {
     "aq": "'", "dq": '"', "lq": "“", "rq": "”", "oq": "‘", "cq": "’", "bu": "•", "em": "—", "en": "–", "hy": "-",
@@ -66,11 +71,16 @@ def unescape(line):
 def arguments(line):
     """Splits the arguments of a macro."""
     line = re.sub(r'\\".*', "", line)
-    return [quoted or bare for quoted, bare in re.findall(r'"((?:[^"]|"")*)"?|((?:\\.|[^\s"\\])(?:\\.|[^\s\\])*)', line)]
+    pairs = re.findall(r'"((?:[^"]|"")*)"?|((?:\\.|[^\s"\\])(?:\\.|[^\s\\])*)', line)
+    return [quoted or bare for quoted, bare in pairs]
 
 
 def page_text(source):
-    """Strips a manual page that uses the man macros; None for other pages."""
+    r"""Strips a manual page that uses the man macros; None for other pages.
+
+    >>> page_text('.TH A 1\n.SH NAME\na \\- do \\fIit\\fP\n.PP\nSee\n.BR a (1)\n.SH COLOPHON\nx')
+    'A(1)\n\nNAME\na - do it\n\nSee a(1)\n'
+    """
     lines, out, literal, skip_to, boilerplate = source.split("\n"), [], False, None, False
     if any(line.startswith((".Dd", ".so ")) for line in lines[:80]):
         return None
@@ -146,9 +156,9 @@ def pages(folder, sections, seen, script=None):
     the English ones), or where less than a third of their letters are of `script` (not translated).
     """
     found = {}
-    for path in sorted(p for s in sections for p in (MAN / folder / f"man{s}").glob("*.gz")):
-        text = page_text(gzip.decompress(path.read_bytes()).decode("utf-8", "strict"))
-        if text is None or path.is_symlink():
+    for path in sorted(path for section in sections for path in (MAN / folder / f"man{section}").glob("*.gz")):
+        text = None if path.is_symlink() else page_text(gzip.decompress(path.read_bytes()).decode())
+        if text is None:
             continue
         kept = []
         for paragraph in text.split("\n\n"):
@@ -168,22 +178,22 @@ def python():
     root, found = Path(sysconfig.get_path("stdlib")), {}
     unwanted = {"test", "tests", "idle_test", "encodings", "pydoc_data", "dist-packages", "site-packages", "ensurepip"}
     for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root)
-        if unwanted & set(name.parts) or "_sysconfigdata" in name.name or name.parts == ("html", "entities.py"):
+        name = path.relative_to(root).parts
+        if unwanted & set(name) or "_sysconfigdata" in path.name or name == ("html", "entities.py"):
             continue
         text = path.read_text("utf-8", "replace")
         if len(text) > 800 and "\ufffd" not in text:
-            found["__".join(name.parts)] = text
+            found["__".join(name)] = text
     return found
 
 
 def metamath():
     """Documents of a hundred statements: comment and formula, without proof and date."""
-    source, found, statements = SET_MM.read_text("ascii"), {}, []
+    source, found, statements = SET_MM.read_text("ascii") if SET_MM.exists() else "", {}, []
     pattern = re.compile(r"\$\(((?:(?!\$\)).)*)\$\)\s+(\S+) \$([ap])\s(.*?)\$[=.]", re.S)
     for comment, label, kind, formula in pattern.findall(source):
-        comment = " ".join(re.sub(r"\((Contributed|Revised|Proof shortened|Proof modif|New usage)[^()]*\)", "", comment).split())
-        statements.append(f"{label} ${kind} {' '.join(formula.split())}\n{comment}\n")
+        comment = re.sub(r"\((Contributed|Revised|Proof shortened|Proof modif|New usage)[^()]*\)", "", comment)
+        statements.append(f"{label} ${kind} {' '.join(formula.split())}\n{' '.join(comment.split())}\n")
     for start in range(0, len(statements), 100):
         found[f"set-{start // 100:04}.txt"] = "\n".join(statements[start : start + 100])
     return found
@@ -196,25 +206,25 @@ def main():
     options = parser.parse_args()
     seen = set()
     domains = {
-        "english": lambda: pages("", "23457", seen),
-        "german": lambda: pages("de", "12345678", seen),
-        "russian": lambda: pages("ru", "12345678", seen, CYRILLIC),
-        "python": python,
-        "metamath": lambda: metamath() if SET_MM.exists() else {},
+        "english": pages("", "23457", seen),
+        "german": pages("de", "12345678", seen),
+        "russian": pages("ru", "12345678", seen, CYRILLIC),
+        "python": python(),
+        "metamath": metamath(),
     }
-    documents = {name: read() for name, read in domains.items()}
-    missing = [PACKAGES[name] for name, found in documents.items() if len(found) < 50]
+    missing = [PACKAGES[name] for name, found in domains.items() if len(found) < MIN_DOCUMENTS]
     if missing:
         sys.exit(f"too few documents; install: apt-get install {' '.join(missing)}")
-    for name, found in documents.items():
-        folder, size, count = options.out / name, 0, 0
+    for name, found in domains.items():
+        folder, size, count, digest = options.out / name, 0, 0, hashlib.sha256()
         folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(found, key=lambda file: hashlib.sha256(file.encode()).digest()):
             data = found[file].encode()
             if size + len(data) <= options.cap:
                 (folder / file).write_bytes(data)
+                digest.update(data)
                 size, count = size + len(data), count + 1
-        print(f"{name:10} {count:5} documents {size:9} bytes")
+        print(f"{name:10} {count:5} documents {size:9} bytes, digest {digest.hexdigest()[:16]}")
 
 
 if __name__ == "__main__":

@@ -156,8 +156,8 @@ mod tests {
         AdamWOptions { epsilon: 0.0, clip: 1e9, ..AdamWOptions::default() }
     }
 
-    /// Loss `3 a - 4 b`. Step 1: both moments are corrected to `g` and `g²`, so each value moves by the rate against the
-    /// sign of its gradient.
+    /// Loss `3 a - 4 b`. Step 1: both moments are corrected to `g` and `g²`, so each value moves by the rate against
+    /// the sign of its gradient.
     #[test]
     fn the_first_step_goes_against_the_sign() {
         let (a, b) = (var(&[1.0]), var(&[1.0]));

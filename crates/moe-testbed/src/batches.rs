@@ -55,9 +55,10 @@ impl Batches {
         let places = self.batch * self.length;
         let (mut inputs, mut targets) = (Vec::with_capacity(places), Vec::with_capacity(places));
         let mut domains = Vec::with_capacity(self.batch);
-        let (batch, streams) = (self.batch as u64, self.streams.len() as u64);
-        for sequence in step * batch..(step + 1) * batch {
-            let (turn, domain) = (sequence / streams, (sequence % streams) as usize);
+        let streams = self.streams.len();
+        let first = usize::try_from(step).expect("a step number fits the machine") * self.batch;
+        for sequence in first..first + self.batch {
+            let (turn, domain) = (sequence / streams, sequence % streams);
             let stream = &self.streams[domain];
             let start = self.start(domain, turn);
             inputs.extend(&stream[start..start + self.length]);
@@ -73,13 +74,13 @@ impl Batches {
     }
 
     /// Where the sequence number `turn` of a domain starts.
-    fn start(&self, domain: usize, turn: u64) -> usize {
+    fn start(&self, domain: usize, turn: usize) -> usize {
         // A phase below `length` and the last target stay within the stream.
         let sequences = (self.streams[domain].len() - 1) / self.length - 1;
         let sequences = sequences.max(1);
-        let (pass, place) = (turn / sequences as u64, (turn % sequences as u64) as usize);
+        let (pass, place) = (turn / sequences, turn % sequences);
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
-        random.set_stream((domain as u64) << 32 | pass);
+        random.set_stream((domain as u64) << 32 | pass as u64);
         let room = self.streams[domain].len() - 1 - sequences * self.length;
         let phase = random.random_range(0..=room.min(self.length - 1));
         let mut order: Vec<usize> = (0..sequences).collect();
@@ -94,12 +95,12 @@ mod tests {
     use crate::TokenizedDomain;
 
     fn corpus(sizes: &[u32]) -> TokenizedCorpus {
-        let domain = |(n, &size): (usize, &u32)| TokenizedDomain {
+        let domain = |(n, &size): (u32, &u32)| TokenizedDomain {
             name: format!("domain {n}"),
-            training: (0..size).map(|token| token + 1000 * n as u32).collect(),
+            training: (1000 * n..1000 * n + size).collect(),
             held_out: Vec::new(),
         };
-        TokenizedCorpus { domains: sizes.iter().enumerate().map(domain).collect() }
+        TokenizedCorpus { domains: (0..).zip(sizes).map(domain).collect(), end_of_text: 0 }
     }
 
     #[test]

@@ -51,6 +51,7 @@ impl Trainer {
         let bytes = fs::read(path).map_err(TestbedError::io(path))?;
         let malformed = |source| TestbedError::Safetensors { path: path.to_owned(), source };
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(malformed)?;
+        SafeTensors::deserialize(&bytes).map_err(malformed)?;
         let metadata = header.metadata().as_ref().ok_or_else(|| misfit("metadata"))?;
         let entry = |name: &str| metadata.get(name).ok_or_else(|| misfit(name));
 

@@ -1,5 +1,6 @@
 //! What can go wrong between a folder of text and a trained model.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 
 /// Result of this crate.
@@ -63,6 +64,9 @@ pub enum TestbedError {
         /// The values that work.
         allowed: String,
     },
+    /// The tokenizer does not know the token in front of a document.
+    #[error("the tokenizer has no token {}", crate::END_OF_TEXT)]
+    NoEndOfText,
     /// The tokenizer cannot be trained, read or applied.
     #[error("tokenizer failed")]
     Tokenizer(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -117,6 +121,6 @@ impl TestbedError {
 }
 
 /// Checks an option against a range that is described in words.
-pub(crate) fn check(option: &'static str, value: impl ToString, ok: bool, allowed: impl Into<String>) -> Result<()> {
+pub(crate) fn check(option: &'static str, value: impl Display, ok: bool, allowed: impl Into<String>) -> Result<()> {
     if ok { Ok(()) } else { Err(TestbedError::Option { option, value: value.to_string(), allowed: allowed.into() }) }
 }

@@ -7,7 +7,6 @@ use moe_model::{Chunk, KvCache, LogitsAt, Olmoe};
 use moe_trace::{IgnoreRouting, Phase};
 
 use crate::error::check;
-use crate::tokenize::END_OF_TEXT_ID;
 use crate::{ByteNgram, Corpus, Result, TokenizedCorpus, TokenizedDocument, cross_entropy};
 
 /// Windows that go through the model at once.
@@ -35,26 +34,29 @@ impl DomainBits {
 
 /// Bits of the held-out documents under a language model.
 ///
-/// Every token of a document is predicted once, from at most `length - 1` tokens before it, the end-of-text token in front
-/// of the document included: windows of `length` tokens advance by half of it, and the first half of a window is only
-/// read, except at the start of a document. `workers` threads share the windows; the result does not depend on how many.
+/// Every token of a document is predicted once, from at most `length` tokens before it, the end-of-text token in front of
+/// the document included: windows of `length` tokens advance by half of it, and the first half of a window is only read,
+/// except at the start of a document. `workers` threads share the windows; the result does not depend on how many.
 ///
 /// # Errors
-/// [`TestbedError::Option`](crate::TestbedError::Option) if `length` is below 2 or above the model's positions; a tensor
-/// operation that failed.
-pub fn held_out_bits(model: &Olmoe, corpus: &TokenizedCorpus, length: usize, workers: usize) -> Result<Vec<DomainBits>> {
+/// [`TestbedError::Option`](crate::TestbedError::Option) if `length` is below 2 or above the model's positions; a
+/// tensor operation that failed.
+pub fn held_out_bits(
+    model: &Olmoe,
+    corpus: &TokenizedCorpus,
+    length: usize,
+    workers: usize,
+) -> Result<Vec<DomainBits>> {
     let max = model.config().params().max_position_embeddings;
     check("length", length, (2..=max).contains(&length), format!("2..={max}, the model's positions"))?;
     let domains = corpus.domains.iter().map(|domain| {
-        let windows: Vec<_> = domain.held_out.iter().flat_map(|document| windows(document, length)).collect();
+        let windows: Vec<_> =
+            domain.held_out.iter().flat_map(|document| windows(document, corpus.end_of_text, length)).collect();
         let groups: Vec<_> = windows.chunks(WINDOWS).collect();
         let share = groups.len().div_ceil(workers.max(1)).max(1);
         let bits: Result<Vec<f64>> = thread::scope(|scope| {
-            let spawn = |groups: &'_ [_]| {
-                let groups = groups.to_vec();
-                scope.spawn(move || groups.into_iter().map(|group| bits(model, group)).collect::<Vec<_>>())
-            };
-            let handles: Vec<_> = groups.chunks(share).map(spawn).collect();
+            let work = |groups: &[&[Window]]| groups.iter().map(|group| bits(model, group)).collect::<Vec<_>>();
+            let handles: Vec<_> = groups.chunks(share).map(|groups| scope.spawn(move || work(groups))).collect();
             let joined = handles.into_iter().map(thread::ScopedJoinHandle::join);
             joined.flat_map(|bits| bits.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
         });
@@ -82,8 +84,8 @@ struct Window {
     read: usize,
 }
 
-fn windows(document: &TokenizedDocument, length: usize) -> Vec<Window> {
-    let tokens: Vec<u32> = std::iter::once(END_OF_TEXT_ID).chain(document.tokens.iter().copied()).collect();
+fn windows(document: &TokenizedDocument, end_of_text: u32, length: usize) -> Vec<Window> {
+    let tokens: Vec<u32> = std::iter::once(end_of_text).chain(document.tokens.iter().copied()).collect();
     let (mut windows, mut start, mut scored) = (Vec::new(), 0, 0);
     while scored < document.tokens.len() {
         let end = document.tokens.len().min(start + length);
@@ -126,11 +128,13 @@ mod tests {
     fn windows_score_every_token_once() {
         for (tokens, length) in [(1, 4), (3, 4), (4, 4), (5, 4), (23, 4), (24, 5), (9, 2)] {
             let document = TokenizedDocument { tokens: (1..=tokens).collect(), bytes: 1 };
-            let windows = windows(&document, length);
+            let windows = windows(&document, 0, length);
             let scored = windows.iter().flat_map(|window| window.targets[window.read..].to_vec());
             assert_eq!(scored.collect::<Vec<_>>(), document.tokens);
             assert!(windows.iter().all(|window| window.inputs.len() <= length && window.read < length));
-            assert!(windows.iter().all(|window| window.inputs.iter().map(|token| token + 1).eq(window.targets.clone())));
+            assert!(
+                windows.iter().all(|window| window.inputs.iter().map(|token| token + 1).eq(window.targets.clone()))
+            );
         }
     }
 }

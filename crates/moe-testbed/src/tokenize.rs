@@ -1,5 +1,7 @@
 //! Byte-level BPE: training, and the token streams of a corpus.
 
+use std::path::Path;
+
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer, TokenizerBuilder};
@@ -7,10 +9,8 @@ use tokenizers::{AddedToken, Tokenizer, TokenizerBuilder};
 use crate::error::check;
 use crate::{Corpus, Result, TestbedError};
 
-/// The token that ends a document; its id is 0.
+/// The token in front of a document; its id is 0 in a tokenizer from [`train_tokenizer`].
 pub const END_OF_TEXT: &str = "<|endoftext|>";
-/// Id of [`END_OF_TEXT`] in a tokenizer from [`train_tokenizer`].
-pub(crate) const END_OF_TEXT_ID: u32 = 0;
 /// 256 bytes and [`END_OF_TEXT`].
 const MIN_VOCABULARY: usize = 257;
 /// Above this, `u16`-sized files and embeddings of small models stop making sense.
@@ -19,6 +19,8 @@ const MAX_VOCABULARY: usize = 1 << 16;
 /// A corpus as tokens.
 #[derive(Clone, Debug)]
 pub struct TokenizedCorpus {
+    /// Id of [`END_OF_TEXT`].
+    pub end_of_text: u32,
     /// The domains in the corpus' order.
     pub domains: Vec<TokenizedDomain>,
 }
@@ -73,12 +75,22 @@ pub fn train_tokenizer(corpus: &Corpus, vocabulary: usize) -> Result<Tokenizer> 
     tokenizer.to_string(false).and_then(|json| json.parse()).map_err(TestbedError::Tokenizer)
 }
 
+/// Reads the `tokenizer.json` of a model.
+///
+/// # Errors
+/// [`TestbedError::Tokenizer`] if the file cannot be read or is not a tokenizer.
+pub fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
+    Tokenizer::from_file(path).map_err(TestbedError::Tokenizer)
+}
+
 impl TokenizedCorpus {
-    /// Encodes a corpus with a tokenizer from [`train_tokenizer`].
+    /// Encodes a corpus.
     ///
     /// # Errors
-    /// [`TestbedError::Tokenizer`] if a document cannot be encoded.
+    /// [`TestbedError::NoEndOfText`] if the tokenizer lacks [`END_OF_TEXT`]; [`TestbedError::Tokenizer`] if a document
+    /// cannot be encoded.
     pub fn encode(corpus: &Corpus, tokenizer: &Tokenizer) -> Result<TokenizedCorpus> {
+        let end_of_text = tokenizer.token_to_id(END_OF_TEXT).ok_or(TestbedError::NoEndOfText)?;
         let encode = |documents: &[String]| -> Result<Vec<TokenizedDocument>> {
             let texts = documents.iter().map(String::as_str).collect();
             let encodings = tokenizer.encode_batch_fast(texts, false).map_err(TestbedError::Tokenizer)?;
@@ -88,12 +100,12 @@ impl TokenizedCorpus {
         let domains = corpus.domains.iter().map(|domain| {
             let mut training = Vec::new();
             for document in encode(&domain.training)? {
-                training.push(END_OF_TEXT_ID);
+                training.push(end_of_text);
                 training.extend(document.tokens);
             }
             Ok(TokenizedDomain { name: domain.name.clone(), training, held_out: encode(&domain.held_out)? })
         });
-        Ok(TokenizedCorpus { domains: domains.collect::<Result<_>>()? })
+        Ok(TokenizedCorpus { domains: domains.collect::<Result<_>>()?, end_of_text })
     }
 }
 
@@ -105,7 +117,7 @@ mod tests {
     #[test]
     fn tokens_decode_to_the_same_bytes() {
         let tokenizer = train_tokenizer(&corpus(), 300).unwrap();
-        assert_eq!(tokenizer.token_to_id(END_OF_TEXT), Some(END_OF_TEXT_ID));
+        assert_eq!(tokenizer.token_to_id(END_OF_TEXT), Some(0));
         for text in ["  def f(x):\n\treturn x\n\n", "жизнь – Übung 数 \u{7f}\0", "  "] {
             let encoding = tokenizer.encode_fast(text, false).unwrap();
             assert_eq!(tokenizer.decode(encoding.get_ids(), false).unwrap(), text);
@@ -125,11 +137,20 @@ mod tests {
         let tokens = TokenizedCorpus::encode(&corpus, &tokenizer).unwrap();
         for (domain, encoded) in corpus.domains.iter().zip(&tokens.domains) {
             assert_eq!(tokenizer.decode(&encoded.training, true).unwrap(), domain.training.concat());
-            let ends = encoded.training.iter().filter(|&&token| token == END_OF_TEXT_ID).count();
+            let ends = encoded.training.iter().filter(|&&token| token == 0).count();
             assert_eq!(ends, domain.training.len());
             let bytes: usize = encoded.held_out.iter().map(|document| document.bytes).sum();
             assert_eq!(bytes, domain.held_out.concat().len());
         }
+    }
+
+    #[test]
+    fn tokenizers_without_an_end_of_text_and_other_files_are_errors() {
+        let mut bare = tokenizers::Tokenizer::new(BPE::default());
+        bare.with_pre_tokenizer(Some(ByteLevel::default()));
+        let error = TokenizedCorpus::encode(&corpus(), &bare).unwrap_err().to_string();
+        assert_eq!(error, "the tokenizer has no token <|endoftext|>");
+        assert!(matches!(read_tokenizer(Path::new("/nowhere")), Err(TestbedError::Tokenizer(_))));
     }
 
     #[test]

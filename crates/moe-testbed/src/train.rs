@@ -1,6 +1,7 @@
 //! The training loop.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use candle_core::{DType, Device, Tensor, Var};
@@ -99,8 +100,8 @@ impl Trainer {
     /// Creates a model with seeded weights: matrices normal with `initializer_range`, norms 1.
     ///
     /// # Errors
-    /// [`TestbedError::Option`] for options that do not fit together, [`TestbedError::TooFewTokens`] for a domain that is
-    /// shorter than two sequences.
+    /// [`TestbedError::Option`] for options that do not fit together, [`TestbedError::TooFewTokens`] for a domain that
+    /// is shorter than two sequences.
     pub fn new(config: &OlmoeConfig, corpus: &TokenizedCorpus, options: TrainOptions) -> Result<Trainer> {
         let TrainOptions { batch, micro_batch, length, .. } = options;
         check("steps", options.steps, options.steps > 0, "1 and more")?;
@@ -109,8 +110,14 @@ impl Trainer {
         let max = config.params().max_position_embeddings;
         check("length", length, length <= max, format!("1..={max}, the model's positions"))?;
         let vocabulary = config.params().vocab_size;
-        let largest = corpus.domains.iter().flat_map(|domain| &domain.training).max().map_or(0, |&token| token as usize);
-        check("vocabulary", vocabulary, largest < vocabulary, format!("more than {largest}, a token id of the corpus"))?;
+        let largest =
+            corpus.domains.iter().flat_map(|domain| &domain.training).max().map_or(0, |&token| token as usize);
+        check(
+            "vocabulary",
+            vocabulary,
+            largest < vocabulary,
+            format!("more than {largest}, a token id of the corpus"),
+        )?;
         let rate = options.peak_rate;
         check("learning rate", rate, rate > 0.0 && rate.is_finite(), "above 0")?;
 
@@ -146,7 +153,7 @@ impl Trainer {
 
     /// Computes up to `workers` micro-batches at once, each in its own thread.
     ///
-    /// This is faster than the threads inside a tensor operation (`RAYON_NUM_THREADS=1` turns those off).
+    /// This is faster than the threads inside a tensor operation, which `RAYON_NUM_THREADS=1` turns off.
     pub fn with_workers(self, workers: usize) -> Trainer {
         Trainer { workers: workers.max(1), ..self }
     }
@@ -213,13 +220,15 @@ impl Trainer {
         let tokens = self.options.micro_batch * self.options.length;
         let micro_batches: Vec<_> = batch.inputs.chunks(tokens).zip(batch.targets.chunks(tokens)).collect();
         let share = 1.0 / micro_batches.len() as f64;
-        let workers = self.workers.min(micro_batches.len());
+        let next = AtomicUsize::new(0);
+        // A thread that is held up leaves the rest to the others.
+        let work = || {
+            let claim = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&n| n < micro_batches.len());
+            let part = |n: usize| (n, self.part(micro_batches[n].0, micro_batches[n].1, share));
+            std::iter::from_fn(claim).map(part).collect::<Vec<_>>()
+        };
         let mut parts: Vec<(usize, Result<Part>)> = thread::scope(|scope| {
-            let spawn = |worker| {
-                let mine = micro_batches.iter().enumerate().skip(worker).step_by(workers);
-                scope.spawn(move || mine.map(|(n, (i, t))| (n, self.part(i, t, share))).collect::<Vec<_>>())
-            };
-            let handles: Vec<_> = (0..workers).map(spawn).collect();
+            let handles: Vec<_> = (0..self.workers.min(micro_batches.len())).map(|_| scope.spawn(work)).collect();
             let joined = handles.into_iter().map(thread::ScopedJoinHandle::join);
             joined.flat_map(|part| part.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
         });

@@ -1,0 +1,116 @@
+//! What the command line decides.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Parser;
+use moe_model::{OlmoeConfig, OlmoeParams};
+use moe_testbed::TrainOptions;
+
+/// Trains a small Mixture-of-Experts language model and writes it as a Hugging Face folder.
+///
+/// The run is decided by its options and the text: the same command makes the same bytes. Interrupted runs go on with
+/// --resume from the last checkpoint, OUT/training.safetensors.
+#[derive(Parser)]
+#[command(version)]
+pub(crate) struct Options {
+    /// Folder with one sub-folder of UTF-8 text files a domain
+    pub(crate) data: PathBuf,
+    /// Folder for the model
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+    /// Optimizer steps
+    #[arg(long, default_value_t = 1000)]
+    pub(crate) steps: u64,
+    /// Sequences a step
+    #[arg(long, default_value_t = 32)]
+    pub(crate) batch: usize,
+    /// Sequences that go through the model at once
+    #[arg(long, default_value_t = 8)]
+    pub(crate) micro_batch: usize,
+    /// Tokens a sequence; also the longest sequence that the model can read
+    #[arg(long, default_value_t = 256)]
+    pub(crate) length: usize,
+    /// Highest learning rate
+    #[arg(long, default_value_t = 3e-3)]
+    pub(crate) lr: f64,
+    /// Steps of warm-up
+    #[arg(long, default_value_t = 100)]
+    pub(crate) warm_up: u64,
+    /// Weight of the load-balance loss
+    #[arg(long, default_value_t = 0.01)]
+    pub(crate) balance: f64,
+    /// Seed of the split, the weights and the order of the text
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Share of each domain's text that is held out
+    #[arg(long, default_value_t = 0.05)]
+    pub(crate) held_out: f64,
+    /// Tokens of the byte-level BPE
+    #[arg(long, default_value_t = 3072)]
+    pub(crate) vocabulary: usize,
+    /// Decoder layers
+    #[arg(long, default_value_t = 4)]
+    pub(crate) layers: usize,
+    /// Width of the residual stream
+    #[arg(long, default_value_t = 128)]
+    pub(crate) hidden: usize,
+    /// Attention heads
+    #[arg(long, default_value_t = 4)]
+    pub(crate) heads: usize,
+    /// Experts a layer
+    #[arg(long, default_value_t = 32)]
+    pub(crate) experts: usize,
+    /// Experts a token uses in a layer
+    #[arg(long, default_value_t = 4)]
+    pub(crate) top_k: usize,
+    /// Width inside an expert
+    #[arg(long, default_value_t = 64)]
+    pub(crate) expert_width: usize,
+    /// Threads; with `RAYON_NUM_THREADS=1` each computes a micro-batch of its own
+    #[arg(long, default_value_t = 2)]
+    pub(crate) workers: usize,
+    /// Steps between checkpoints
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) checkpoint_every: u64,
+    /// Go on from the last checkpoint
+    #[arg(long)]
+    pub(crate) resume: bool,
+}
+
+impl Options {
+    /// The model.
+    pub(crate) fn config(&self) -> Result<OlmoeConfig> {
+        Ok(OlmoeConfig::new(OlmoeParams {
+            vocab_size: self.vocabulary,
+            hidden_size: self.hidden,
+            intermediate_size: self.expert_width,
+            num_hidden_layers: self.layers,
+            num_attention_heads: self.heads,
+            num_key_value_heads: self.heads,
+            num_experts: self.experts,
+            num_experts_per_tok: self.top_k,
+            norm_topk_prob: true,
+            max_position_embeddings: self.length,
+            tie_word_embeddings: true,
+            initializer_range: 0.05,
+            eos_token_ids: vec![0],
+            ..OlmoeParams::default()
+        })?)
+    }
+
+    /// The run.
+    pub(crate) fn training(&self) -> TrainOptions {
+        TrainOptions {
+            steps: self.steps,
+            batch: self.batch,
+            micro_batch: self.micro_batch,
+            length: self.length,
+            peak_rate: self.lr,
+            warm_up: self.warm_up,
+            balance: self.balance,
+            seed: self.seed,
+            ..TrainOptions::default()
+        }
+    }
+}
