@@ -60,6 +60,8 @@ impl Row {
 }
 
 fn main() -> Result<()> {
+    // The workers run tensor operations side by side, each in one thread.
+    moe_examples::set_threads(1);
     let options = Options::parse();
     let checkpoint = Checkpoint::open(&options.model)?;
     let model = checkpoint.load_resident(DType::F32, &Device::Cpu)?;

@@ -24,9 +24,9 @@ struct Arguments {
     /// A trace file, or a directory of trace shards.
     trace: PathBuf,
 
-    /// Window lengths in tokens.
-    #[arg(long, value_delimiter = ',', default_values_t = [4, 16, 64, 256])]
-    m: Vec<usize>,
+    /// Window lengths in tokens [default: those of 4,16,64,256 that fit into a sequence].
+    #[arg(long, value_delimiter = ',')]
+    m: Option<Vec<usize>>,
 
     /// MoE layers to look at, counted from 0: numbers and ranges like 0,3..5 (3 and 4) or 3..=5; all by default.
     #[arg(long, value_parser = layer_list)]
@@ -72,7 +72,10 @@ fn main() -> Result<()> {
     let trace = open(&arguments)?;
     let geometry = trace.geometry();
     let options = MetricsOptions {
-        windows: arguments.m.clone(),
+        windows: match &arguments.m {
+            Some(windows) => windows.clone(),
+            None => default_windows(trace.as_ref())?,
+        },
         layers: arguments.layers.map(|list| list.0),
         pool: arguments.pool,
         ..MetricsOptions::default()
@@ -111,6 +114,24 @@ fn open(arguments: &Arguments) -> Result<Box<dyn RoutingSource>> {
         bail!("{path} has no sequence; was its recording finished?");
     }
     Ok(trace)
+}
+
+/// The windows of the source paper that fit into the longest sequence; of a trace of single tokens, one token.
+fn default_windows(trace: &dyn RoutingSource) -> Result<Vec<usize>> {
+    let mut longest = 0;
+    for index in 0..trace.len() {
+        longest = longest.max(trace.sequence_len(index)?);
+    }
+    let mut windows = MetricsOptions::default().windows;
+    let all = windows.len();
+    windows.retain(|&window| window <= longest);
+    if windows.len() < all {
+        println!("windows above {longest} tokens, the longest sequence, are left out");
+    }
+    if windows.is_empty() {
+        windows.push(1);
+    }
+    Ok(windows)
 }
 
 /// SRP of the model and the best and worst layer, by window length.

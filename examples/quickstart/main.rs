@@ -94,6 +94,7 @@ enum Store {
 }
 
 fn main() -> Result<()> {
+    moe_examples::set_threads(moe_examples::processors());
     let arguments = Arguments::parse();
     ensure!(arguments.rho > 0.0, "--rho is {}, it must be above 0", arguments.rho);
     ensure!((0.0..=1.0).contains(&arguments.target), "--target is {}, give a share such as 0.9", arguments.target);

@@ -78,7 +78,12 @@ fn srp_plot(report: &Report) -> Plot {
     }
     let model = report.metrics.model.srp.values().map(|value| value.srp).collect();
     plot.add_trace(Scatter::new(windows, model).mode(Mode::LinesMarkers).name("model"));
-    let windows = Axis::new().type_(AxisType::Log).title(Title::with_text("window length m, tokens"));
+    let ticks = report.metrics.model.srp.keys();
+    let windows = Axis::new()
+        .type_(AxisType::Log)
+        .tick_values(ticks.clone().map(|&window| window as f64).collect())
+        .tick_text(ticks.map(usize::to_string).collect())
+        .title(Title::with_text("window length m, tokens"));
     plot.set_layout(layout("", "SRP").x_axis(windows));
     plot
 }

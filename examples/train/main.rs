@@ -13,6 +13,8 @@ use moe_testbed::{Corpus, TokenizedCorpus, Trainer, held_out_bits, train_tokeniz
 use crate::options::Options;
 
 fn main() -> Result<()> {
+    // The workers run tensor operations side by side, each in one thread.
+    moe_examples::set_threads(1);
     let options = Options::parse();
     let checkpoint = options.out.join("training.safetensors");
     ensure!(options.resume || !checkpoint.exists(), "{} exists: --resume it or remove it", checkpoint.display());

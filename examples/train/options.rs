@@ -67,7 +67,7 @@ pub(crate) struct Options {
     /// Width inside an expert
     #[arg(long, default_value_t = 64)]
     pub(crate) expert_width: usize,
-    /// Threads; with `RAYON_NUM_THREADS=1` each computes a micro-batch of its own
+    /// Threads; each computes a micro-batch of its own
     #[arg(long, default_value_t = 2)]
     pub(crate) workers: usize,
     /// Steps between checkpoints

@@ -187,6 +187,16 @@ impl ShardedTrace {
     pub fn is_complete(&self) -> bool {
         self.complete
     }
+
+    /// The shard of a sequence, and the sequence's number in it.
+    fn locate(&self, index: usize) -> Result<(&TraceFile, usize)> {
+        let len = self.len();
+        if index >= len {
+            return Err(TraceError::NoSuchSequence { index, len });
+        }
+        let shard = self.starts.partition_point(|&start| start <= index) - 1;
+        Ok((&self.shards[shard], index - self.starts[shard]))
+    }
 }
 
 fn shard_field(shard: &TraceFile, field: &str, value: &str, limit: &str) -> TraceError {
@@ -218,12 +228,13 @@ impl RoutingSource for ShardedTrace {
     }
 
     fn sequence(&self, index: usize) -> Result<Sequence<'_>> {
-        let len = self.len();
-        if index >= len {
-            return Err(TraceError::NoSuchSequence { index, len });
-        }
-        let shard = self.starts.partition_point(|&start| start <= index) - 1;
-        self.shards[shard].sequence(index - self.starts[shard])
+        let (shard, index) = self.locate(index)?;
+        shard.sequence(index)
+    }
+
+    fn sequence_len(&self, index: usize) -> Result<usize> {
+        let (shard, index) = self.locate(index)?;
+        shard.sequence_len(index)
     }
 
     fn domains(&self) -> &[String] {

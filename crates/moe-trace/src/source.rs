@@ -23,6 +23,14 @@ pub trait RoutingSource: Send + Sync {
     /// [`TraceError::NoSuchSequence`](crate::TraceError::NoSuchSequence), or what is wrong with the sequence.
     fn sequence(&self, index: usize) -> Result<Sequence<'_>>;
 
+    /// Number of tokens of a sequence; a file knows it without reading the sequence.
+    ///
+    /// # Errors
+    /// As [`sequence`](Self::sequence).
+    fn sequence_len(&self, index: usize) -> Result<usize> {
+        Ok(self.sequence(index)?.len())
+    }
+
     /// Names of the domains that [`Sequence::domain`] refers to.
     fn domains(&self) -> &[String] {
         &[]

@@ -48,6 +48,8 @@ fn files_give_back_every_column_for_narrow_and_wide_ids() {
         let trace = sample(experts);
         let file = TraceFile::open(write(directory.path(), &trace)).unwrap();
         assert_eq!(MemoryTrace::from_source(&file).unwrap(), trace);
+        assert_eq!((file.sequence_len(0).unwrap(), file.sequence_len(1).unwrap()), (2, 0));
+        assert_eq!(file.sequence_len(2).unwrap_err().to_string(), "there is no sequence 2, the source has 2");
         let sequence = file.sequence(0).unwrap();
         assert_eq!((sequence.phase(0), sequence.phase(1)), (Phase::Prefill, Phase::Decode));
         let weighted = sequence.weighted_experts(1, LayerId(0)).unwrap().collect::<Vec<_>>();

@@ -38,6 +38,8 @@ fn shards_read_as_one_trace() {
     let trace = ShardedTrace::open(directory.path()).unwrap();
     assert!(trace.is_complete());
     assert_eq!(sequences(&trace), (0..7).map(sequence).collect::<Vec<_>>());
+    assert_eq!((0..7).map(|index| trace.sequence_len(index).unwrap()).collect::<Vec<_>>(), [6; 7]);
+    assert!(trace.sequence_len(7).is_err());
     assert_eq!(trace.sequence(7).unwrap_err().to_string(), "there is no sequence 7, the source has 7");
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 4 + 1, "four shards and the index");
 }

@@ -204,6 +204,14 @@ impl RoutingSource for TraceFile {
         Sequence::checked(&self.geometry, index, columns).map_err(source)
     }
 
+    fn sequence_len(&self, index: usize) -> Result<usize> {
+        let len = self.len();
+        match self.offsets.get(index..).and_then(|offsets| offsets.get(..2)) {
+            Some(offsets) => Ok(offsets[1] - offsets[0]),
+            None => Err(TraceError::NoSuchSequence { index, len }),
+        }
+    }
+
     fn domains(&self) -> &[String] {
         &self.header.domains
     }

@@ -1,0 +1,73 @@
+//! Prints and plots the local routing consistency of a trace: one HTML page and CSV files.
+//!
+//! ```text
+//! cargo run --release --example consistency -- TRACE --out consistency
+//! ```
+
+mod figures;
+mod measure;
+mod summary;
+mod tables;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use lrc_metrics::Bootstrap;
+use moe_examples::Page;
+
+/// Print and plot the local routing consistency of a trace.
+///
+/// Writes consistency.html (SRP over m, by layer, by domain and by window start; hit rates of LRU, LFU, Belady and SCH
+/// over cache size; load against SRP), and the numbers behind it as CSV files. Intervals are bootstrapped over sequences.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// A trace file, or a directory of trace shards.
+    trace: PathBuf,
+
+    /// Window lengths in tokens.
+    #[arg(long, value_delimiter = ',', default_values_t = [2, 4, 8, 16, 32, 64, 128, 256])]
+    m: Vec<usize>,
+
+    /// Window length of the plots that show one; must be in --m.
+    #[arg(long, default_value_t = 16)]
+    at: usize,
+
+    /// Resamples of the bootstrap.
+    #[arg(long, default_value_t = 1000)]
+    resamples: usize,
+
+    /// Confidence of the intervals.
+    #[arg(long, default_value_t = 0.95)]
+    confidence: f64,
+
+    /// Seed of the bootstrap.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+
+    /// Folder for the page and the CSV files.
+    #[arg(long, default_value = "consistency")]
+    out: PathBuf,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    anyhow::ensure!(arguments.m.contains(&arguments.at), "--at {} is not among --m {:?}", arguments.at, arguments.m);
+    let trace = moe_trace::open(&arguments.trace)
+        .with_context(|| format!("cannot open the trace {}", arguments.trace.display()))?;
+    let bootstrap = Bootstrap::new(arguments.resamples, arguments.confidence, arguments.seed)?;
+    let measured = measure::measure(trace.as_ref(), &arguments.m, arguments.at, &bootstrap)?;
+
+    let summary = summary::summary(&measured);
+    println!("{summary}");
+    std::fs::create_dir_all(&arguments.out)
+        .with_context(|| format!("cannot create the folder {}", arguments.out.display()))?;
+    tables::write(&measured, &arguments.out)?;
+    let mut page = Page::new(&format!("Local routing consistency of {}", measured.model), &summary);
+    figures::add(&measured, &mut page);
+    let path = arguments.out.join("consistency.html");
+    std::fs::write(&path, page.finish()).with_context(|| format!("cannot write {}", path.display()))?;
+    println!("wrote {}", path.display());
+    Ok(())
+}

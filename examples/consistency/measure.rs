@@ -1,0 +1,83 @@
+//! Everything that is measured, with intervals where there are at least two sequences.
+
+use anyhow::Result;
+use lrc_metrics::{
+    Accumulator, Bootstrap, ByDomain, DomainLoad, LoadBalance, MetricError, MetricsIntervals, MetricsOptions,
+    PositionSrp, StartSrp, TraceIntervals, accumulate,
+};
+use moe_examples::progress_bar;
+use moe_trace::{Geometry, LayerId, RoutingSource};
+
+/// Starts of windows that are told apart.
+const STARTS: usize = 2048;
+
+/// What the figures show.
+pub(crate) struct Measured {
+    pub(crate) model: String,
+    pub(crate) geometry: Geometry,
+    /// Names of all domains.
+    pub(crate) names: Vec<String>,
+    /// The window length of figures that show one.
+    pub(crate) at: usize,
+    pub(crate) all: MetricsIntervals,
+    /// Domains that have a window of each length, by name.
+    pub(crate) domains: Vec<(String, MetricsIntervals)>,
+    pub(crate) starts: Vec<StartSrp>,
+    pub(crate) load: DomainLoad,
+}
+
+/// Folds the trace.
+pub(crate) fn measure(
+    trace: &dyn RoutingSource,
+    windows: &[usize],
+    at: usize,
+    bootstrap: &Bootstrap,
+) -> Result<Measured> {
+    let geometry = trace.geometry();
+    let layers: Vec<LayerId> = geometry.layer_ids().collect();
+    let options = MetricsOptions { windows: windows.to_vec(), ..MetricsOptions::default() };
+    let empty = TraceIntervals::new(geometry, &options, false)?;
+    let metrics = fold(trace, "sequences measured", &ByDomain::new(&empty, trace.domains().len()))?;
+    let load = ByDomain::new(&LoadBalance::new(geometry), trace.domains().len());
+    let load = fold(trace, "sequences counted by domain", &load)?.finish()?;
+    let starts = PositionSrp::new(geometry, &layers, at, 0..STARTS)?;
+    let starts = fold(trace, "sequences cut by window start", &starts)?.finish();
+    let mut domains = Vec::new();
+    for (name, metrics) in trace.domains().iter().zip(metrics.domains()) {
+        match estimate(metrics, bootstrap) {
+            Ok(measured) => domains.push((name.clone(), measured)),
+            Err(MetricError::WindowTooLong { window, longest, .. }) => {
+                eprintln!("domain {name} is left out: its longest sequence has {longest} tokens, a window {window}");
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(Measured {
+        model: trace.model().unwrap_or("an unnamed model").to_owned(),
+        geometry: geometry.clone(),
+        names: trace.domains().to_vec(),
+        at,
+        all: estimate(&metrics.total()?, bootstrap)?,
+        domains,
+        starts,
+        load,
+    })
+}
+
+fn fold<A: Accumulator>(trace: &dyn RoutingSource, what: &str, empty: &A) -> Result<A> {
+    let progress = progress_bar(trace.len(), what);
+    let folded = accumulate(trace, empty, &|done| progress.set_position(done as u64))?;
+    progress.finish_and_clear();
+    Ok(folded)
+}
+
+/// The figures with their intervals; of one sequence, with intervals of no width.
+fn estimate(metrics: &TraceIntervals, bootstrap: &Bootstrap) -> lrc_metrics::Result<MetricsIntervals> {
+    match metrics.finish(bootstrap) {
+        Err(MetricError::TooFewSequences { .. }) => {
+            let value = metrics.metrics().finish()?;
+            Ok(MetricsIntervals { low: value.clone(), high: value.clone(), value })
+        }
+        result => result,
+    }
+}
