@@ -1,8 +1,9 @@
 //! A Hugging Face model folder.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
@@ -49,7 +50,7 @@ impl Checkpoint {
     /// Reads the headers of the weight files, not the weights.
     ///
     /// # Errors
-    /// As [`OlmoeConfig::from_file`]; [`ModelError::NoWeights`], [`ModelError::MissingShard`],
+    /// As [`OlmoeConfig::from_file`]; [`ModelError::NoWeights`], [`ModelError::ShardName`], [`ModelError::MissingShard`],
     /// [`ModelError::Safetensors`], [`ModelError::MissingTensor`], [`ModelError::TensorShape`],
     /// [`ModelError::TensorType`] for what the weight files lack.
     pub fn open(folder: impl AsRef<Path>) -> Result<Checkpoint> {
@@ -137,6 +138,11 @@ fn find_weights(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut shards: Vec<String> = read_index(&path)?.weight_map.into_values().collect();
     shards.sort_unstable();
     shards.dedup();
+    // An index may come from anywhere; it must not make us read files outside of the folder.
+    let is_name = |shard: &str| Path::new(shard).components().eq([Component::Normal(OsStr::new(shard))]);
+    if let Some(shard) = shards.iter().find(|shard| !is_name(shard)) {
+        return Err(ModelError::ShardName { path, shard: shard.clone() });
+    }
     match shards.iter().find(|shard| !folder.join(shard).is_file()) {
         Some(shard) => Err(ModelError::MissingShard { path, shard: shard.clone() }),
         None => Ok(shards.iter().map(|shard| folder.join(shard)).collect()),
@@ -159,7 +165,7 @@ fn map(path: &Path) -> Result<Mmap> {
 
 /// Looks for every tensor of the architecture where it is read from: in the last file that has it.
 fn check_tensors(config: &OlmoeConfig, folder: &Path, files: &[PathBuf], parsed: &[SafeTensors<'_>]) -> Result<()> {
-    for spec in config.tensors() {
+    for spec in config.each_tensor() {
         let found = parsed.iter().zip(files).rev().find_map(|(file, path)| Some((file.tensor(&spec.name).ok()?, path)));
         let Some((tensor, path)) = found else {
             return Err(ModelError::MissingTensor { path: expected_file(folder, files, &spec.name)?, name: spec.name });

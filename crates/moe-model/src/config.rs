@@ -137,6 +137,9 @@ impl Problem {
     }
 }
 
+/// Positions are rotated in f32, which holds integers exactly up to here.
+const MAX_POSITIONS: usize = 1 << 24;
+
 fn validate(params: &OlmoeParams) -> Result<(), Problem> {
     for (field, value) in [
         ("vocab_size", params.vocab_size),
@@ -155,6 +158,10 @@ fn validate(params: &OlmoeParams) -> Result<(), Problem> {
         if u32::try_from(value).is_err() {
             return Err(Problem::new(field, value, format!("must be at most {}", u32::MAX)));
         }
+    }
+    if params.max_position_embeddings > MAX_POSITIONS {
+        let limit = format!("must be at most {MAX_POSITIONS}");
+        return Err(Problem::new("max_position_embeddings", params.max_position_embeddings, limit));
     }
     for (field, value) in [
         ("rope_theta", Some(params.rope_theta)),
@@ -192,7 +199,8 @@ fn routing_geometry(params: &OlmoeParams) -> Result<Geometry, Problem> {
         return Err(Problem::new("num_experts", params.num_experts, limit));
     }
     Geometry::decoder(params.num_hidden_layers, params.num_experts, params.num_experts_per_tok).map_err(|_| {
-        let limit = format!("must be at most {}", Geometry::MAX_LAYERS);
+        let layers = Geometry::MAX_LAYERS.min(Geometry::MAX_POOL / params.num_experts);
+        let limit = format!("must be at most {layers} with {} experts a layer", params.num_experts);
         Problem::new("num_hidden_layers", params.num_hidden_layers, limit)
     })
 }

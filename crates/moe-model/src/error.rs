@@ -58,6 +58,14 @@ pub enum ModelError {
         /// The folder.
         path: PathBuf,
     },
+    /// The index names a shard by more than a file name.
+    #[error("{path}: shard {shard:?} is no file name, shards must lie beside their index")]
+    ShardName {
+        /// The index.
+        path: PathBuf,
+        /// What it says.
+        shard: String,
+    },
     /// The index names a shard that does not exist.
     #[error("{path}: shard {shard} is missing")]
     MissingShard {

@@ -43,40 +43,50 @@ impl OlmoeConfig {
     /// # Ok::<(), moe_model::ModelError>(())
     /// ```
     pub fn tensors(&self) -> Vec<TensorSpec> {
+        self.each_tensor().collect()
+    }
+
+    /// [`tensors`](Self::tensors) one by one: a configuration may claim more of them than memory holds.
+    pub(crate) fn each_tensor(&self) -> impl Iterator<Item = TensorSpec> + '_ {
         let params = self.params();
         let (vocab, hidden) = (params.vocab_size, params.hidden_size);
-        let kv_width = params.num_key_value_heads * self.head_dim();
-        let matrix = |name: String, (out, inner): (usize, usize)| TensorSpec {
-            name,
-            shape: vec![out, inner],
-            kind: TensorKind::Matrix,
-        };
-        let norm = |name: String, width| TensorSpec { name, shape: vec![width], kind: TensorKind::Norm };
-
-        let mut tensors = vec![matrix("model.embed_tokens.weight".to_owned(), (vocab, hidden))];
-        let geometry = self.geometry();
-        for layer in geometry.layer_ids() {
-            let name = |part: &str| format!("model.layers.{}.{part}.weight", layer.0);
-            tensors.extend([
-                norm(name("input_layernorm"), hidden),
-                matrix(name("self_attn.q_proj"), (hidden, hidden)),
-                matrix(name("self_attn.k_proj"), (kv_width, hidden)),
-                matrix(name("self_attn.v_proj"), (kv_width, hidden)),
-                matrix(name("self_attn.o_proj"), (hidden, hidden)),
-                norm(name("self_attn.q_norm"), hidden),
-                norm(name("self_attn.k_norm"), kv_width),
-                norm(name("post_attention_layernorm"), hidden),
-                matrix(name("mlp.gate"), (params.num_experts, hidden)),
-            ]);
-            for expert in geometry.expert_ids() {
-                let shapes = self.expert_shape().projections();
-                tensors.extend(expert_names(layer, expert).into_iter().zip(shapes).map(|(name, s)| matrix(name, s)));
-            }
-        }
-        tensors.push(norm("model.norm.weight".to_owned(), hidden));
-        if !params.tie_word_embeddings {
-            tensors.push(matrix("lm_head.weight".to_owned(), (vocab, hidden)));
-        }
-        tensors
+        let output = (!params.tie_word_embeddings).then(|| matrix("lm_head.weight".to_owned(), (vocab, hidden)));
+        let layers = self.geometry().layer_ids();
+        std::iter::once(matrix("model.embed_tokens.weight".to_owned(), (vocab, hidden)))
+            .chain(layers.flat_map(|layer| self.layer_tensors(layer)))
+            .chain(std::iter::once(norm("model.norm.weight".to_owned(), hidden)))
+            .chain(output)
     }
+
+    fn layer_tensors(&self, layer: LayerId) -> impl Iterator<Item = TensorSpec> + use<> {
+        let params = self.params();
+        let hidden = params.hidden_size;
+        let kv_width = params.num_key_value_heads * self.head_dim();
+        let name = |part: &str| format!("model.layers.{}.{part}.weight", layer.0);
+        let projections = self.expert_shape().projections();
+        let experts = self.geometry().expert_ids().flat_map(move |expert| {
+            expert_names(layer, expert).into_iter().zip(projections).map(|(name, shape)| matrix(name, shape))
+        });
+        [
+            norm(name("input_layernorm"), hidden),
+            matrix(name("self_attn.q_proj"), (hidden, hidden)),
+            matrix(name("self_attn.k_proj"), (kv_width, hidden)),
+            matrix(name("self_attn.v_proj"), (kv_width, hidden)),
+            matrix(name("self_attn.o_proj"), (hidden, hidden)),
+            norm(name("self_attn.q_norm"), hidden),
+            norm(name("self_attn.k_norm"), kv_width),
+            norm(name("post_attention_layernorm"), hidden),
+            matrix(name("mlp.gate"), (params.num_experts, hidden)),
+        ]
+        .into_iter()
+        .chain(experts)
+    }
+}
+
+fn matrix(name: String, (out, inner): (usize, usize)) -> TensorSpec {
+    TensorSpec { name, shape: vec![out, inner], kind: TensorKind::Matrix }
+}
+
+fn norm(name: String, width: usize) -> TensorSpec {
+    TensorSpec { name, shape: vec![width], kind: TensorKind::Norm }
 }

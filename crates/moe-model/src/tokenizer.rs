@@ -21,14 +21,15 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`.
+    /// Reads a `tokenizer.json`; texts are encoded whole, whatever it says of truncation and padding.
     ///
     /// # Errors
     /// [`ModelError::TokenizerFile`].
     pub fn from_file(path: impl AsRef<Path>) -> Result<Tokenizer> {
         let path = path.as_ref();
-        let inner = tokenizers::Tokenizer::from_file(path)
-            .map_err(|source| ModelError::TokenizerFile { path: path.to_owned(), source })?;
+        let failed = |source| ModelError::TokenizerFile { path: path.to_owned(), source };
+        let mut inner = tokenizers::Tokenizer::from_file(path).map_err(failed)?;
+        inner.with_truncation(None).map_err(failed)?.with_padding(None);
         Ok(Tokenizer { inner })
     }
 

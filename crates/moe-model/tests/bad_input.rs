@@ -60,7 +60,7 @@ fn configurations_that_cannot_be_run() {
         ("num_experts_per_tok", json!(9), "num_experts_per_tok is 9, must be at most num_experts 8"),
         ("num_experts", json!(0), "num_experts is 0, must be at least 1"),
         ("num_experts", json!(65536), "num_experts is 65536, must be at most 65535"),
-        ("num_hidden_layers", json!(70000), "num_hidden_layers is 70000, must be at most 65535"),
+        ("num_hidden_layers", json!(70000), "num_hidden_layers is 70000, must be at most 65535 with 8 experts a layer"),
         ("num_experts", json!(null), "num_experts is missing, it is required"),
         ("num_attention_heads", json!(3), "hidden_size is 32, must be a multiple of twice num_attention_heads 3"),
         ("num_attention_heads", json!(0), "num_attention_heads is 0, must be at least 1"),
@@ -125,6 +125,47 @@ fn folders_without_all_files() {
     assert_eq!(open_error(&folder), "config.json: cannot read");
     let error = Checkpoint::open(common::folder(GQA)).unwrap().tokenizer().unwrap_err();
     assert!(error.to_string().ends_with("olmoe-gqa/tokenizer.json: not a readable tokenizer"), "{error}");
+}
+
+#[test]
+fn indices_that_leave_the_folder() {
+    for shard in ["../other.safetensors", "/tmp/other.safetensors", "sub/other.safetensors", "", ".."] {
+        let folder = copy(GQA);
+        edit_json(&folder.path().join("model.safetensors.index.json"), |index| {
+            index["weight_map"]["model.norm.weight"] = json!(shard);
+        });
+        let message = format!(
+            "model.safetensors.index.json: shard {shard:?} is no file name, shards must lie beside their index"
+        );
+        assert_eq!(open_error(&folder), message);
+    }
+}
+
+/// What a configuration claims is not allocated before the files are looked at.
+#[test]
+fn configurations_that_claim_too_much() {
+    let folder = copy(MHA);
+    let config = folder.path().join("config.json");
+    edit_json(&config, |config| {
+        config["num_hidden_layers"] = json!(60_000);
+        config["num_local_experts"] = json!(60_000);
+        config["num_experts"] = json!(60_000);
+    });
+    assert!(open_error(&folder).contains("num_hidden_layers is 60000, must be at most 279 with 60000 experts a layer"));
+    edit_json(&config, |config| {
+        config["num_hidden_layers"] = json!(4_000);
+        config["num_local_experts"] = json!(4_000);
+        config["num_experts"] = json!(4_000);
+    });
+    assert!(
+        open_error(&folder).contains("mlp.gate.weight has shape [8, 32], expected [4000, 32]"),
+        "{}",
+        open_error(&folder)
+    );
+    let folder = copy(MHA);
+    edit_json(&folder.path().join("config.json"), |config| config["max_position_embeddings"] = json!(u32::MAX));
+    let message = "config.json: max_position_embeddings is 4294967295, must be at most 16777216";
+    assert_eq!(open_error(&folder), message);
 }
 
 #[test]

@@ -130,7 +130,7 @@ impl Gradient {
     }
 
     /// The Euclidean norm, summed in f64 and in order.
-    fn norm(&self) -> f64 {
+    pub(crate) fn norm(&self) -> f64 {
         let squares = |values: &Vec<f32>| values.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
         self.0.iter().map(squares).sum::<f64>().sqrt()
     }

@@ -35,13 +35,14 @@ impl Batches {
     /// Serves steps of `batch` sequences of `length` tokens from the training part of a corpus.
     ///
     /// # Errors
-    /// [`TestbedError::Option`] if `batch` or `length` is 0; [`TestbedError::TooFewTokens`] if a domain has fewer than
+    /// [`TestbedError::Option`] if `batch`, `length` or the number of domains is 0; [`TestbedError::TooFewTokens`] if a domain has fewer than
     /// `2 * length` tokens.
     pub fn new(corpus: &TokenizedCorpus, batch: usize, length: usize, seed: u64) -> Result<Batches> {
         check("batch", batch, batch > 0, "1 and more")?;
         check("length", length, length > 0, "1 and more")?;
+        check("number of domains", corpus.domains.len(), !corpus.domains.is_empty(), "1 and more")?;
         for domain in &corpus.domains {
-            let (tokens, min) = (domain.training.len(), 2 * length);
+            let (tokens, min) = (domain.training.len(), length.saturating_mul(2));
             if tokens < min {
                 return Err(TestbedError::TooFewTokens { domain: domain.name.clone(), tokens, min });
             }
@@ -149,6 +150,12 @@ mod tests {
         let message = |batch, length| Batches::new(&corpus(&[100, 12]), batch, length, 0).unwrap_err().to_string();
         assert_eq!(message(0, 8), "batch is 0, allowed are 1 and more");
         assert_eq!(message(1, 0), "length is 0, allowed are 1 and more");
-        assert_eq!(message(1, 8), "domain domain 1: 12 training tokens, one sequence needs 16");
+        assert_eq!(message(1, 8), "domain domain 1: 12 training tokens, two sequences need 16");
+        assert_eq!(
+            message(1, usize::MAX),
+            format!("domain domain 0: 100 training tokens, two sequences need {}", usize::MAX)
+        );
+        let none = Batches::new(&corpus(&[]), 1, 8, 0).unwrap_err().to_string();
+        assert_eq!(none, "number of domains is 0, allowed are 1 and more");
     }
 }

@@ -1,7 +1,8 @@
 //! Training runs that can be interrupted.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
@@ -14,6 +15,8 @@ use crate::{Result, TestbedError, TokenizedCorpus, TrainOptions, Trainer};
 
 /// Prefixes of a parameter's value and moments in a checkpoint.
 const PARTS: [&str; 3] = ["value.", "first.", "second."];
+/// The metadata entry that describes the run.
+const RUN: &str = "run";
 
 impl Trainer {
     /// Writes all that a run needs to go on: weights, moments, step, options. The file is complete or not there.
@@ -27,12 +30,14 @@ impl Trainer {
             let values = [parameter.var.as_tensor().clone(), moment(&parameter.first)?, moment(&parameter.second)?];
             tensors.extend(PARTS.iter().zip(values).map(|(part, value)| (format!("{part}{}", parameter.name), value)));
         }
-        let metadata = HashMap::from([
-            ("step".to_owned(), self.step().to_string()),
-            ("options".to_owned(), json(path, &self.options)?.to_string()),
-            ("tokens".to_owned(), format!("{:?}", self.batches.stream_lengths())),
-        ]);
-        write_tensors(path, tensors, metadata)
+        let run = serde_json::json!({
+            "step": self.step(),
+            "options": json(path, &self.options)?,
+            "config": self.model.config().to_json(),
+            "tokens": self.batches.stream_lengths(),
+        });
+        // One entry, because a map of several has no one order.
+        write_tensors(path, tensors, HashMap::from([(RUN.to_owned(), run.to_string())]))
     }
 
     /// Goes on with a saved run; what follows is bit-identical to a run that was never interrupted.
@@ -52,24 +57,26 @@ impl Trainer {
         let malformed = |source| TestbedError::Safetensors { path: path.to_owned(), source };
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(malformed)?;
         SafeTensors::deserialize(&bytes).map_err(malformed)?;
-        let metadata = header.metadata().as_ref().ok_or_else(|| misfit("metadata"))?;
-        let entry = |name: &str| metadata.get(name).ok_or_else(|| misfit(name));
-
-        let saved: Value = serde_json::from_str(entry("options")?)
-            .map_err(|source| TestbedError::Json { path: path.to_owned(), source })?;
-        if let Some(option) = difference(&saved, &json(path, &trainer.options)?) {
-            return Err(misfit(&format!("option {option}")));
+        let run =
+            header.metadata().as_ref().and_then(|metadata| metadata.get(RUN)).ok_or_else(|| misfit("metadata"))?;
+        let run: Value =
+            serde_json::from_str(run).map_err(|source| TestbedError::Json { path: path.to_owned(), source })?;
+        for (entry, ours) in [("options", json(path, &trainer.options)?), ("config", config.to_json())] {
+            if let Some(name) = difference(&run[entry], &ours) {
+                return Err(misfit(&format!("{entry} entry {name}")));
+            }
         }
-        if *entry("tokens")? != format!("{:?}", trainer.batches.stream_lengths()) {
+        if run["tokens"] != serde_json::json!(trainer.batches.stream_lengths()) {
             return Err(misfit("number of training tokens"));
         }
-        let step = entry("step")?.parse().map_err(|_| misfit("step"))?;
+        let step = run["step"].as_u64().filter(|&step| step <= trainer.options.steps).ok_or_else(|| misfit("step"))?;
 
         let mut tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)?;
         for Parameter { name, var, first, second } in &mut trainer.optimizer.parameters {
             let mut take = |part: &str| {
                 let name = format!("{part}{name}");
-                let tensor = tensors.remove(&name).filter(|tensor| tensor.dims() == var.dims());
+                let fits = |tensor: &Tensor| tensor.dims() == var.dims() && tensor.dtype() == var.dtype();
+                let tensor = tensors.remove(&name).filter(fits);
                 tensor.ok_or_else(|| misfit(&name))
             };
             let [value, mean, square] = [take(PARTS[0])?, take(PARTS[1])?, take(PARTS[2])?];
@@ -96,13 +103,21 @@ pub(crate) fn write_tensors(
     write_whole(path, &bytes)
 }
 
-/// Writes a file beside its place and moves it there.
+/// Writes a file beside its place, syncs it and moves it there.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".part");
     let beside = Path::new(&beside);
-    fs::write(beside, bytes).map_err(TestbedError::io(beside))?;
-    fs::rename(beside, path).map_err(TestbedError::io(path))
+    let write = || -> io::Result<()> {
+        let mut file = File::create(beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(TestbedError::io(beside))?;
+    fs::rename(beside, path).map_err(TestbedError::io(path))?;
+    // The rename is durable once its directory is synced, where one can be opened.
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder).map_or(Ok(()), |folder| folder.sync_all()).map_err(TestbedError::io(path))
 }
 
 fn json(path: &Path, options: &TrainOptions) -> Result<Value> {

@@ -44,8 +44,8 @@ pub enum TestbedError {
         /// Documents needed.
         min: usize,
     },
-    /// A domain's training text is shorter than one sequence.
-    #[error("domain {domain}: {tokens} training tokens, one sequence needs {min}")]
+    /// A domain's training text is shorter than two sequences.
+    #[error("domain {domain}: {tokens} training tokens, two sequences need {min}")]
     TooFewTokens {
         /// The domain.
         domain: String,
@@ -76,13 +76,23 @@ pub enum TestbedError {
     /// The model failed.
     #[error("model failed")]
     Model(#[from] moe_model::ModelError),
-    /// The loss is no longer a number.
-    #[error("loss is {loss} at step {step}, try a lower learning rate")]
+    /// The loss or its gradient is no longer a number.
+    #[error("loss is {loss} and the gradient's norm {gradient_norm} at step {step}, try a lower learning rate")]
     Diverged {
         /// The step.
         step: u64,
         /// The loss.
         loss: f64,
+        /// The norm of its gradient.
+        gradient_norm: f64,
+    },
+    /// The model gives no number for held-out text.
+    #[error("domain {domain}: the model needs {bits} bits for the held-out text, its weights are broken")]
+    BitsNotFinite {
+        /// The domain.
+        domain: String,
+        /// The bits.
+        bits: f64,
     },
     /// A checkpoint file is not well-formed safetensors.
     #[error("{path}: not a readable checkpoint")]

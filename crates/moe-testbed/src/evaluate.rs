@@ -7,7 +7,7 @@ use moe_model::{Chunk, KvCache, LogitsAt, Olmoe};
 use moe_trace::{IgnoreRouting, Phase};
 
 use crate::error::check;
-use crate::{ByteNgram, Corpus, Result, TokenizedCorpus, TokenizedDocument, cross_entropy};
+use crate::{ByteNgram, Corpus, Result, TestbedError, TokenizedCorpus, TokenizedDocument, cross_entropy};
 
 /// Windows that go through the model at once.
 const WINDOWS: usize = 8;
@@ -40,7 +40,7 @@ impl DomainBits {
 ///
 /// # Errors
 /// [`TestbedError::Option`](crate::TestbedError::Option) if `length` is below 2 or above the model's positions; a
-/// tensor operation that failed.
+/// tensor operation that failed; [`TestbedError::BitsNotFinite`] for a model whose weights are broken.
 pub fn held_out_bits(
     model: &Olmoe,
     corpus: &TokenizedCorpus,
@@ -61,7 +61,12 @@ pub fn held_out_bits(
             joined.flat_map(|bits| bits.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
         });
         let bytes = domain.held_out.iter().map(|document| document.bytes).sum();
-        Ok(DomainBits { domain: domain.name.clone(), bits: bits?.iter().sum(), bytes })
+        let (name, bits) = (domain.name.clone(), bits?.iter().sum::<f64>());
+        if bits.is_finite() {
+            Ok(DomainBits { domain: name, bits, bytes })
+        } else {
+            Err(TestbedError::BitsNotFinite { domain: name, bits })
+        }
     });
     domains.collect()
 }

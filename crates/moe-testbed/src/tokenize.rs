@@ -75,12 +75,14 @@ pub fn train_tokenizer(corpus: &Corpus, vocabulary: usize) -> Result<Tokenizer> 
     tokenizer.to_string(false).and_then(|json| json.parse()).map_err(TestbedError::Tokenizer)
 }
 
-/// Reads the `tokenizer.json` of a model.
+/// Reads the `tokenizer.json` of a model; whole documents are encoded, whatever it says of truncation and padding.
 ///
 /// # Errors
 /// [`TestbedError::Tokenizer`] if the file cannot be read or is not a tokenizer.
 pub fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
-    Tokenizer::from_file(path).map_err(TestbedError::Tokenizer)
+    let mut tokenizer = Tokenizer::from_file(path).map_err(TestbedError::Tokenizer)?;
+    tokenizer.with_truncation(None).map_err(TestbedError::Tokenizer)?.with_padding(None);
+    Ok(tokenizer)
 }
 
 impl TokenizedCorpus {

@@ -120,6 +120,9 @@ impl Trainer {
         )?;
         let rate = options.peak_rate;
         check("learning rate", rate, rate > 0.0 && rate.is_finite(), "above 0")?;
+        let (balance, floor) = (options.balance, options.floor);
+        check("balance", balance, balance >= 0.0 && balance.is_finite(), "0 and more")?;
+        check("floor", floor, (0.0..=1.0).contains(&floor), "0 to 1")?;
 
         let variables = VarMap::new();
         let mut random = ChaCha8Rng::seed_from_u64(options.seed);
@@ -207,11 +210,14 @@ impl Trainer {
                 None => gradient = Some(part.gradient),
             }
         }
-        if !loss.is_finite() {
-            return Err(TestbedError::Diverged { step, loss });
+        let gradient = gradient.expect("a batch has a micro-batch");
+        // Checked before the step, so that the weights stay those of the step before.
+        let gradient_norm = gradient.norm();
+        if !loss.is_finite() || !gradient_norm.is_finite() {
+            return Err(TestbedError::Diverged { step, loss, gradient_norm });
         }
         let rate = self.schedule.rate(step);
-        let gradient_norm = self.optimizer.apply(&gradient.expect("a batch has a micro-batch"), rate)?;
+        self.optimizer.apply(&gradient, rate)?;
         Ok(Progress { step: step + 1, loss, balance, gradient_norm, rate, tokens: batch.inputs.len() })
     }
 
