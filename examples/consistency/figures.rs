@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use lrc_metrics::{MetricsIntervals, MetricsReport, SrpValue, srp_lower_bound, static_curve};
-use moe_examples::{Page, axes};
-use plotly::common::{ColorScale, ColorScalePalette, ErrorData, ErrorType, Marker, Mode, Title};
-use plotly::layout::{Axis, AxisType};
+use moe_examples::{Page, axes, window_axis};
+use plotly::common::{ColorScale, ColorScalePalette, ErrorData, ErrorType, Line, Marker, Mode};
+use plotly::layout::Axis;
 use plotly::{HeatMap, Plot, Scatter};
 
 use crate::measure::Measured;
@@ -25,13 +25,13 @@ pub(crate) fn add(measured: &Measured, page: &mut Page) {
     page.plot(&format!("Load against SRP, m = {at}, one point an expert"), &load_against_srp(measured));
 }
 
-/// A logarithmic axis of window lengths.
-fn window_axis() -> Axis {
-    Axis::new().type_(AxisType::Log).title(Title::with_text("window length m, tokens"))
-}
-
 fn line(x: Vec<usize>, y: Vec<f64>, name: &str) -> Box<Scatter<usize, f64>> {
     Scatter::new(x, y).mode(Mode::LinesMarkers).name(name)
+}
+
+/// The line of everything together, among those of its parts.
+fn whole() -> Line {
+    Line::new().color("black").width(3.0)
 }
 
 /// SRP over m with its intervals as error bars.
@@ -59,10 +59,11 @@ fn srp_over_m(measured: &Measured) -> Plot {
         let name = format!("layer {}", layer.layer);
         plot.add_trace(line(layer.srp.keys().copied().collect(), values, &name).opacity(0.3));
     }
-    plot.add_trace(srp_line(&measured.all, "model", |report| &report.model.srp));
+    let model = srp_line(&measured.all, "model", |report| &report.model.srp);
+    plot.add_trace(model.line(whole()));
     let bound = report.model.srp.values().map(|value| srp_lower_bound(value.activation_rate)).collect();
     plot.add_trace(line(report.model.srp.keys().copied().collect(), bound, "lower bound").mode(Mode::Lines));
-    plot.set_layout(axes("", "SRP").x_axis(window_axis()));
+    plot.set_layout(axes("", "SRP").x_axis(window_axis(report.model.srp.keys())));
     plot
 }
 
@@ -83,8 +84,9 @@ fn srp_by_domain(measured: &Measured) -> Plot {
     for (name, report) in &measured.domains {
         plot.add_trace(srp_line(report, name, |report| &report.model.srp));
     }
-    plot.add_trace(srp_line(&measured.all, "all", |report| &report.model.srp));
-    plot.set_layout(axes("", "SRP").x_axis(window_axis()));
+    let all = srp_line(&measured.all, "all", |report| &report.model.srp);
+    plot.add_trace(all.line(whole()));
+    plot.set_layout(axes("", "SRP").x_axis(window_axis(measured.all.value.model.srp.keys())));
     plot
 }
 
@@ -95,7 +97,7 @@ fn domain_correlation(measured: &Measured) -> Plot {
     let mut plot = Plot::new();
     let colors = ColorScale::Palette(ColorScalePalette::Viridis);
     plot.add_trace(HeatMap::new(names.clone(), names, rows).color_scale(colors));
-    plot.set_layout(axes("", ""));
+    plot.set_layout(axes("", "").x_axis(Axis::new().auto_margin(true)).y_axis(Axis::new().auto_margin(true)));
     plot
 }
 
@@ -114,9 +116,8 @@ fn hit_rates(measured: &Measured) -> Plot {
     let experts = measured.geometry.experts();
     let rho: Vec<f64> = (1..=experts).map(|slots| slots as f64 / measured.geometry.top_k() as f64).collect();
     let mut plot = Plot::new();
-    for label in report.layers.iter().take(1).flat_map(|layer| layer.curves.keys()) {
-        let curve = (1..=experts).filter_map(|slots| report.hit_rate(label, slots)).collect();
-        plot.add_trace(Scatter::new(rho.clone(), curve).mode(Mode::Lines).name(label));
+    for (label, curve) in &report.model.curves {
+        plot.add_trace(Scatter::new(rho.clone(), curve.clone()).mode(Mode::Lines).name(label));
     }
     let mut fixed = vec![0.0; experts];
     for layer in &report.layers {

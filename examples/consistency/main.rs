@@ -11,10 +11,13 @@ mod tables;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use lrc_metrics::Bootstrap;
-use moe_examples::Page;
+use moe_examples::{Page, fitting_windows};
+
+/// Window lengths unless told otherwise.
+const WINDOWS: [usize; 8] = [2, 4, 8, 16, 32, 64, 128, 256];
 
 /// Print and plot the local routing consistency of a trace.
 ///
@@ -26,13 +29,13 @@ struct Arguments {
     /// A trace file, or a directory of trace shards.
     trace: PathBuf,
 
-    /// Window lengths in tokens.
-    #[arg(long, value_delimiter = ',', default_values_t = [2, 4, 8, 16, 32, 64, 128, 256])]
-    m: Vec<usize>,
+    /// Window lengths in tokens [default: those of 2,4,8,16,32,64,128,256 that fit into a sequence].
+    #[arg(long, value_delimiter = ',')]
+    m: Option<Vec<usize>>,
 
-    /// Window length of the plots that show one; must be in --m.
-    #[arg(long, default_value_t = 16)]
-    at: usize,
+    /// Window length of the plots that show one, one of --m [default: 16, or the longest below].
+    #[arg(long)]
+    at: Option<usize>,
 
     /// Resamples of the bootstrap.
     #[arg(long, default_value_t = 1000)]
@@ -53,11 +56,21 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    anyhow::ensure!(arguments.m.contains(&arguments.at), "--at {} is not among --m {:?}", arguments.at, arguments.m);
     let trace = moe_trace::open(&arguments.trace)
         .with_context(|| format!("cannot open the trace {}", arguments.trace.display()))?;
+    ensure!(!trace.is_empty(), "{} has no sequence; was its recording finished?", arguments.trace.display());
+    let windows = match arguments.m {
+        Some(windows) => windows,
+        None => fitting_windows(trace.as_ref(), &WINDOWS)?,
+    };
+    let at = match arguments.at {
+        Some(at) => at,
+        None => windows.iter().copied().filter(|&window| window <= 16).max().unwrap_or(windows[0]),
+    };
+    ensure!(windows.contains(&at), "--at {at} is not among the window lengths {windows:?}");
     let bootstrap = Bootstrap::new(arguments.resamples, arguments.confidence, arguments.seed)?;
-    let measured = measure::measure(trace.as_ref(), &arguments.m, arguments.at, &bootstrap)?;
+    let measured = measure::measure(trace.as_ref(), &windows, at, &bootstrap)
+        .context("give --m only window lengths that fit into a sequence")?;
 
     let summary = summary::summary(&measured);
     println!("{summary}");

@@ -62,8 +62,8 @@ pub(crate) fn summary(measured: &Measured) -> String {
     let with_domains = correlate(&experts, |expert| Some(expert.srp), |expert| expert.specialization);
     format!(
         "{head}\n\nSegment routing best performance (how well one set of experts serves m tokens)\n{srp}\n\n\
-         By domain\n{domains}\n\nHit rate of a cache of rho times the experts of a token, mean over layers, with the \
-         mean of the layers' intervals\n{rates}\n\nOver experts, SRP(m={at}) correlates with the activation rate at \
+         By domain\n{domains}\n\nHit rate of a cache of rho times the experts of a token, mean over \
+         layers\n{rates}\n\nOver experts, SRP(m={at}) correlates with the activation rate at \
          {}, with domain specialization at {}\n",
         correlation(with_load),
         correlation(with_domains),

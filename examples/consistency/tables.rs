@@ -1,5 +1,6 @@
 //! The numbers behind the figures as CSV files.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -34,7 +35,8 @@ struct StartRow {
 
 #[derive(Serialize)]
 struct CurveRow<'a> {
-    layer: usize,
+    /// None for the model.
+    layer: Option<usize>,
     policy: &'a str,
     slots: usize,
     rho: f64,
@@ -62,7 +64,7 @@ pub(crate) fn write(measured: &Measured, folder: &Path) -> Result<()> {
         StartRow { start: at.start, m, windows, srp }
     });
     write_csv(&folder.join("starts.csv"), starts)?;
-    write_curves(measured, &folder.join("curves.csv"))?;
+    write_csv(&folder.join("curves.csv"), curve_rows(measured))?;
     let experts = experts_of(measured).into_iter().map(|expert| ExpertRow {
         layer: expert.layer,
         expert: expert.expert,
@@ -91,7 +93,7 @@ fn rows<'a>(
     domain: &'a str,
     layer: Option<usize>,
     report: &MetricsIntervals,
-    srp: impl Fn(&MetricsReport) -> &std::collections::BTreeMap<usize, SrpValue>,
+    srp: impl Fn(&MetricsReport) -> &BTreeMap<usize, SrpValue>,
 ) -> Vec<SrpRow<'a>> {
     // One sequence has no interval.
     let bound = |bounds: &MetricsReport, m: &usize| (report.value.sequences > 1).then(|| srp(bounds)[m].srp);
@@ -111,25 +113,57 @@ fn rows<'a>(
     srp(&report.value).iter().map(row).collect()
 }
 
-#[expect(clippy::cast_precision_loss, reason = "slots and experts are few")]
-fn write_curves(measured: &Measured, path: &Path) -> Result<()> {
-    let MetricsIntervals { value, low, high } = &measured.all;
-    let top_k = measured.geometry.top_k() as f64;
-    let mut all = Vec::new();
-    for (at, layer) in value.layers.iter().enumerate() {
+/// Curves of the model (the mean over layers), each layer, and the best fixed set of each layer.
+fn curve_rows(measured: &Measured) -> Vec<CurveRow<'_>> {
+    let top_k = measured.geometry.top_k();
+    let of_model = rows_of_curves(&measured.all, None, top_k, |report| &report.model.curves);
+    let layers = measured.all.value.layers.iter().enumerate();
+    let of_layers = layers.flat_map(|(at, layer)| {
         let fixed = static_curve(&layer.load.activation_rates);
-        let curves = layer.curves.iter().map(|(policy, curve)| (policy.as_str(), curve));
-        for (policy, curve) in curves.chain([("static", &fixed)]) {
-            let relative = relative_to(curve, &layer.curves["belady"]);
-            for (slot, (&hit_rate, relative_to_belady)) in curve.iter().zip(relative).enumerate() {
-                let bound = |report: &MetricsReport| Some(*report.layers[at].curves.get(policy)?.get(slot)?);
-                let (slots, low, high) = (slot + 1, bound(low), bound(high));
-                let (layer, rho) = (layer.layer, slots as f64 / top_k);
-                all.push(CurveRow { layer, policy, slots, rho, hit_rate, low, high, relative_to_belady });
-            }
-        }
-    }
-    write_csv(path, all)
+        let fixed = curve_of(Some(layer.layer), "static", top_k, &fixed, &layer.curves["belady"], |_| None);
+        let rows = rows_of_curves(&measured.all, Some(layer.layer), top_k, move |report| &report.layers[at].curves);
+        rows.into_iter().chain(fixed)
+    });
+    of_model.into_iter().chain(of_layers).collect()
+}
+
+fn rows_of_curves<'a>(
+    report: &'a MetricsIntervals,
+    layer: Option<usize>,
+    top_k: usize,
+    curves: impl Fn(&MetricsReport) -> &BTreeMap<String, Vec<f64>>,
+) -> Vec<CurveRow<'a>> {
+    // One sequence has no interval.
+    let has_interval = report.value.sequences > 1;
+    let of_policy = |(policy, curve): (&'a String, &'a Vec<f64>)| {
+        let bounds = |slot: usize| Some((curves(&report.low)[policy][slot], curves(&report.high)[policy][slot]));
+        curve_of(layer, policy, top_k, curve, &curves(&report.value)["belady"], |slot| {
+            bounds(slot).filter(|_| has_interval)
+        })
+    };
+    curves(&report.value).iter().flat_map(of_policy).collect()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "slots and experts are few")]
+fn curve_of<'a>(
+    layer: Option<usize>,
+    policy: &'a str,
+    top_k: usize,
+    curve: &[f64],
+    belady: &[f64],
+    bounds: impl Fn(usize) -> Option<(f64, f64)>,
+) -> Vec<CurveRow<'a>> {
+    let row = |(slot, (&hit_rate, relative_to_belady)): (usize, (&f64, f64))| CurveRow {
+        layer,
+        policy,
+        slots: slot + 1,
+        rho: (slot + 1) as f64 / top_k as f64,
+        hit_rate,
+        low: bounds(slot).map(|(low, _)| low),
+        high: bounds(slot).map(|(_, high)| high),
+        relative_to_belady,
+    };
+    curve.iter().zip(relative_to(curve, belady)).enumerate().map(row).collect()
 }
 
 fn write_csv(path: &Path, rows: impl IntoIterator<Item = impl Serialize>) -> Result<()> {

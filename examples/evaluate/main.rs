@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use candle_core::{DType, Device};
 use clap::Parser;
 use comfy_table::{CellAlignment, Table, presets};
@@ -63,6 +63,8 @@ fn main() -> Result<()> {
     // The workers run tensor operations side by side, each in one thread.
     moe_examples::set_threads(1);
     let options = Options::parse();
+    let range = 1..=ByteNgram::MAX_ORDER;
+    ensure!(range.contains(&options.order), "--order is {}, give {range:?}", options.order);
     let checkpoint = Checkpoint::open(&options.model)?;
     let model = checkpoint.load_resident(DType::F32, &Device::Cpu)?;
     let tokenizer = read_tokenizer(&options.model.join("tokenizer.json"))?;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use comfy_table::Table;
 use lrc_metrics::{MetricsOptions, MetricsReport, TraceMetrics, accumulate};
-use moe_examples::{per_cent, progress_bar, table, write_json};
+use moe_examples::{fitting_windows, per_cent, progress_bar, table, write_json};
 use moe_trace::{LayerId, RoutingSource};
 
 /// Measure the local routing consistency of a trace.
@@ -74,7 +74,7 @@ fn main() -> Result<()> {
     let options = MetricsOptions {
         windows: match &arguments.m {
             Some(windows) => windows.clone(),
-            None => default_windows(trace.as_ref())?,
+            None => fitting_windows(trace.as_ref(), &MetricsOptions::default().windows)?,
         },
         layers: arguments.layers.map(|list| list.0),
         pool: arguments.pool,
@@ -114,24 +114,6 @@ fn open(arguments: &Arguments) -> Result<Box<dyn RoutingSource>> {
         bail!("{path} has no sequence; was its recording finished?");
     }
     Ok(trace)
-}
-
-/// The windows of the source paper that fit into the longest sequence; of a trace of single tokens, one token.
-fn default_windows(trace: &dyn RoutingSource) -> Result<Vec<usize>> {
-    let mut longest = 0;
-    for index in 0..trace.len() {
-        longest = longest.max(trace.sequence_len(index)?);
-    }
-    let mut windows = MetricsOptions::default().windows;
-    let all = windows.len();
-    windows.retain(|&window| window <= longest);
-    if windows.len() < all {
-        println!("windows above {longest} tokens, the longest sequence, are left out");
-    }
-    if windows.is_empty() {
-        windows.push(1);
-    }
-    Ok(windows)
 }
 
 /// SRP of the model and the best and worst layer, by window length.

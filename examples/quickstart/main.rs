@@ -21,6 +21,7 @@ use moe_model::{Checkpoint, Sampling};
 use moe_offload::{ExpertStore, HostStore, MappedStore};
 use moe_trace::write_trace;
 
+use crate::prompts::Prompt;
 use crate::report::{Generation, Report};
 
 /// Show how consistent a model's routing is and what that means for a small expert cache.
@@ -127,8 +128,11 @@ fn main() -> Result<()> {
     println!("1. Generate with all experts resident, and record the router");
     let vb = checkpoint.var_builder(dtype, &device)?;
     let resident = Arc::new(moe_model::resident_experts(config, &vb)?);
-    let generate = |bank| run::generate_all(&name, config, &vb, bank, &prompts, sampling, arguments.new_tokens);
-    let resident = generate(resident)?;
+    let generate =
+        |bank, prompts: &[Prompt]| run::generate_all(&name, config, &vb, bank, prompts, sampling, arguments.new_tokens);
+    // Once for nothing, so that the first run does not also pay for cold memory.
+    generate(resident.clone(), &prompts[..1])?;
+    let resident = generate(resident, &prompts)?;
     std::fs::create_dir_all(&arguments.out).with_context(|| format!("cannot create {}", arguments.out.display()))?;
     let trace_file = arguments.out.join("trace.safetensors");
     write_trace(&trace_file, &resident.trace)?;
@@ -148,7 +152,7 @@ fn main() -> Result<()> {
         Store::Disk => Arc::new(mapped),
     };
     let bank = Arc::new(run::offloaded_bank(store, &device, capacity, arguments.policy, &resident.trace)?);
-    let offloaded = generate(bank.clone())?;
+    let offloaded = generate(bank.clone(), &prompts)?;
     let simulated = run::simulate(&resident.trace, capacity, arguments.policy)?;
 
     let geometry = config.geometry();

@@ -42,13 +42,21 @@ pub(crate) fn generate_all(
     }
     let trace = MemoryTrace::new(config.geometry()).with_model(name).with_domains(domains.iter().copied());
     let mut recorder = Recorder::new(trace);
-    let options = GenerateOptions { max_new_tokens, sampler, stop_tokens: Vec::new() };
+    let stop_tokens = config.params().eos_token_ids.clone();
     let bar = progress_bar(prompts.len() * max_new_tokens, "tokens");
     let (mut texts, mut timings) = (Vec::new(), GenerateTimings::default());
-    for prompt in prompts {
+    for (number, prompt) in (0..).zip(prompts) {
         let domain = domains.iter().position(|&domain| domain == prompt.domain).unwrap_or_default();
         recorder.label(0, DomainId(u16::try_from(domain)?));
         let one = std::slice::from_ref(&prompt.tokens);
+        // A random stream a prompt, so that equal prompts go on differently.
+        let sampler = match sampler {
+            Sampling::TopP { temperature, top_p, seed } => {
+                Sampling::TopP { temperature, top_p, seed: seed.wrapping_add(number) }
+            }
+            Sampling::Greedy => Sampling::Greedy,
+        };
+        let options = GenerateOptions { max_new_tokens, sampler, stop_tokens: stop_tokens.clone() };
         let generated = generate(&model, one, &options, &mut recorder, |_, _| bar.inc(1))?;
         texts.extend(generated.sequences.into_iter().map(|sequence| sequence.tokens));
         timings.prefill += generated.timings.prefill;

@@ -2,10 +2,11 @@
 
 use plotly::Plot;
 use plotly::common::Title;
-use plotly::layout::{Axis, Layout};
+use plotly::layout::{Axis, AxisType, Layout};
 
 const STYLE: &str = "body{font-family:system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}\
-    pre{background:#f6f6f6;padding:1rem;overflow-x:auto}.plot{height:28rem}";
+    pre{background:#f6f6f6;padding:1rem;overflow-x:auto}.plot{height:28rem}\
+    td,th{padding:.3rem .6rem;vertical-align:top;text-align:left}";
 
 /// A page under construction: text and plots one below the other, the plotting library included.
 pub struct Page {
@@ -34,6 +35,17 @@ impl Page {
         self.html.push_str(&format!("<h2>{heading}</h2><div class=\"plot\">{inline}</div>\n"));
     }
 
+    /// Adds a table under a heading.
+    pub fn table<const N: usize>(&mut self, heading: &str, header: [&str; N], rows: impl Iterator<Item = [String; N]>) {
+        let row = |tag: &str, cells: [&str; N]| -> String {
+            let cells = cells.map(|cell| format!("<{tag}>{}</{tag}>", escape(cell)));
+            format!("<tr>{}</tr>\n", cells.concat())
+        };
+        self.html.push_str(&format!("<h2>{}</h2><table>{}", escape(heading), row("th", header)));
+        rows.for_each(|cells| self.html.push_str(&row("td", cells.each_ref().map(String::as_str))));
+        self.html.push_str("</table>\n");
+    }
+
     /// The page as HTML.
     pub fn finish(mut self) -> String {
         self.html.push_str("</body></html>\n");
@@ -45,6 +57,15 @@ impl Page {
 pub fn axes(x: &str, y: &str) -> Layout {
     let axis = |title: &str| Axis::new().title(Title::with_text(title));
     Layout::new().x_axis(axis(x)).y_axis(axis(y))
+}
+
+/// A logarithmic axis of window lengths, with a tick at each.
+pub fn window_axis<'a>(windows: impl Iterator<Item = &'a usize> + Clone) -> Axis {
+    Axis::new()
+        .type_(AxisType::Log)
+        .tick_values(windows.clone().map(|&window| window as f64).collect())
+        .tick_text(windows.map(usize::to_string).collect())
+        .title(Title::with_text("window length m, tokens"))
 }
 
 fn escape(text: &str) -> String {

@@ -9,7 +9,7 @@ use candle_core::{DType, Device};
 use expert_cache::{ExpertCache, Oversize, PolicyKind, Pool, Requests, Simulation};
 use moe_model::{Checkpoint, Chunk, GenerateOptions, KvCache, LogitsAt, Olmoe, Sampling, generate};
 use moe_offload::{ExpertBank, ExpertStore, HostStore, MappedStore, OffloadedExperts};
-use moe_trace::{MemoryTrace, Phase, Recorder, RouterObserver, RoutingSource};
+use moe_trace::{MemoryTrace, Phase, Recorder, RouterObserver};
 
 const POLICIES: [PolicyKind; 4] =
     [PolicyKind::Lru, PolicyKind::Lfu, PolicyKind::Belady, PolicyKind::LookAhead { window: 16 }];

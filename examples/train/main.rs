@@ -60,6 +60,8 @@ fn main() -> Result<()> {
         bar.suspend(|| println!("{line}, {:.1} s", started.elapsed().as_secs_f64()));
     }
     bar.finish();
+    // Again, for a run that was interrupted between its last checkpoint and the model made of it.
+    trainer.export(&options.out, &tokenizer)?;
     for domain in held_out_bits(trainer.model(), &tokens, options.length, options.workers)? {
         println!("{:12} {:.4} bits a byte of held-out text", domain.domain, domain.bits_per_byte());
     }

@@ -18,9 +18,10 @@ pub trait Accumulator: Clone + Send + Sync {
 
     /// Adds the sequences of another accumulator.
     ///
-    /// # Panics
-    /// If the other was created with other arguments.
-    fn merge(&mut self, other: &Self);
+    /// # Errors
+    /// [`MetricError::Mismatch`](crate::MetricError::Mismatch) if the other was created with other arguments; this one
+    /// may then hold a part of it and should be dropped.
+    fn merge(&mut self, other: &Self) -> Result<()>;
 }
 
 /// Adds every sequence of a source to a clone of `empty`, in parallel on the current rayon pool.
@@ -73,7 +74,7 @@ pub fn accumulate<A: Accumulator>(
     let mut first_error: Option<(usize, crate::MetricError)> = None;
     for result in rayon::broadcast(|_| worker()) {
         match result {
-            Ok(part) => all.merge(&part),
+            Ok(part) => all.merge(&part)?,
             Err(error) if first_error.as_ref().is_none_or(|first| error.0 < first.0) => first_error = Some(error),
             Err(_) => {}
         }

@@ -2,8 +2,14 @@
 
 use expert_cache::curve::{Accesses, ColdStart, CurveAccumulator, CurvePolicy, HitCurve};
 use moe_trace::{Geometry, LayerId, Sequence};
+use serde::{Deserialize, Serialize};
 
-use crate::{Accumulator, Result, selection::Selection};
+use crate::{
+    Accumulator, MetricError, Result,
+    error::same,
+    selection::Selection,
+    serialized::{MOST, intact, within},
+};
 
 /// Hit rates of several policies at every capacity, for a cache that one layer or several layers share.
 ///
@@ -32,11 +38,65 @@ use crate::{Accumulator, Result, selection::Selection};
 /// assert_eq!(rates, [[0.0, 0.0, 0.25], [0.0, 0.25, 0.25]]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(into = "CurvesState", try_from = "CurvesState")]
 pub struct Curves {
     selection: Selection,
+    cold_start: ColdStart,
     curves: Vec<CurveAccumulator>,
     scratch: Accesses,
+}
+
+/// Curves as they are written.
+#[derive(Serialize, Deserialize)]
+struct CurvesState {
+    selection: Selection,
+    cold_start: ColdStart,
+    curves: Vec<CurveState>,
+}
+
+/// One curve as it is written.
+#[derive(Serialize, Deserialize)]
+struct CurveState {
+    policy: CurvePolicy,
+    /// Sum over sequences of each capacity's hit rate, in multiples of `2^-64`.
+    rates: Vec<u128>,
+    sequences: u64,
+    accesses: u64,
+}
+
+impl From<Curves> for CurvesState {
+    fn from(curves: Curves) -> CurvesState {
+        let state = |curve: &CurveAccumulator| CurveState {
+            policy: curve.policy(),
+            rates: curve.rate_sums().to_vec(),
+            sequences: curve.sequences(),
+            accesses: curve.accesses(),
+        };
+        let states = curves.curves.iter().map(state).collect();
+        CurvesState { selection: curves.selection, cold_start: curves.cold_start, curves: states }
+    }
+}
+
+impl TryFrom<CurvesState> for Curves {
+    type Error = MetricError;
+
+    fn try_from(state: CurvesState) -> Result<Curves> {
+        let policies: Vec<CurvePolicy> = state.curves.iter().map(|curve| curve.policy).collect();
+        let mut curves = Curves::over(state.selection, &policies, state.cold_start)?;
+        for (curve, sums) in curves.curves.iter_mut().zip(&state.curves) {
+            intact("number of capacities", &curve.rate_sums().len(), &sums.rates.len())?;
+            within("number of accesses", 0, MOST.into(), sums.accesses.into())?;
+            within("number of sequences", 0, sums.accesses.into(), sums.sequences.into())?;
+            let mut least = 0;
+            for &rate in &sums.rates {
+                within("sum of hit rates", least, u128::from(sums.sequences) << 64, rate)?;
+                least = rate;
+            }
+            curve.add_sums(&sums.rates, sums.sequences, sums.accesses);
+        }
+        Ok(curves)
+    }
 }
 
 impl Curves {
@@ -45,9 +105,29 @@ impl Curves {
     /// # Errors
     /// [`MetricError::NoLayers`](crate::MetricError::NoLayers), a layer out of range, or a look-ahead of no token.
     pub fn new(geometry: &Geometry, layers: &[LayerId], policies: &[CurvePolicy], cold: ColdStart) -> Result<Curves> {
-        let selection = Selection::new(geometry, layers)?;
-        let curves = policies.iter().map(|&policy| CurveAccumulator::new(geometry, layers, policy, cold));
-        Ok(Curves { selection, curves: curves.collect::<Result<_, _>>()?, scratch: Accesses::new() })
+        Curves::over(Selection::new(geometry, layers)?, policies, cold)
+    }
+
+    fn over(selection: Selection, policies: &[CurvePolicy], cold_start: ColdStart) -> Result<Curves> {
+        let geometry = selection.geometry()?;
+        let curve = |&policy| CurveAccumulator::new(&geometry, selection.layers(), policy, cold_start);
+        let curves = policies.iter().map(curve).collect::<Result<_, _>>()?;
+        Ok(Curves { selection, cold_start, curves, scratch: Accesses::new() })
+    }
+
+    /// Checks that a state that was read is of these layers.
+    pub(crate) fn check_layers(&self, layers: &[LayerId], experts: usize) -> Result<()> {
+        same("list of layers", &layers, &self.selection.layers())?;
+        same("number of experts a layer", &experts, &self.selection.experts())
+    }
+
+    /// The curves, one for each policy.
+    pub(crate) fn accumulators(&self) -> &[CurveAccumulator] {
+        &self.curves
+    }
+
+    fn policies(&self) -> Vec<CurvePolicy> {
+        self.curves.iter().map(CurveAccumulator::policy).collect()
     }
 
     /// Adds the accesses of a sequence to the pool.
@@ -74,8 +154,11 @@ impl Accumulator for Curves {
         result
     }
 
-    fn merge(&mut self, other: &Curves) {
-        assert_eq!(self.curves.len(), other.curves.len(), "accumulators of different policies");
+    fn merge(&mut self, other: &Curves) -> Result<()> {
+        self.selection.same(&other.selection)?;
+        same("cold start", &self.cold_start, &other.cold_start)?;
+        same("list of policies", &self.policies(), &other.policies())?;
         self.curves.iter_mut().zip(&other.curves).for_each(|(sum, more)| sum.merge(more));
+        Ok(())
     }
 }

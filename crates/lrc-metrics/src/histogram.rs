@@ -1,6 +1,12 @@
 //! How often an expert is used by a window: histograms of one layer.
 
 use expert_cache::curve::Accesses;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Result,
+    serialized::{intact, within},
+};
 
 /// For every expert of a layer the number of windows in which it is used `f` times, `f` in `0..=window`.
 ///
@@ -15,7 +21,7 @@ use expert_cache::curve::Accesses;
 /// ```
 ///
 /// where `resting[f]` sums the number of windows of the sequences whose last window has count `f`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct WindowHistogram {
     window: usize,
     experts: usize,
@@ -25,6 +31,7 @@ pub(crate) struct WindowHistogram {
     /// `[experts x (window + 1)]`.
     resting: Vec<u64>,
     /// Uses of each expert by the current window; all 0 between sequences.
+    #[serde(skip)]
     running: Vec<usize>,
 }
 
@@ -83,10 +90,10 @@ impl WindowHistogram {
     }
 
     /// Adds the windows of one expert to `counts`, `[window + 1]`.
-    ///
-    /// # Panics
-    /// If no sequence was long enough.
     pub(crate) fn add_to(&self, expert: usize, counts: &mut [u64]) {
+        if self.crossings.is_empty() {
+            return;
+        }
         let row = expert * (self.window + 1)..(expert + 1) * (self.window + 1);
         let mut above_previous = 0;
         for ((count, &resting), &crossing) in
@@ -95,6 +102,26 @@ impl WindowHistogram {
             *count += resting.wrapping_add(crossing).wrapping_sub(above_previous);
             above_previous = crossing;
         }
+    }
+
+    /// Checks a state that was read: every expert has a count for each of `windows` windows.
+    pub(crate) fn restore(&mut self, window: usize, experts: usize, windows: u64) -> Result<()> {
+        intact("window length of a layer", &window, &self.window)?;
+        intact("number of experts of a layer", &experts, &self.experts)?;
+        intact("length of a histogram", &self.crossings.len(), &self.resting.len())?;
+        if self.crossings.is_empty() {
+            return intact("number of windows without a histogram", &0, &windows);
+        }
+        let expected = experts as u128 * (window as u128 + 1);
+        within("length of a histogram", expected, expected, self.crossings.len() as u128)?;
+        self.running = vec![0; experts];
+        for expert in 0..experts {
+            let mut counts = vec![0; window + 1];
+            self.add_to(expert, &mut counts);
+            let sum = counts.into_iter().map(u128::from).sum();
+            within("number of windows of an expert", windows.into(), windows.into(), sum)?;
+        }
+        Ok(())
     }
 
     fn allocate(&mut self) {

@@ -3,10 +3,14 @@
 //! How consistent is the routing of a Mixture-of-Experts model from token to token, and what would a cache of expert
 //! slots make of it? [`Srp`] measures how well one set of experts serves a whole window of tokens, [`Curves`] gives the
 //! hit rate of LRU, LFU, Belady and look-ahead (SCH) caches at every capacity, [`LoadBalance`] how evenly experts are
-//! used. [`TraceMetrics`] computes all of them in one pass over a trace.
+//! used. [`TraceMetrics`] computes all of them in one pass over a trace, [`TraceIntervals`] with confidence intervals.
+//! [`ByDomain`] tells text domains apart and [`PositionSrp`] the places in a text; [`Vocabulary`], [`Coactivation`],
+//! [`Saturation`] and [`ReferenceRouting`] look for what experts have to do with words, with each other, with an earlier
+//! checkpoint and with domains; [`Monitor`] watches a running model. `docs/metrics.md` is the guide.
 //!
 //! Every accumulator counts in integers, so results depend neither on the order of sequences nor on how they are split
 //! over accumulators; [`accumulate`] folds a whole trace in parallel with the same result for any number of threads.
+//! Accumulators are serializable, so a corpus can be folded over processes, too: `docs/map-reduce.md` shows how.
 //!
 //! ```
 //! use lrc_metrics::{MetricsOptions, TraceMetrics, accumulate};
@@ -28,23 +32,67 @@
 //! ```
 
 mod accumulate;
+mod bootstrap;
+mod by_domain;
+mod coactivation;
+mod correlation;
 mod curves;
 mod error;
 mod histogram;
+mod live_sequence;
 mod load;
+mod misses;
+mod monitor;
+mod monitor_epoch;
+mod null_router;
 #[doc(hidden)]
 pub mod oracle;
+mod position;
+mod priority_cache;
+mod random;
+mod reference_counts;
+mod reference_routing;
 mod report;
+mod saturation;
 mod selection;
+mod sequence_rows;
+mod serialized;
+mod specialization;
 mod srp;
+mod srp_report;
 mod threshold;
+mod trace_intervals;
 mod trace_metrics;
+mod vocabulary;
 
 pub use accumulate::{Accumulator, accumulate};
+pub use bootstrap::Bootstrap;
+pub use by_domain::{ByDomain, DomainSrp};
+pub use coactivation::Coactivation;
+pub use correlation::{correlate, correlation_matrix, pearson};
 pub use curves::Curves;
 pub use error::{MetricError, Result};
 pub use load::{LayerLoad, LoadBalance};
+pub use misses::{MissDecomposition, decompose_misses, relative_to, static_curve};
+pub use monitor::{LayerSnapshot, Monitor, MonitorOptions};
+pub use position::{PositionSrp, StartSrp};
+pub use reference_counts::RoutingAgreement;
+pub use reference_routing::{LayerAgreement, ReferenceRouting};
 pub use report::{ExpertReport, LayerReport, MetricsReport, ModelReport, PoolReport};
-pub use srp::{LayerSrp, Srp, SrpReport};
-pub use threshold::SrpValue;
+pub use saturation::Saturation;
+pub use specialization::{DomainLoad, domain_specialization};
+pub use srp::Srp;
+pub use srp_report::{LayerSrp, SrpReport};
+pub use threshold::{SrpValue, srp_lower_bound};
+pub use trace_intervals::{MetricsIntervals, TraceIntervals};
 pub use trace_metrics::{MetricsOptions, TraceMetrics};
+pub use vocabulary::{ExpertVocabulary, TokenShare, Vocabulary, VocabularyToken};
+
+/// The examples of the guides are tests.
+#[cfg(doctest)]
+mod guides {
+    #[doc = include_str!("../../../docs/map-reduce.md")]
+    struct MapReduce;
+    #[doc = include_str!("../../../docs/metrics.md")]
+    struct Metrics;
+}

@@ -4,7 +4,11 @@ use expert_cache::curve::Accesses;
 use moe_trace::{Geometry, LayerId, Sequence};
 use serde::{Deserialize, Serialize};
 
-use crate::{Accumulator, Result, selection::Selection};
+use crate::{
+    Accumulator, Result,
+    selection::Selection,
+    serialized::{MOST, Restore, checked_serde, intact, within},
+};
 
 /// Counts how often each expert is used.
 ///
@@ -28,12 +32,14 @@ use crate::{Accumulator, Result, selection::Selection};
 /// assert!((layer.deviation_percent - 30.618_621_784_789_724).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct LoadBalance {
     selection: Selection,
     /// Uses of every expert, by layer.
     uses: Vec<Vec<u64>>,
     tokens: u64,
+    #[serde(skip)]
     scratch: Accesses,
 }
 
@@ -92,6 +98,16 @@ impl LoadBalance {
         self.tokens += tokens as u64;
     }
 
+    /// The layers that are looked at.
+    pub(crate) fn selection(&self) -> &Selection {
+        &self.selection
+    }
+
+    /// Uses of every expert of a selected layer.
+    pub(crate) fn uses(&self, position: usize) -> &[u64] {
+        &self.uses[position]
+    }
+
     /// The load of the sequences so far, in the order in which layers were selected.
     pub fn finish(&self) -> Vec<LayerLoad> {
         self.uses.iter().map(|uses| layer_load(uses, self.tokens)).collect()
@@ -99,7 +115,7 @@ impl LoadBalance {
 }
 
 /// Counts stay below `2^53`, so their conversion to `f64` is exact.
-fn layer_load(uses: &[u64], tokens: u64) -> LayerLoad {
+pub(crate) fn layer_load(uses: &[u64], tokens: u64) -> LayerLoad {
     let experts = uses.len() as f64;
     let routed = uses.iter().sum::<u64>().max(1) as f64;
     let tokens = tokens.max(1) as f64;
@@ -131,12 +147,27 @@ impl Accumulator for LoadBalance {
         Ok(())
     }
 
-    fn merge(&mut self, other: &LoadBalance) {
-        assert_eq!(self.selection, other.selection, "accumulators of different layers");
+    fn merge(&mut self, other: &LoadBalance) -> Result<()> {
+        self.selection.same(&other.selection)?;
         for (sum, more) in self.uses.iter_mut().flatten().zip(other.uses.iter().flatten()) {
             *sum += more;
         }
         self.tokens += other.tokens;
+        Ok(())
+    }
+}
+
+checked_serde!(LoadBalance);
+
+impl Restore for LoadBalance {
+    fn restore(&mut self) -> Result<()> {
+        within("number of tokens", 0, MOST.into(), self.tokens.into())?;
+        intact("number of layers", &self.selection.layers().len(), &self.uses.len())?;
+        for uses in &self.uses {
+            intact("number of experts of a layer", &self.selection.experts(), &uses.len())?;
+            uses.iter().try_for_each(|&uses| within("uses of an expert", 0, self.tokens.into(), uses.into()))?;
+        }
+        Ok(())
     }
 }
 

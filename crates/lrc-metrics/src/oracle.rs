@@ -3,6 +3,8 @@
 
 use moe_trace::{Geometry, LayerId, Phase, Sequence, SequenceBuf};
 
+use crate::random::SplitMix;
+
 /// Histogram of window counts of one expert by looking at every token of every window, `[window + 1]`.
 pub fn window_counts(sequence: &Sequence<'_>, layer: LayerId, expert: u16, window: usize) -> Vec<u64> {
     let mut counts = vec![0; window + 1];
@@ -40,7 +42,7 @@ pub fn best_threshold(counts: &[u64]) -> (f64, usize, f64) {
 /// order.
 pub fn synthetic(geometry: &Geometry, sequences: usize, tokens: usize, seed: u64) -> Vec<SequenceBuf> {
     let (experts, correlation) = (geometry.experts(), 0.8f64);
-    let mut random = SplitMix(seed);
+    let mut random = SplitMix::new(seed);
     let columns = geometry.layers() * experts;
     // A random order of the experts of each layer gives their popularity ranks.
     let mut popularity = vec![0.0; columns];
@@ -69,27 +71,4 @@ pub fn synthetic(geometry: &Geometry, sequences: usize, tokens: usize, seed: u64
         SequenceBuf::from_experts(geometry, ids, Phase::Decode).expect("whole tokens")
     };
     (0..sequences).map(|_| one()).collect()
-}
-
-/// Steele, Lea and Flood's SplitMix64: small, seeded, and good enough to draw a test trace.
-struct SplitMix(u64);
-
-impl SplitMix {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in the open interval from 0 to 1.
-    fn uniform(&mut self) -> f64 {
-        ((self.next() >> 12) as f64 + 0.5) / 2f64.powi(52)
-    }
-
-    /// Standard normal, by Box and Muller.
-    fn normal(&mut self) -> f64 {
-        (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
-    }
 }

@@ -17,8 +17,16 @@ pub struct MetricsReport {
     pub sequences: u64,
     /// Number of tokens.
     pub tokens: u64,
+    /// Experts that a token uses at most in a layer.
+    pub top_k: usize,
     /// All selected layers together.
     pub model: ModelReport,
+    /// The selected layers of the encoder, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoder: Option<ModelReport>,
+    /// The selected layers of the decoder, if there is one; the model if it is decoder-only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decoder: Option<ModelReport>,
     /// The selected layers.
     pub layers: Vec<LayerReport>,
     /// All selected layers as one cache, if asked for.
@@ -26,11 +34,14 @@ pub struct MetricsReport {
     pub pool: Option<PoolReport>,
 }
 
-/// All selected layers together.
+/// Several layers together.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelReport {
     /// SRP of all experts pooled, by window length.
     pub srp: BTreeMap<usize, SrpValue>,
+    /// Hit rates by [policy label](expert_cache::curve::CurvePolicy::label), entry `i` for `i + 1` slots in each layer:
+    /// the mean over layers.
+    pub curves: BTreeMap<String, Vec<f64>>,
 }
 
 /// One layer.
@@ -63,11 +74,38 @@ pub struct PoolReport {
 }
 
 impl MetricsReport {
+    /// Every figure that is a real number, in a fixed order.
+    pub(crate) fn figures_mut(&mut self) -> Vec<&mut f64> {
+        fn srp(values: &mut BTreeMap<usize, SrpValue>) -> impl Iterator<Item = &mut f64> {
+            values.values_mut().flat_map(|value| [&mut value.srp, &mut value.rho, &mut value.activation_rate])
+        }
+        let mut figures = Vec::new();
+        for group in [&mut self.model].into_iter().chain(&mut self.encoder).chain(&mut self.decoder) {
+            figures.extend(srp(&mut group.srp));
+            figures.extend(group.curves.values_mut().flatten());
+        }
+        for layer in &mut self.layers {
+            figures.extend(srp(&mut layer.srp));
+            figures.extend(layer.experts.iter_mut().flat_map(|expert| srp(&mut expert.srp)));
+            figures.extend(layer.curves.values_mut().flatten());
+            let load = &mut layer.load;
+            figures.extend(&mut load.activation_rates);
+            figures.extend([&mut load.deviation_percent, &mut load.max_load, &mut load.entropy, &mut load.utilization]);
+        }
+        figures.extend(self.pool.iter_mut().flat_map(|pool| pool.curves.values_mut().flatten()));
+        figures
+    }
+
     /// Hit rates of a policy, `[layers x capacities]`; `None` if the policy was not measured.
     pub fn curves(&self, label: &str) -> Option<Array2<f64>> {
         let rows: Option<Vec<&[f64]>> =
             self.layers.iter().map(|layer| layer.curves.get(label).map(Vec::as_slice)).collect();
         rows.map(|rows| matrix(&rows))
+    }
+
+    /// Hit rate of a policy with a number of slots in each layer, mean over layers; `None` if it was not measured.
+    pub fn hit_rate(&self, label: &str, slots: usize) -> Option<f64> {
+        self.model.curves.get(label)?.get(slots.checked_sub(1)?).copied()
     }
 
     /// Activation rates, `[layers x experts]`.
@@ -77,8 +115,23 @@ impl MetricsReport {
     }
 }
 
+/// Mean hit rates of some layers.
+pub(crate) fn mean_curves<'a>(layers: impl Iterator<Item = &'a LayerReport>) -> BTreeMap<String, Vec<f64>> {
+    let mut sums: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let mut count = 0.0;
+    for layer in layers {
+        count += 1.0;
+        for (label, rates) in &layer.curves {
+            let sum = sums.entry(label.clone()).or_insert_with(|| vec![0.0; rates.len()]);
+            sum.iter_mut().zip(rates).for_each(|(sum, rate)| *sum += rate);
+        }
+    }
+    sums.values_mut().flatten().for_each(|sum| *sum /= count);
+    sums
+}
+
 /// Rows of equal length as a matrix.
-fn matrix(rows: &[&[f64]]) -> Array2<f64> {
-    let columns = rows.first().map_or(0, |row| row.len());
-    Array2::from_shape_fn((rows.len(), columns), |(row, column)| rows[row][column])
+pub(crate) fn matrix(rows: &[impl AsRef<[f64]>]) -> Array2<f64> {
+    let columns = rows.first().map_or(0, |row| row.as_ref().len());
+    Array2::from_shape_fn((rows.len(), columns), |(row, column)| rows[row].as_ref()[column])
 }

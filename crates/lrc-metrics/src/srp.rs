@@ -2,10 +2,16 @@
 
 use expert_cache::curve::Accesses;
 use moe_trace::{Geometry, LayerId, Sequence};
-use ndarray::Array2;
+
 use serde::{Deserialize, Serialize};
 
-use crate::{Accumulator, MetricError, Result, SrpValue, histogram::WindowHistogram, selection::Selection};
+use crate::{
+    Accumulator, MetricError, Result, SrpReport,
+    error::same,
+    histogram::WindowHistogram,
+    selection::Selection,
+    serialized::{MOST, Restore, checked_serde, intact, within},
+};
 
 /// Segment routing best performance (SRP) at one window length, by expert, layer and model.
 ///
@@ -14,8 +20,8 @@ use crate::{Accumulator, MetricError, Result, SrpValue, histogram::WindowHistogr
 /// the best `a`. Windows start at every token and never cross a sequence boundary.
 ///
 /// # Formula
-/// [`SrpValue::from_histogram`]. A layer pools the histograms of its experts and a model those of its layers, and each
-/// takes one threshold: they are not means of expert values.
+/// [`SrpValue::from_histogram`](crate::SrpValue::from_histogram). A layer pools the histograms of its experts and a model
+/// those of its layers, and each takes one threshold: they are not means of expert values.
 ///
 /// # Complexity
 /// Two steps an activation, for any window length. Memory is `2 * 8 * layers * experts * (m + 1)` bytes from the first
@@ -41,7 +47,8 @@ use crate::{Accumulator, MetricError, Result, SrpValue, histogram::WindowHistogr
 /// assert_eq!(report.model.srp, 0.8);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct Srp {
     window: usize,
     selection: Selection,
@@ -49,31 +56,8 @@ pub struct Srp {
     windows: u64,
     sequences: u64,
     longest: usize,
+    #[serde(skip)]
     scratch: Accesses,
-}
-
-/// SRP of a trace.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SrpReport {
-    /// Window length in tokens.
-    pub window: usize,
-    /// Number of windows in each layer.
-    pub windows: u64,
-    /// All experts of all layers pooled.
-    pub model: SrpValue,
-    /// The layers in the order in which they were selected.
-    pub layers: Vec<LayerSrp>,
-}
-
-/// SRP of a layer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LayerSrp {
-    /// Number of the MoE layer.
-    pub layer: usize,
-    /// All experts of the layer pooled.
-    pub value: SrpValue,
-    /// Each expert alone, `[experts]`.
-    pub experts: Vec<SrpValue>,
 }
 
 impl Srp {
@@ -113,6 +97,21 @@ impl Srp {
         self.longest = self.longest.max(tokens);
     }
 
+    /// The layers that are looked at.
+    pub(crate) fn selection(&self) -> &Selection {
+        &self.selection
+    }
+
+    /// Window length in tokens.
+    pub(crate) fn window(&self) -> usize {
+        self.window
+    }
+
+    /// Adds the windows of one expert of a selected layer to `counts`, `[window + 1]`.
+    pub(crate) fn add_counts(&self, position: usize, expert: usize, counts: &mut [u64]) {
+        self.layers[position].add_to(expert, counts);
+    }
+
     /// The values of the sequences so far.
     ///
     /// # Errors
@@ -122,22 +121,9 @@ impl Srp {
             let (window, longest, sequences) = (self.window, self.longest, self.sequences);
             return Err(MetricError::WindowTooLong { window, longest, sequences });
         }
-        let mut model = vec![0; self.window + 1];
-        let mut layers = Vec::new();
-        for (layer, histogram) in self.selection.layers().iter().zip(&self.layers) {
-            let mut pooled = vec![0; self.window + 1];
-            let mut experts = Vec::new();
-            for expert in 0..self.selection.experts() {
-                let mut counts = vec![0; self.window + 1];
-                histogram.add_to(expert, &mut counts);
-                pooled.iter_mut().zip(&counts).for_each(|(sum, count)| *sum += count);
-                experts.push(SrpValue::from_histogram(&counts));
-            }
-            model.iter_mut().zip(&pooled).for_each(|(sum, count)| *sum += count);
-            layers.push(LayerSrp { layer: layer.index(), value: SrpValue::from_histogram(&pooled), experts });
-        }
-        let model = SrpValue::from_histogram(&model);
-        Ok(SrpReport { window: self.window, windows: self.windows, model, layers })
+        Ok(SrpReport::pool(self.window, self.windows, &self.selection, |position, expert, counts| {
+            self.add_counts(position, expert, counts);
+        }))
     }
 }
 
@@ -152,19 +138,26 @@ impl Accumulator for Srp {
         Ok(())
     }
 
-    fn merge(&mut self, other: &Srp) {
-        assert_eq!((self.window, &self.selection), (other.window, &other.selection), "accumulators of different SRP");
+    fn merge(&mut self, other: &Srp) -> Result<()> {
+        same("window length", &self.window, &other.window)?;
+        self.selection.same(&other.selection)?;
         self.layers.iter_mut().zip(&other.layers).for_each(|(sum, more)| sum.merge(more));
         self.windows += other.windows;
         self.sequences += other.sequences;
         self.longest = self.longest.max(other.longest);
+        Ok(())
     }
 }
 
-impl SrpReport {
-    /// SRP of every expert alone, `[layers x experts]`.
-    pub fn experts(&self) -> Array2<f64> {
-        let experts = self.layers.first().map_or(0, |layer| layer.experts.len());
-        Array2::from_shape_fn((self.layers.len(), experts), |(layer, expert)| self.layers[layer].experts[expert].srp)
+checked_serde!(Srp);
+
+impl Restore for Srp {
+    fn restore(&mut self) -> Result<()> {
+        within("window length", 1, u128::MAX, self.window as u128)?;
+        within("number of windows", 0, MOST.into(), self.windows.into())?;
+        within("number of sequences", 0, MOST.into(), self.sequences.into())?;
+        intact("number of layers", &self.selection.layers().len(), &self.layers.len())?;
+        let (window, experts, windows) = (self.window, self.selection.experts(), self.windows);
+        self.layers.iter_mut().try_for_each(|layer| layer.restore(window, experts, windows))
     }
 }

@@ -17,6 +17,11 @@ pub struct SrpValue {
 }
 
 impl SrpValue {
+    /// The SRP that an expert or a group reaches at this activation rate whatever the routing: [`srp_lower_bound`].
+    pub fn lower_bound(&self) -> f64 {
+        srp_lower_bound(self.activation_rate)
+    }
+
     /// Chooses the best threshold for a histogram: `counts[f]` windows have `f` tokens that use the expert.
     ///
     /// A group of experts has the sum of their histograms, and so one threshold for all.
@@ -78,6 +83,22 @@ impl SrpValue {
             activation_rate: ratio(all_uses, window * all_windows),
         }
     }
+}
+
+/// F1 of selecting every expert for every window, which no SRP falls below.
+///
+/// # Formula
+/// `2 x / (1 + x)` at activation rate `x`.
+///
+/// # References
+/// arXiv 2505.16056, section 2.2.
+///
+/// ```
+/// // One expert in four is active: all four are selected, precision 1/4, recall 1.
+/// assert_eq!(lrc_metrics::srp_lower_bound(0.25), 0.4);
+/// ```
+pub fn srp_lower_bound(activation_rate: f64) -> f64 {
+    2.0 * activation_rate / (1.0 + activation_rate)
 }
 
 /// A threshold with the sums that its F1 is made of: `F1 = 2 * right / size`.

@@ -3,11 +3,16 @@
 use std::collections::BTreeMap;
 
 use expert_cache::curve::{Accesses, ColdStart, CurvePolicy};
-use moe_trace::{Geometry, LayerId, Sequence};
+use moe_trace::{Geometry, LayerId, Sequence, Stack};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Accumulator, Curves, ExpertReport, LayerReport, LoadBalance, MetricsReport, ModelReport, PoolReport, Result, Srp,
-    SrpReport, SrpValue, selection::Selection,
+    SrpReport, SrpValue,
+    error::same,
+    report::mean_curves,
+    selection::Selection,
+    serialized::{MOST, Restore, checked_serde, intact, within},
 };
 
 /// What to measure.
@@ -34,7 +39,8 @@ impl Default for MetricsOptions {
 ///
 /// The curves are LRU, LFU, Belady and SCH of every window length, in the paper convention. See the
 /// [crate](crate) for an example.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct TraceMetrics {
     selection: Selection,
     srp: Vec<Srp>,
@@ -42,8 +48,10 @@ pub struct TraceMetrics {
     /// By layer.
     curves: Vec<Curves>,
     pool: Option<Curves>,
+    top_k: usize,
     sequences: u64,
     tokens: u64,
+    #[serde(skip)]
     scratch: Accesses,
 }
 
@@ -72,6 +80,7 @@ impl TraceMetrics {
             load: LoadBalance::of_layers(geometry, layers)?,
             curves: layers.iter().map(|&layer| curves(&[layer])).collect::<Result<_>>()?,
             pool: if options.pool { Some(curves(layers)?) } else { None },
+            top_k: geometry.top_k(),
             sequences: 0,
             tokens: 0,
             scratch: Accesses::new(),
@@ -99,13 +108,52 @@ impl TraceMetrics {
                 load,
             });
         }
+        let stacks = || layers.iter().zip(self.selection.stacks());
+        let by_stack = |stack: Stack, value: fn(&SrpReport) -> Option<SrpValue>| -> Option<ModelReport> {
+            let srp = srp.iter().filter_map(|report| Some((report.window, value(report)?))).collect();
+            let curves = mean_curves(stacks().filter(|(_, of_layer)| **of_layer == stack).map(|(layer, _)| layer));
+            self.selection.stacks().contains(&stack).then_some(ModelReport { srp, curves })
+        };
         Ok(MetricsReport {
             sequences: self.sequences,
             tokens: self.tokens,
-            model: ModelReport { srp: by_window(&|report| report.model) },
+            top_k: self.top_k,
+            model: ModelReport { srp: by_window(&|report| report.model), curves: mean_curves(layers.iter()) },
+            encoder: by_stack(Stack::Encoder, |report| report.encoder),
+            decoder: by_stack(Stack::Decoder, |report| report.decoder),
             layers,
             pool: self.pool.as_ref().map(|pool| PoolReport { curves: by_label(pool) }),
         })
+    }
+
+    /// The layers in the order in which they were selected.
+    pub(crate) fn selection(&self) -> &Selection {
+        &self.selection
+    }
+
+    /// SRP of each window length in ascending order.
+    pub(crate) fn srp(&self) -> &[Srp] {
+        &self.srp
+    }
+
+    /// Uses of every expert.
+    pub(crate) fn load(&self) -> &LoadBalance {
+        &self.load
+    }
+
+    /// Curves of each layer, and of the pool of all if it is measured.
+    pub(crate) fn curves(&self) -> impl Iterator<Item = &Curves> {
+        self.curves.iter().chain(&self.pool)
+    }
+
+    /// Number of sequences.
+    pub(crate) fn sequences(&self) -> u64 {
+        self.sequences
+    }
+
+    /// Number of tokens.
+    pub(crate) fn tokens(&self) -> u64 {
+        self.tokens
     }
 
     fn update_layers(&mut self, sequence: &Sequence<'_>, accesses: &mut Accesses) -> Result<()> {
@@ -141,15 +189,41 @@ impl Accumulator for TraceMetrics {
         Ok(())
     }
 
-    fn merge(&mut self, other: &TraceMetrics) {
-        assert_eq!((self.srp.len(), self.pool.is_some()), (other.srp.len(), other.pool.is_some()), "different metrics");
-        self.srp.iter_mut().zip(&other.srp).for_each(|(sum, more)| sum.merge(more));
-        self.load.merge(&other.load);
-        self.curves.iter_mut().zip(&other.curves).for_each(|(sum, more)| sum.merge(more));
-        if let (Some(sum), Some(more)) = (&mut self.pool, &other.pool) {
-            sum.merge(more);
+    fn merge(&mut self, other: &TraceMetrics) -> Result<()> {
+        same("number of windows", &self.srp.len(), &other.srp.len())?;
+        same("number of experts a token", &self.top_k, &other.top_k)?;
+        same("pool", &self.pool.is_some(), &other.pool.is_some())?;
+        self.load.merge(&other.load)?;
+        for (sum, more) in self.srp.iter_mut().zip(&other.srp) {
+            sum.merge(more)?;
+        }
+        for (sum, more) in self.curves.iter_mut().zip(&other.curves).chain(self.pool.iter_mut().zip(&other.pool)) {
+            sum.merge(more)?;
         }
         self.sequences += other.sequences;
         self.tokens += other.tokens;
+        Ok(())
+    }
+}
+
+checked_serde!(TraceMetrics);
+
+impl Restore for TraceMetrics {
+    fn restore(&mut self) -> Result<()> {
+        within("number of tokens", 0, MOST.into(), self.tokens.into())?;
+        within("number of sequences", 0, MOST.into(), self.sequences.into())?;
+        let layers = self.selection.layers();
+        intact("number of layers", &layers.len(), &self.curves.len())?;
+        let mut shortest = 1;
+        for srp in &self.srp {
+            within("window length", shortest, u128::MAX, srp.window() as u128)?;
+            shortest = srp.window() as u128 + 1;
+            self.selection.same(srp.selection())?;
+        }
+        self.selection.same(self.load.selection())?;
+        for (layer, curves) in layers.iter().zip(&self.curves) {
+            curves.check_layers(std::slice::from_ref(layer), self.selection.experts())?;
+        }
+        self.pool.iter().try_for_each(|pool| pool.check_layers(layers, self.selection.experts()))
     }
 }

@@ -98,6 +98,21 @@ impl CurveAccumulator {
         self.policy
     }
 
+    /// Sum over sequences of each capacity's hit rate, in multiples of `2^-64`: the exact state behind the curve.
+    pub fn rate_sums(&self) -> &[u128] {
+        &self.rates
+    }
+
+    /// Number of sequences that have an access.
+    pub fn sequences(&self) -> u64 {
+        self.sequences
+    }
+
+    /// Number of accesses of all sequences.
+    pub fn accesses(&self) -> u64 {
+        self.accesses
+    }
+
     /// Adds a sequence, which starts cold.
     ///
     /// # Errors
@@ -150,6 +165,17 @@ impl CurveAccumulator {
         }
         self.sequences += other.sequences;
         self.accesses += other.accesses;
+    }
+
+    /// Adds the state of another accumulator of the same curve, such as one of another process.
+    ///
+    /// # Panics
+    /// If the other has another number of experts.
+    pub fn add_sums(&mut self, rate_sums: &[u128], sequences: u64, accesses: u64) {
+        assert_eq!(self.rates.len(), rate_sums.len(), "sums of another number of experts");
+        self.rates.iter_mut().zip(rate_sums).for_each(|(sum, more)| *sum += more);
+        self.sequences += sequences;
+        self.accesses += accesses;
     }
 
     /// The curve of the sequences so far.

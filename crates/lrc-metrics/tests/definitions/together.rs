@@ -1,61 +1,11 @@
-//! The metrics against the definitions, written down naively, on random and on synthetic traces.
-
-#![allow(clippy::unwrap_used, reason = "helpers of tests may panic like tests")]
+//! SRP and curves against their definitions, alone and in one pass.
 
 use expert_cache::curve::{Accesses, ColdStart, CurvePolicy, naive};
-use lrc_metrics::{
-    Accumulator, Curves, LoadBalance, MetricError, MetricsOptions, Srp, SrpValue, TraceMetrics, accumulate, oracle,
-};
-use moe_trace::{EMPTY_SLOT, Geometry, LayerId, MemoryTrace, Phase, RoutingSource, Sequence, SequenceBuf, TraceError};
+use lrc_metrics::{Curves, LoadBalance, MetricError, MetricsOptions, Srp, TraceMetrics, accumulate, oracle};
+use moe_trace::{Geometry, LayerId, MemoryTrace, RoutingSource, Sequence, TraceError};
 use proptest::prelude::*;
 
-fn memory(geometry: &Geometry, sequences: Vec<SequenceBuf>) -> MemoryTrace {
-    let mut trace = MemoryTrace::new(geometry.clone());
-    sequences.into_iter().for_each(|sequence| trace.push(sequence).unwrap());
-    trace
-}
-
-/// One to four sequences of up to 30 tokens in a trace of up to 2 layers and 6 experts, some slots empty.
-fn trace() -> impl Strategy<Value = MemoryTrace> {
-    let geometry = (1usize..=2, 1usize..=6)
-        .prop_flat_map(|(layers, experts)| (Just(layers), Just(experts), 1..=experts.min(3)))
-        .prop_map(|(layers, experts, k)| Geometry::decoder(layers, experts, k).unwrap());
-    geometry.prop_flat_map(|geometry| {
-        let (k, layers) = (geometry.top_k(), geometry.layers());
-        let experts: Vec<u16> = geometry.expert_ids().map(|expert| expert.0).collect();
-        let row = (Just(experts).prop_shuffle(), proptest::collection::vec(prop::bool::weighted(0.15), k)).prop_map(
-            |(experts, empty)| -> Vec<u16> {
-                experts.iter().zip(empty).map(|(&expert, empty)| if empty { EMPTY_SLOT } else { expert }).collect()
-            },
-        );
-        let sequence = proptest::collection::vec(proptest::collection::vec(row, layers), 0..30);
-        proptest::collection::vec(sequence, 1..5).prop_map(move |sequences| {
-            let ids = sequences.into_iter().map(|tokens| tokens.concat().concat());
-            let of = |ids| SequenceBuf::from_experts(&geometry, ids, Phase::Prefill).unwrap();
-            memory(&geometry, ids.map(of).collect())
-        })
-    })
-}
-
-fn naive_counts(trace: &dyn RoutingSource, layer: LayerId, expert: usize, window: usize) -> Vec<u64> {
-    let mut counts = vec![0; window + 1];
-    for index in 0..trace.len() {
-        let sequence = trace.sequence(index).unwrap();
-        let more = oracle::window_counts(&sequence, layer, u16::try_from(expert).unwrap(), window);
-        counts.iter_mut().zip(more).for_each(|(count, more)| *count += more);
-    }
-    counts
-}
-
-fn agrees(value: &SrpValue, counts: &[u64]) {
-    let (srp, threshold, rho) = oracle::best_threshold(counts);
-    assert_eq!(value.threshold, threshold, "{counts:?}");
-    assert!((value.srp - srp).abs() < 1e-12 && (value.rho - rho).abs() < 1e-12, "{value:?} for {counts:?}");
-    let windows: u64 = counts.iter().sum();
-    let uses: u64 = (0..).zip(counts).map(|(uses, count)| uses * count).sum();
-    let activation_rate = uses as f64 / ((counts.len() as u64 - 1) * windows) as f64;
-    assert!((value.activation_rate - activation_rate).abs() < 1e-12);
-}
+use crate::traces::{agrees, every_fold_agrees, memory, naive_counts, trace};
 
 /// Compares expert, layer and model level.
 fn srp_agrees(trace: &dyn RoutingSource, window: usize) {
@@ -92,22 +42,11 @@ proptest! {
         srp_agrees(&trace, window);
     }
 
-    /// Every split and order of the sequences gives the same bits, for all metrics.
     #[test]
-    fn merge_equals_whole(trace in trace(), window in 1usize..8, owner in proptest::collection::vec(0usize..3, 4)) {
+    fn folds_agree(trace in trace(), window in 1usize..8) {
         let options = MetricsOptions { windows: vec![window], pool: true, ..MetricsOptions::default() };
         let empty = TraceMetrics::new(trace.geometry(), &options).unwrap();
-        let (mut whole, mut parts) = (empty.clone(), [empty.clone(), empty.clone(), empty.clone()]);
-        for index in 0..trace.len() {
-            whole.update(&trace.sequence(index).unwrap()).unwrap();
-            parts[owner[index]].update(&trace.sequence(index).unwrap()).unwrap();
-        }
-        let mut merged = empty;
-        parts.iter().rev().for_each(|part| merged.merge(part));
-        match (whole.finish(), merged.finish()) {
-            (Ok(whole), Ok(merged)) => prop_assert_eq!(whole, merged),
-            (whole, merged) => prop_assert_eq!(whole.unwrap_err().to_string(), merged.unwrap_err().to_string()),
-        }
+        every_fold_agrees(&trace, &empty, |metrics| metrics.finish().map_err(|error| error.to_string()));
     }
 
     /// The metrics together are the metrics one by one, for any choice of layers.
@@ -143,6 +82,13 @@ proptest! {
             prop_assert_eq!(&layer.load, &load[position]);
             for (policy, curve) in curves(&layers[position..=position]) {
                 prop_assert_eq!(&layer.curves[&policy.label()], &curve.hit_rates);
+            }
+            for (label, rates) in &report.model.curves {
+                let of_layers = report.layers.iter().map(|layer| layer.curves[label][0]);
+                let mean = of_layers.sum::<f64>() / report.layers.len() as f64;
+                prop_assert!((rates[0] - mean).abs() < 1e-12);
+                prop_assert_eq!(report.hit_rate(label, 1), Some(rates[0]));
+                prop_assert_eq!(report.hit_rate(label, 0), None);
             }
             for (expert, value) in layer.experts.iter().enumerate() {
                 prop_assert_eq!(value.srp[&window], srp.layers[position].experts[expert]);
@@ -234,7 +180,7 @@ fn the_report_has_the_documented_keys() {
             assert!(value["srp"]["16"][key].is_number(), "{key} of {value}");
         }
     }
-    for curves in [&json["layers"][0]["curves"], &json["pool"]["curves"]] {
+    for curves in [&json["model"]["curves"], &json["layers"][0]["curves"], &json["pool"]["curves"]] {
         for key in ["lru", "lfu", "belady", "sch_4", "sch_16"] {
             assert_eq!(curves[key].as_array().unwrap().len(), 4, "{key}");
         }

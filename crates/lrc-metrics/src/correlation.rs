@@ -1,0 +1,192 @@
+//! Correlations between what was measured.
+
+use ndarray::Array2;
+
+use crate::{DomainLoad, DomainSrp, SrpReport, report::matrix};
+
+/// Pearson correlation of two series.
+///
+/// `None` for fewer than two points, for a constant series and for values that are not finite.
+///
+/// # Formula
+/// `sum (x - mean x)(y - mean y) / sqrt(sum (x - mean x)^2 * sum (y - mean y)^2)`
+///
+/// # Panics
+/// If the series differ in length.
+///
+/// ```
+/// use lrc_metrics::pearson;
+/// assert_eq!(pearson(&[1.0, 2.0, 3.0], &[2.0, 4.0, 6.0]), Some(1.0));
+/// // Deviations -1, 0, 1 and -1, 2, -1: their products cancel.
+/// assert_eq!(pearson(&[1.0, 2.0, 3.0], &[0.0, 3.0, 0.0]), Some(0.0));
+/// assert_eq!(pearson(&[1.0, 2.0], &[5.0, 5.0]), None);
+/// ```
+pub fn pearson(x: &[f64], y: &[f64]) -> Option<f64> {
+    assert_eq!(x.len(), y.len(), "series of different lengths");
+    let mean = |series: &[f64]| series.iter().sum::<f64>() / series.len() as f64;
+    let (mean_x, mean_y) = (mean(x), mean(y));
+    let (mut xx, mut yy, mut xy) = (0.0, 0.0, 0.0);
+    for (x, y) in x.iter().zip(y) {
+        let (x, y) = (x - mean_x, y - mean_y);
+        xx += x * x;
+        yy += y * y;
+        xy += x * y;
+    }
+    let correlation = xy / (xx * yy).sqrt();
+    correlation.is_finite().then(|| correlation.clamp(-1.0, 1.0))
+}
+
+/// Pearson correlation of two figures over experts, layers, models or anything else that has both.
+///
+/// Items without one of the figures are left out.
+///
+/// # References
+/// arXiv 2505.16056, section 3 (SRP with specialization over experts; SRP with SCH, SCH with LRU and LFU over models).
+///
+/// ```
+/// use lrc_metrics::{MetricsReport, correlate};
+/// /// SRP beside the hit rate of a look-ahead cache of twice the experts of a token, over models.
+/// fn srp_with_sch(models: &[MetricsReport]) -> Option<f64> {
+///     let srp = |model: &MetricsReport| Some(model.model.srp.get(&16)?.srp);
+///     correlate(models, srp, |model| model.hit_rate("sch_16", 2 * model.top_k))
+/// }
+/// # assert_eq!(srp_with_sch(&[]), None);
+/// // The third point has no y.
+/// let points = [(1.0, Some(3.0)), (2.0, Some(1.0)), (7.0, None)];
+/// assert_eq!(correlate(&points, |point| Some(point.0), |point| point.1), Some(-1.0));
+/// ```
+pub fn correlate<T>(items: &[T], x: impl Fn(&T) -> Option<f64>, y: impl Fn(&T) -> Option<f64>) -> Option<f64> {
+    let (x, y): (Vec<f64>, Vec<f64>) = items.iter().filter_map(|item| x(item).zip(y(item))).unzip();
+    pearson(&x, &y)
+}
+
+/// Correlation of every two rows of a matrix, `[rows x rows]`; NaN where [`pearson`] has no value.
+///
+/// ```
+/// use ndarray::array;
+/// let matrix = lrc_metrics::correlation_matrix(&array![[1.0, 2.0], [5.0, 3.0], [4.0, 4.0]]);
+/// assert_eq!(matrix[[0, 1]], -1.0);
+/// assert!(matrix[[0, 2]].is_nan());
+/// ```
+pub fn correlation_matrix(rows: &Array2<f64>) -> Array2<f64> {
+    let series: Vec<Vec<f64>> = rows.rows().into_iter().map(|row| row.to_vec()).collect();
+    Array2::from_shape_fn((series.len(), series.len()), |(i, j)| pearson(&series[i], &series[j]).unwrap_or(f64::NAN))
+}
+
+impl SrpReport {
+    /// Correlation of SRP with specialization over all experts of all layers that have one.
+    ///
+    /// `specialization` is by layer and expert, as [`DomainLoad::specialization`] gives it, for the layers of the report.
+    ///
+    /// # References
+    /// arXiv 2505.16056, section 3.
+    ///
+    /// # Panics
+    /// If layers or experts differ in number.
+    pub fn correlation_with(&self, specialization: &[Vec<Option<f64>>]) -> Option<f64> {
+        assert_eq!(self.layers.len(), specialization.len(), "specialization of other layers");
+        let layers = self.layers.iter().zip(specialization);
+        let experts: Vec<(f64, Option<f64>)> = layers
+            .flat_map(|(layer, specialization)| {
+                assert_eq!(layer.experts.len(), specialization.len(), "specialization of other experts");
+                layer.experts.iter().map(|expert| expert.srp).zip(specialization.iter().copied())
+            })
+            .collect();
+        correlate(&experts, |expert| Some(expert.0), |expert| expert.1)
+    }
+}
+
+impl DomainSrp {
+    /// Correlation of the experts' SRP between every two domains, `[domains x domains]`; NaN where there is none.
+    ///
+    /// # References
+    /// arXiv 2505.16056, section 3.
+    pub fn correlation(&self) -> Array2<f64> {
+        let experts = |report: &SrpReport| report.experts().into_raw_vec_and_offset().0;
+        let absent = vec![f64::NAN; self.all.experts().len()];
+        let row = |domain: &Option<SrpReport>| domain.as_ref().map_or_else(|| absent.clone(), experts);
+        correlation_matrix(&matrix(&self.domains.iter().map(row).collect::<Vec<_>>()))
+    }
+}
+
+impl DomainLoad {
+    /// Correlation of the experts' activation rates between every two domains, `[domains x domains]`; NaN where there
+    /// is none.
+    ///
+    /// # References
+    /// arXiv 2505.16056, section 3.
+    pub fn correlation(&self) -> Array2<f64> {
+        let rates = |layers: &Vec<crate::LayerLoad>| {
+            layers.iter().flat_map(|layer| layer.activation_rates.iter().copied()).collect::<Vec<_>>()
+        };
+        correlation_matrix(&matrix(&self.domains.iter().map(rates).collect::<Vec<_>>()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{LayerLoad, LayerSrp, SrpValue};
+
+    proptest! {
+        /// `(n sum xy - sum x sum y) / sqrt(...)`, and independence of scale and offset.
+        #[test]
+        fn pearson_equals_the_raw_sums(points in proptest::collection::vec((-9i32..9, -9i32..9), 0..20)) {
+            let (x, y): (Vec<f64>, Vec<f64>) = points.iter().map(|&(x, y)| (f64::from(x), f64::from(y))).unzip();
+            let sum = |of: &dyn Fn(i32, i32) -> i32| f64::from(points.iter().map(|&(x, y)| of(x, y)).sum::<i32>());
+            let n = points.len() as f64;
+            let (sx, sy) = (sum(&|x, _| x), sum(&|_, y| y));
+            let spread = (n * sum(&|x, _| x * x) - sx * sx) * (n * sum(&|_, y| y * y) - sy * sy);
+            let found = pearson(&x, &y);
+            prop_assert_eq!(found.is_some(), spread > 0.0);
+            if let Some(found) = found {
+                prop_assert!((found - (n * sum(&|x, y| x * y) - sx * sy) / spread.sqrt()).abs() < 1e-9);
+                let moved: Vec<f64> = x.iter().map(|x| 3.0 - 2.0 * x).collect();
+                prop_assert!((pearson(&moved, &y).unwrap() + found).abs() < 1e-9);
+            }
+        }
+    }
+
+    #[test]
+    fn values_that_are_not_finite_have_no_correlation() {
+        assert_eq!(pearson(&[1.0, f64::NAN], &[1.0, 2.0]), None);
+        assert_eq!(pearson(&[1.0, f64::INFINITY], &[1.0, 2.0]), None);
+        assert_eq!(pearson(&[1.0], &[1.0]), None);
+    }
+
+    fn report(srp: &[f64]) -> SrpReport {
+        let value = |&srp: &f64| SrpValue { srp, rho: 1.0, threshold: 1, activation_rate: 0.1 };
+        let experts = srp.iter().map(value).collect();
+        let layers = vec![LayerSrp { layer: 0, value: value(&0.5), experts }];
+        SrpReport { window: 4, windows: 1, model: value(&0.5), encoder: None, decoder: None, layers }
+    }
+
+    #[test]
+    fn srp_and_specialization_are_paired_by_expert() {
+        let specialization = [vec![Some(3.0), None, Some(2.0), Some(1.0)]];
+        assert_eq!(report(&[0.1, 0.9, 0.2, 0.3]).correlation_with(&specialization), Some(-1.0));
+    }
+
+    #[test]
+    fn domains_correlate_by_expert() {
+        let domains = vec![Some(report(&[0.1, 0.2, 0.3])), None, Some(report(&[0.6, 0.4, 0.2]))];
+        let matrix = DomainSrp { all: report(&[0.1, 0.2, 0.3]), domains }.correlation();
+        assert!((matrix[[0, 2]] + 1.0).abs() < 1e-12 && (matrix[[2, 2]] - 1.0).abs() < 1e-12);
+        assert!(matrix[[0, 1]].is_nan() && matrix[[1, 1]].is_nan());
+
+        let load = |rates: &[f64]| {
+            vec![LayerLoad {
+                activation_rates: rates.to_vec(),
+                deviation_percent: 0.0,
+                max_load: 1.0,
+                entropy: 1.0,
+                dead_experts: 0,
+                utilization: 1.0,
+            }]
+        };
+        let domains = vec![load(&[0.1, 0.2]), load(&[0.4, 0.3])];
+        assert_eq!(DomainLoad { all: load(&[0.2, 0.2]), domains }.correlation()[[0, 1]], -1.0);
+    }
+}

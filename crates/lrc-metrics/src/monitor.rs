@@ -1,0 +1,312 @@
+//! Routing consistency of a running model.
+
+use std::collections::HashMap;
+
+use expert_cache::{CacheError, curve::ColdStart};
+use moe_trace::{EMPTY_SLOT, Geometry, LayerId, RouterObserver, RoutingEvent, TraceError};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    LayerLoad, MetricError, Result, SrpValue, error::LONGEST_WINDOW, live_sequence::LiveSequence, load::layer_load,
+    monitor_epoch::Epoch,
+};
+
+/// What to watch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MonitorOptions {
+    /// Window length of SRP and look-ahead of SCH, in tokens.
+    pub window: usize,
+    /// Slots a layer of the caches.
+    pub slots: usize,
+    /// Tokens of a layer after which its counts begin to be forgotten.
+    pub horizon: u64,
+    /// How a first touch counts in the caches.
+    pub cold_start: ColdStart,
+}
+
+/// Watches the routing of a running model, layer by layer, over its recent tokens.
+///
+/// Recent are the last `horizon` to `2 * horizon` tokens of a layer, of all sequences: counts are kept for a running
+/// epoch of up to `horizon` tokens and for the one before. Sequences run side by side; windows and caches are those of
+/// each sequence, as in [`Srp`](crate::Srp) and [`Curves`](crate::Curves), and a cache serves a token when the window that
+/// SCH looks at is complete.
+///
+/// An event that cannot be right is left out, and the first such error is kept: [`Monitor::error`].
+///
+/// # Complexity
+/// A token costs `O(k log slots)` a layer, and `O(experts)` for each running sequence once in `horizon` tokens. Memory is
+/// `O(experts + window * k)` a layer and running sequence, and `O(experts + window)` a layer.
+///
+/// # References
+/// arXiv 2505.16056, sections 2.2 and 2.3.
+///
+/// ```
+/// use expert_cache::curve::ColdStart;
+/// use lrc_metrics::{Monitor, MonitorOptions};
+/// use moe_trace::{Geometry, LayerId, Phase, RouterObserver, RoutingEvent};
+///
+/// // One layer of 3 experts, top-1, one slot: A A B A, one token after the other.
+/// let geometry = Geometry::decoder(1, 3, 1)?;
+/// let options = MonitorOptions { window: 2, slots: 1, horizon: 100, cold_start: ColdStart::Miss };
+/// let mut monitor = Monitor::new(&geometry, &options)?;
+/// for expert in [0, 0, 1, 0] {
+///     monitor.routed(&RoutingEvent {
+///         sequence: 0,
+///         layer: LayerId(0),
+///         phase: Phase::Decode,
+///         token_ids: &[],
+///         experts: &[expert],
+///         weights: &[],
+///     });
+/// }
+/// monitor.sequence_end(0);
+/// let layer = monitor.layer(LayerId(0))?;
+/// // Windows AA, AB, BA: F1 = 2 * 6 / (2 * 5 + 6).
+/// assert_eq!((layer.windows, layer.srp.srp), (3, 0.75));
+/// assert_eq!((layer.lru_hit_rate, layer.sch_hit_rate), (0.25, 0.25));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Monitor {
+    geometry: Geometry,
+    options: MonitorOptions,
+    layers: Vec<MonitoredLayer>,
+    /// Running sequences, `[layers]` each.
+    sequences: HashMap<usize, Vec<LiveSequence>>,
+    error: Option<MetricError>,
+    token: Vec<u16>,
+}
+
+#[derive(Clone, Debug)]
+struct MonitoredLayer {
+    current: Epoch,
+    previous: Epoch,
+    /// Uses of each expert before the previous epoch.
+    earlier: Vec<u64>,
+}
+
+/// The recent routing of one layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerSnapshot {
+    /// Recent tokens.
+    pub tokens: u64,
+    /// Windows that recent tokens completed.
+    pub windows: u64,
+    /// SRP of the layer's experts pooled over these windows.
+    pub srp: SrpValue,
+    /// How evenly recent tokens use the experts.
+    pub load: LayerLoad,
+    /// How far the shares of the experts have moved: half the sum of absolute differences between recent and all earlier
+    /// tokens, 0 for no change and 1 for other experts altogether. `None` before anything is earlier.
+    pub drift: Option<f64>,
+    /// Share of hits of an LRU cache, of the accesses served recently.
+    pub lru_hit_rate: f64,
+    /// Share of hits of a cache that knows the window ahead (SCH), of the same accesses.
+    pub sch_hit_rate: f64,
+}
+
+impl LayerSnapshot {
+    /// What knowing the window ahead is worth: the hit rate of SCH above that of LRU.
+    pub fn look_ahead_gap(&self) -> f64 {
+        self.sch_hit_rate - self.lru_hit_rate
+    }
+}
+
+impl Monitor {
+    /// Creates a monitor that has seen nothing.
+    ///
+    /// # Errors
+    /// [`MetricError::Window`] and [`MetricError::WindowLimit`] for a window of no or more than 4,096 tokens;
+    /// [`MetricError::Horizon`]; [`CacheError::Capacity`] for slots out of `1..=experts`.
+    pub fn new(geometry: &Geometry, options: &MonitorOptions) -> Result<Monitor> {
+        let (window, experts) = (options.window, geometry.experts());
+        if window == 0 {
+            return Err(MetricError::Window { window });
+        }
+        if window > LONGEST_WINDOW {
+            return Err(MetricError::WindowLimit { window, limit: LONGEST_WINDOW });
+        }
+        if options.horizon == 0 {
+            return Err(MetricError::Horizon { horizon: 0 });
+        }
+        if options.slots == 0 || options.slots > experts {
+            return Err(CacheError::Capacity { capacity: options.slots, experts }.into());
+        }
+        let epoch = Epoch::new(window, experts);
+        let layer = MonitoredLayer { current: epoch.clone(), previous: epoch, earlier: vec![0; experts] };
+        Ok(Monitor {
+            geometry: geometry.clone(),
+            options: options.clone(),
+            layers: vec![layer; geometry.layers()],
+            sequences: HashMap::new(),
+            error: None,
+            token: Vec::new(),
+        })
+    }
+
+    /// The first event that was left out, if there was one.
+    pub fn error(&self) -> Option<&MetricError> {
+        self.error.as_ref()
+    }
+
+    /// The recent routing of a layer.
+    ///
+    /// # Errors
+    /// [`CacheError::LayerOutOfRange`].
+    pub fn layer(&self, layer: LayerId) -> Result<LayerSnapshot> {
+        let state = self.layers.get(layer.index()).ok_or_else(|| self.no_such_layer(layer))?;
+        let mut recent = state.previous.clone();
+        recent.merge(&state.current);
+        self.sequences.values().for_each(|layers| layers[layer.index()].add_to(&mut recent));
+        let rate = |hits: u64| hits as f64 / recent.accesses.max(1) as f64;
+        Ok(LayerSnapshot {
+            tokens: recent.tokens,
+            windows: recent.windows,
+            srp: SrpValue::from_histogram(&recent.counts),
+            load: layer_load(&recent.uses, recent.tokens),
+            drift: total_variation(&recent.uses, &state.earlier),
+            lru_hit_rate: rate(recent.lru_hits),
+            sch_hit_rate: rate(recent.sch_hits),
+        })
+    }
+
+    fn observe(&mut self, event: &RoutingEvent<'_>) -> Result<()> {
+        let experts = self.geometry.experts();
+        let layer = event.layer.index();
+        let top_k = self.geometry.top_k();
+        if layer >= self.layers.len() {
+            return Err(self.no_such_layer(event.layer));
+        }
+        if !event.experts.len().is_multiple_of(top_k) {
+            let expected = event.experts.len().next_multiple_of(top_k);
+            let error = TraceError::ColumnLength { column: "experts", len: event.experts.len(), expected };
+            return Err(MetricError::Event(error));
+        }
+        for (token, chosen) in event.experts.chunks_exact(top_k).enumerate() {
+            check_token(event.sequence, token, layer, chosen, experts).map_err(MetricError::Event)?;
+        }
+        for token in event.experts.chunks_exact(top_k) {
+            self.token.clear();
+            self.token.extend(token.iter().filter(|&&expert| expert != EMPTY_SLOT));
+            let state = &mut self.layers[layer];
+            let fresh = || vec![LiveSequence::new(&self.options, experts); self.geometry.layers()];
+            let live = self.sequences.entry(event.sequence).or_insert_with(fresh);
+            live[layer].push(&self.token, &mut state.current);
+            if state.current.tokens == self.options.horizon {
+                self.next_epoch(layer);
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a new epoch of a layer.
+    fn next_epoch(&mut self, layer: usize) {
+        let MonitoredLayer { current, previous, earlier } = &mut self.layers[layer];
+        self.sequences.values_mut().for_each(|layers| layers[layer].flush(current));
+        earlier.iter_mut().zip(&previous.uses).for_each(|(sum, more)| *sum += more);
+        *previous = std::mem::replace(current, Epoch::new(self.options.window, self.geometry.experts()));
+    }
+
+    fn no_such_layer(&self, layer: LayerId) -> MetricError {
+        CacheError::LayerOutOfRange { layer: layer.index(), layers: self.layers.len() }.into()
+    }
+}
+
+impl RouterObserver for Monitor {
+    fn routed(&mut self, event: &RoutingEvent<'_>) {
+        if let Err(error) = self.observe(event) {
+            self.error.get_or_insert(error);
+        }
+    }
+
+    fn sequence_end(&mut self, sequence: usize) {
+        for (mut live, state) in self.sequences.remove(&sequence).into_iter().flatten().zip(&mut self.layers) {
+            live.end(&mut state.current);
+        }
+    }
+}
+
+/// Checks that the experts of a token exist and differ.
+fn check_token(sequence: usize, token: usize, layer: usize, chosen: &[u16], experts: usize) -> Result<(), TraceError> {
+    for (rank, &id) in chosen.iter().enumerate().filter(|(_, id)| **id != EMPTY_SLOT) {
+        let expert = usize::from(id);
+        if expert >= experts {
+            return Err(TraceError::ExpertOutOfRange { sequence, token, layer, expert, experts });
+        }
+        if chosen[..rank].contains(&id) {
+            return Err(TraceError::DuplicateExpert { sequence, token, layer, expert });
+        }
+    }
+    Ok(())
+}
+
+/// Half the sum of the absolute differences of shares; `None` if one of the counts is empty.
+fn total_variation(a: &[u64], b: &[u64]) -> Option<f64> {
+    let sum = |counts: &[u64]| counts.iter().sum::<u64>();
+    let (all_a, all_b) = (sum(a), sum(b));
+    if all_a == 0 || all_b == 0 {
+        return None;
+    }
+    let difference = |(a, b): (&u64, &u64)| (*a as f64 / all_a as f64 - *b as f64 / all_b as f64).abs();
+    Some(a.iter().zip(b).map(difference).sum::<f64>() / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use moe_trace::Phase;
+
+    use super::*;
+
+    const OPTIONS: MonitorOptions = MonitorOptions { window: 2, slots: 1, horizon: 4, cold_start: ColdStart::Free };
+
+    fn route(monitor: &mut Monitor, sequence: usize, experts: &[u16]) {
+        let (layer, phase) = (LayerId(0), Phase::Decode);
+        monitor.routed(&RoutingEvent { sequence, layer, phase, token_ids: &[], experts, weights: &[] });
+    }
+
+    #[test]
+    fn drift_is_the_share_that_moved() {
+        let mut monitor = Monitor::new(&Geometry::decoder(1, 3, 1).unwrap(), &OPTIONS).unwrap();
+        let drift = |monitor: &Monitor| monitor.layer(LayerId(0)).unwrap().drift;
+        route(&mut monitor, 0, &[0, 0, 1, 1]);
+        assert_eq!(drift(&monitor), None);
+        route(&mut monitor, 0, &[0, 0, 1, 1]);
+        assert_eq!(drift(&monitor), Some(0.0));
+        // Earlier is half 0, half 1; recent is 2 alone, then 0 as a third of it.
+        route(&mut monitor, 0, &[2, 2, 2, 2]);
+        assert_eq!(monitor.layer(LayerId(0)).unwrap().tokens, 4);
+        assert_eq!(drift(&monitor), Some(1.0));
+        route(&mut monitor, 0, &[0, 0]);
+        assert!((drift(&monitor).unwrap() - 2.0 / 3.0).abs() < 1e-12);
+        monitor.sequence_end(0);
+        assert!(monitor.sequences.is_empty());
+    }
+
+    #[test]
+    fn bad_options_say_why() {
+        let geometry = Geometry::decoder(1, 3, 1).unwrap();
+        let message = |options: MonitorOptions| Monitor::new(&geometry, &options).unwrap_err().to_string();
+        assert_eq!(
+            message(MonitorOptions { window: 0, ..OPTIONS }),
+            "window length is 0 tokens, it must be at least 1"
+        );
+        let long = MonitorOptions { window: 4097, ..OPTIONS };
+        assert_eq!(message(long), "window length is 4097 tokens, the limit is 4096");
+        assert_eq!(message(MonitorOptions { horizon: 0, ..OPTIONS }), "horizon is 0 tokens, it must be at least 1");
+        assert_eq!(message(MonitorOptions { slots: 4, ..OPTIONS }), "capacity is 4 slots, allowed are 1..=3");
+    }
+
+    #[test]
+    fn bad_events_are_left_out_and_the_first_error_is_kept() {
+        let mut monitor = Monitor::new(&Geometry::decoder(1, 3, 2).unwrap(), &OPTIONS).unwrap();
+        route(&mut monitor, 0, &[0, 1, 2, 2]);
+        route(&mut monitor, 0, &[0]);
+        route(&mut monitor, 0, &[0, 3]);
+        assert_eq!(monitor.error().unwrap().to_string(), "a routing event is not valid");
+        assert_eq!(monitor.layer(LayerId(0)).unwrap().tokens, 0);
+        let error = monitor.layer(LayerId(1)).unwrap_err().to_string();
+        assert_eq!(error, "layer 1 is out of range, the trace has 1 MoE layers");
+        // A sequence that never ran ends quietly.
+        monitor.sequence_end(5);
+    }
+}

@@ -1,0 +1,182 @@
+//! Serialized accumulators that were damaged are errors that say what is wrong.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic like tests")]
+
+use std::fmt::Debug;
+
+use expert_cache::curve::{ColdStart, CurvePolicy};
+use lrc_metrics::{
+    Accumulator, ByDomain, Coactivation, Curves, LoadBalance, MetricsOptions, PositionSrp, ReferenceRouting,
+    Saturation, Srp, TraceIntervals, Vocabulary, VocabularyToken,
+};
+use moe_trace::{DomainId, ExpertId, Geometry, LayerId, Phase, SequenceBuf};
+use serde::{Serialize, de::DeserializeOwned};
+
+const LAYERS: [LayerId; 1] = [LayerId(0)];
+
+fn geometry() -> Geometry {
+    Geometry::decoder(1, 2, 1).unwrap()
+}
+
+/// A A B A of domain 0.
+fn sequence() -> SequenceBuf {
+    let mut sequence = SequenceBuf::from_experts(&geometry(), vec![0, 0, 1, 0], Phase::Prefill).unwrap();
+    sequence.token_ids = Some(vec![7, 7, 8, 7]);
+    sequence.domain = Some(DomainId(0));
+    sequence
+}
+
+fn folded<A: Accumulator>(mut accumulator: A) -> A {
+    let (geometry, sequence) = (geometry(), sequence());
+    accumulator.update(&sequence.view(&geometry, 0).unwrap()).unwrap();
+    accumulator
+}
+
+/// Asserts that each replacement in the JSON text is noticed, and that without one the text is read.
+fn damage<A: Serialize + DeserializeOwned + Debug>(accumulator: &A, damages: &[(&str, &str, &str)]) {
+    let text = serde_json::to_string(accumulator).unwrap();
+    let again: A = serde_json::from_str(&text).unwrap();
+    assert_eq!(serde_json::to_string(&again).unwrap(), text);
+    for (old, new, message) in damages {
+        assert!(text.contains(old), "{old} in {text}");
+        let error = serde_json::from_str::<A>(&text.replacen(old, new, 1)).unwrap_err().to_string();
+        let expected = format!("serialized accumulator is damaged: {message}");
+        assert!(error.starts_with(&expected), "{error}, expected {expected}");
+    }
+}
+
+#[test]
+fn srp() {
+    damage(
+        &folded(Srp::new(&geometry(), 2).unwrap()),
+        &[
+            ("\"window\":2", "\"window\":0", "window length is 0, expected 1..="),
+            ("\"window\":2", "\"window\":3", "window length of a layer is 2, expected 3"),
+            ("\"windows\":3", "\"windows\":4", "number of windows of an expert is 3, expected 4..=4"),
+            ("\"windows\":3", "\"windows\":18446744073709551615", "number of windows is 18446744073709551615"),
+            ("\"layers\":[0]", "\"layers\":[1]", "layer is 1, expected 0..=0"),
+            ("\"layers\":[0]", "\"layers\":[]", "number of layers is 0, expected 1..="),
+            ("\"layers\":[0]", "\"layers\":[0,0]", "number of stacks is 1, expected 2"),
+            ("\"experts\":2", "\"experts\":3", "number of experts of a layer is 2, expected 3"),
+            ("\"experts\":2", "\"experts\":0", "number of experts is 0, expected 1..=65535"),
+            ("\"resting\":[", "\"resting\":[0,", "length of a histogram is 7, expected 6"),
+        ],
+    );
+}
+
+#[test]
+fn position_srp() {
+    damage(
+        &folded(PositionSrp::new(&geometry(), &LAYERS, 2, 0..9).unwrap()),
+        &[
+            ("\"window\":2", "\"window\":0", "window length is 0, expected 1..="),
+            ("\"window\":2", "\"window\":3", "length of a histogram is 4, expected 6..=6"),
+            ("\"end\":9", "\"end\":1", "number of starts is 3, expected 0..=1"),
+            ("\"windows\":1", "\"windows\":0", "number of windows of an expert is 1, expected 0..=0"),
+        ],
+    );
+}
+
+#[test]
+fn load() {
+    damage(
+        &folded(LoadBalance::new(&geometry())),
+        &[
+            ("[[3,1]]", "[[3]]", "number of experts of a layer is 1, expected 2"),
+            ("[[3,1]]", "[]", "number of layers is 0, expected 1"),
+            ("[[3,1]]", "[[5,1]]", "uses of an expert is 5, expected 0..=4"),
+            ("\"tokens\":4", "\"tokens\":9007199254740993", "number of tokens is 9007199254740993"),
+        ],
+    );
+}
+
+#[test]
+fn curves() {
+    let curves = Curves::new(&geometry(), &LAYERS, &[CurvePolicy::Lru], ColdStart::Miss).unwrap();
+    // One slot hits once in four accesses, two slots twice: a quarter and a half of 2^64.
+    let rates = "[4611686018427387904,9223372036854775808]";
+    damage(
+        &folded(curves),
+        &[
+            (rates, "[4611686018427387904]", "number of capacities is 1, expected 2"),
+            (rates, "[2,1]", "sum of hit rates is 1, expected 2..=18446744073709551616"),
+            (rates, "[0,18446744073709551617]", "sum of hit rates is 18446744073709551617, expected 0..="),
+            ("\"sequences\":1", "\"sequences\":5", "number of sequences is 5, expected 0..=4"),
+        ],
+    );
+}
+
+#[test]
+fn coactivation() {
+    damage(
+        &folded(Coactivation::new(&geometry(), &LAYERS).unwrap()),
+        &[
+            ("[[3,0,0,1]]", "[[3,0,0]]", "number of pairs is 3, expected 4"),
+            ("[[3,0,0,1]]", "[[3,4,0,1]]", "uses of a pair is 4, expected 0..=3"),
+        ],
+    );
+}
+
+#[test]
+fn saturation() {
+    let (geometry, sequence) = (geometry(), sequence());
+    let mut saturation = Saturation::new(&geometry);
+    let view = sequence.view(&geometry, 0).unwrap();
+    saturation.update(&view, &view).unwrap();
+    damage(
+        &saturation,
+        &[
+            ("\"kept\":[4]", "\"kept\":[5]", "number of kept experts is 5, expected 0..=4"),
+            ("\"kept\":[4]", "\"kept\":[]", "number of layers is 0, expected 1"),
+        ],
+    );
+}
+
+#[test]
+fn vocabulary() {
+    damage(
+        &folded(Vocabulary::new(&geometry(), &LAYERS, VocabularyToken::Input).unwrap()),
+        &[
+            ("[[0,3]]", "[[2,3]]", "cell of a token is 2, expected 0..=1"),
+            ("[[0,3]]", "[[1,3],[0,1]]", "cell of a token is 0, expected 2..=1"),
+            ("[[0,3]]", "[[0,18446744073709551615]]", "number of occurrences is 18446744073709551616"),
+        ],
+    );
+}
+
+#[test]
+fn reference_routing() {
+    let reference = [vec![ExpertId(0)], vec![ExpertId(1)]];
+    damage(
+        &folded(ReferenceRouting::new(&geometry(), &LAYERS, &reference, 1).unwrap()),
+        &[
+            ("[[2,[0]],[2,[1]]]", "[[2,[0]],[2,[2]]]", "expert of a set is 2, expected 0..=1"),
+            ("[[2,[0]],[2,[1]]]", "[[2,[0]],[3,[1]]]", "number of experts of a set is 3, expected 2"),
+            ("\"domain\":0", "\"domain\":2", "domain is 2, expected 0..=1"),
+            ("\"slots\":[3,1]", "\"slots\":[3]", "number of counts of a sequence is 1, expected 2"),
+            ("\"without_ids\":0", "\"without_ids\":2", "number of sequences without ids is 2, expected 0..=1"),
+        ],
+    );
+}
+
+#[test]
+fn trace_intervals() {
+    let options = MetricsOptions { windows: vec![2], pool: true, ..MetricsOptions::default() };
+    let metrics = folded(TraceIntervals::new(&geometry(), &options, false).unwrap());
+    damage(
+        &metrics,
+        &[
+            ("\"grouped\":false", "\"grouped\":true", "number of rows is 1, expected 512..=512"),
+            ("\"rows\":[[", "\"rows\":[[1,", "number of columns is"),
+            ("\"rows\":[[", "\"rows\":[[9", "sum of a column is 9"),
+        ],
+    );
+}
+
+#[test]
+fn domains_of_different_metrics_do_not_belong_together() {
+    let mut srp = serde_json::to_value(ByDomain::new(&Srp::new(&geometry(), 2).unwrap(), 2)).unwrap();
+    srp["domains"][1] = serde_json::to_value(Srp::new(&geometry(), 3).unwrap()).unwrap();
+    let error = serde_json::from_value::<ByDomain<Srp>>(srp).unwrap_err().to_string();
+    assert_eq!(error, "accumulators do not belong together: window length is 3, expected 2");
+}
