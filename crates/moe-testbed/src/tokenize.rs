@@ -17,7 +17,7 @@ const MIN_VOCABULARY: usize = 257;
 const MAX_VOCABULARY: usize = 1 << 16;
 
 /// A corpus as tokens.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenizedCorpus {
     /// Id of [`END_OF_TEXT`].
     pub end_of_text: u32,
@@ -26,7 +26,7 @@ pub struct TokenizedCorpus {
 }
 
 /// A domain as tokens.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenizedDomain {
     /// Name of the domain.
     pub name: String,
@@ -37,7 +37,7 @@ pub struct TokenizedDomain {
 }
 
 /// A document as tokens.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenizedDocument {
     /// Tokens of the document, without [`END_OF_TEXT`].
     pub tokens: Vec<u32>,

@@ -206,3 +206,39 @@ fn checkpoints_that_do_not_fit_are_errors() {
         assert_eq!(resume(&config(), options(), &path), at(&path, ": not a readable checkpoint"), "{length} bytes");
     }
 }
+
+#[test]
+fn broken_weights_are_told_and_not_scored() {
+    let folder = tempfile::tempdir().unwrap();
+    trainer().export(folder.path(), &train_tokenizer(&corpus(), VOCABULARY).unwrap()).unwrap();
+    let file = folder.path().join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+    // The last norm is behind every router, so nothing before the logits can notice.
+    let norm = tensors.get_mut("model.norm.weight").unwrap();
+    *norm = norm.affine(f64::NAN, 0.0).unwrap();
+    candle_core::safetensors::save(&tensors, &file).unwrap();
+    let model = Checkpoint::open(folder.path()).unwrap().load_resident(DType::F32, &Device::Cpu).unwrap();
+    let message = held_out_bits(&model, &tokens(), 16, 1).unwrap_err().to_string();
+    assert_eq!(message, "domain code: the model needs NaN bits for the held-out text, its weights are broken");
+}
+
+#[test]
+fn documents_are_encoded_whole_whatever_the_tokenizer_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    let tokenizer = train_tokenizer(&corpus(), VOCABULARY).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&tokenizer.to_string(false).unwrap()).unwrap();
+    json["truncation"] =
+        serde_json::json!({"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0});
+    fs::write(&path, json.to_string()).unwrap();
+    let read = TokenizedCorpus::encode(&corpus(), &read_tokenizer(&path).unwrap()).unwrap();
+    assert_eq!(read, tokens());
+}
+
+#[test]
+fn losses_and_learning_curves_that_cannot_be() {
+    let message = |options| Trainer::new(&config(), &tokens(), options).unwrap_err().to_string();
+    let nan = TrainOptions { balance: f64::NAN, ..options() };
+    assert_eq!(message(nan), "balance is NaN, allowed are 0 and more");
+    assert_eq!(message(TrainOptions { floor: 1.5, ..options() }), "floor is 1.5, allowed are 0 to 1");
+}

@@ -1,7 +1,6 @@
 //! Fixtures that transformers computed (`fixtures/make_fixtures.py`) and how they are compared.
 
-// Each test file is a crate of its own and uses a part of this module.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, reason = "each test file is a crate of its own and uses a part of this module")]
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
