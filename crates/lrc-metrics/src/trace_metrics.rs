@@ -13,6 +13,7 @@ use crate::{
     report::mean_curves,
     selection::Selection,
     serialized::{MOST, Restore, checked_serde, intact, within},
+    srp::WindowSrp,
 };
 
 /// What to measure.
@@ -43,7 +44,7 @@ impl Default for MetricsOptions {
 #[serde(remote = "Self")]
 pub struct TraceMetrics {
     selection: Selection,
-    srp: Vec<Srp>,
+    srp: Srp,
     load: LoadBalance,
     /// By layer.
     curves: Vec<Curves>,
@@ -66,14 +67,10 @@ impl TraceMetrics {
             Some(layers) => Selection::new(geometry, layers)?,
             None => Selection::all(geometry),
         };
-        let mut windows = options.windows.clone();
-        windows.sort_unstable();
-        windows.dedup();
         let layers = selection.layers();
-        let srp: Result<Vec<Srp>> = windows.iter().map(|&window| Srp::of_layers(geometry, layers, window)).collect();
-        let srp = srp?;
+        let srp = Srp::of_layers(geometry, layers, &options.windows)?;
         let mut policies = vec![CurvePolicy::Lru, CurvePolicy::Lfu, CurvePolicy::Belady];
-        policies.extend(windows.iter().map(|&window| CurvePolicy::LookAhead { window }));
+        policies.extend(srp.lengths().iter().map(|length| CurvePolicy::LookAhead { window: length.window() }));
         let curves = |layers: &[LayerId]| Curves::new(geometry, layers, &policies, options.cold_start);
         Ok(TraceMetrics {
             srp,
@@ -93,9 +90,9 @@ impl TraceMetrics {
     /// # Errors
     /// [`MetricError::WindowTooLong`](crate::MetricError::WindowTooLong) if a window fits into no sequence.
     pub fn finish(&self) -> Result<MetricsReport> {
-        let srp: Vec<SrpReport> = self.srp.iter().map(Srp::finish).collect::<Result<_>>()?;
+        let srp = self.srp.finish()?;
         let by_window = |value: &dyn Fn(&SrpReport) -> SrpValue| -> BTreeMap<usize, SrpValue> {
-            srp.iter().map(|report| (report.window, value(report))).collect()
+            srp.iter().map(|(&window, report)| (window, value(report))).collect()
         };
         let mut layers = Vec::new();
         for ((position, load), curves) in self.load.finish().into_iter().enumerate().zip(&self.curves) {
@@ -110,7 +107,7 @@ impl TraceMetrics {
         }
         let stacks = || layers.iter().zip(self.selection.stacks());
         let by_stack = |stack: Stack, value: fn(&SrpReport) -> Option<SrpValue>| -> Option<ModelReport> {
-            let srp = srp.iter().filter_map(|report| Some((report.window, value(report)?))).collect();
+            let srp = srp.iter().filter_map(|(&window, report)| Some((window, value(report)?))).collect();
             let curves = mean_curves(stacks().filter(|(_, of_layer)| **of_layer == stack).map(|(layer, _)| layer));
             self.selection.stacks().contains(&stack).then_some(ModelReport { srp, curves })
         };
@@ -131,9 +128,9 @@ impl TraceMetrics {
         &self.selection
     }
 
-    /// SRP of each window length in ascending order.
-    pub(crate) fn srp(&self) -> &[Srp] {
-        &self.srp
+    /// Histograms of each window length in ascending order.
+    pub(crate) fn srp(&self) -> &[WindowSrp] {
+        self.srp.lengths()
     }
 
     /// Uses of every expert.
@@ -159,7 +156,7 @@ impl TraceMetrics {
     fn update_layers(&mut self, sequence: &Sequence<'_>, accesses: &mut Accesses) -> Result<()> {
         for (position, layer) in self.selection.layers().iter().enumerate() {
             accesses.fill(sequence, std::slice::from_ref(layer))?;
-            self.srp.iter_mut().for_each(|srp| srp.update_layer(position, accesses));
+            self.srp.update_layer(position, accesses);
             self.load.update_layer(position, accesses);
             self.curves[position].update_accesses(accesses)?;
         }
@@ -182,7 +179,7 @@ impl Accumulator for TraceMetrics {
         let result = self.update_layers(sequence, &mut accesses);
         self.scratch = accesses;
         result?;
-        self.srp.iter_mut().for_each(|srp| srp.count_sequence(sequence.len()));
+        self.srp.count_sequence(sequence.len());
         self.load.count_sequence(sequence.len());
         self.sequences += 1;
         self.tokens += sequence.len() as u64;
@@ -190,13 +187,10 @@ impl Accumulator for TraceMetrics {
     }
 
     fn merge(&mut self, other: &TraceMetrics) -> Result<()> {
-        same("number of windows", &self.srp.len(), &other.srp.len())?;
         same("number of experts a token", &self.top_k, &other.top_k)?;
         same("pool", &self.pool.is_some(), &other.pool.is_some())?;
+        self.srp.merge(&other.srp)?;
         self.load.merge(&other.load)?;
-        for (sum, more) in self.srp.iter_mut().zip(&other.srp) {
-            sum.merge(more)?;
-        }
         for (sum, more) in self.curves.iter_mut().zip(&other.curves).chain(self.pool.iter_mut().zip(&other.pool)) {
             sum.merge(more)?;
         }
@@ -214,12 +208,7 @@ impl Restore for TraceMetrics {
         within("number of sequences", 0, MOST.into(), self.sequences.into())?;
         let layers = self.selection.layers();
         intact("number of layers", &layers.len(), &self.curves.len())?;
-        let mut shortest = 1;
-        for srp in &self.srp {
-            within("window length", shortest, u128::MAX, srp.window() as u128)?;
-            shortest = srp.window() as u128 + 1;
-            self.selection.same(srp.selection())?;
-        }
+        self.selection.same(self.srp.selection())?;
         self.selection.same(self.load.selection())?;
         for (layer, curves) in layers.iter().zip(&self.curves) {
             curves.check_layers(std::slice::from_ref(layer), self.selection.experts())?;
