@@ -59,10 +59,10 @@ impl Accesses {
         for token in 0..sequence.len() {
             let mut first = 0;
             for &layer in layers {
-                for (key, expert) in self.keys[used..].iter_mut().zip(sequence.experts(token, layer)) {
-                    *key = first + u32::from(expert.0);
+                sequence.experts(token, layer).for_each(|expert| {
+                    self.keys[used] = first + u32::from(expert.0);
                     used += 1;
-                }
+                });
                 first += stride;
             }
             self.bounds.push(used);
