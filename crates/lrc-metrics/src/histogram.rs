@@ -142,3 +142,51 @@ fn each(keys: &[u32], mut step: impl FnMut(u32)) {
     }
     rest.iter().for_each(|&key| step(key));
 }
+
+#[cfg(test)]
+mod tests {
+    use moe_trace::{Geometry, LayerId, Phase, SequenceBuf};
+
+    use super::*;
+
+    /// Histogram of one sequence of a layer of 2 experts, top-1, and the counts of both experts.
+    fn counted(experts: Vec<u16>, window: usize) -> (WindowHistogram, [Vec<u64>; 2]) {
+        let geometry = Geometry::decoder(1, 2, 1).unwrap();
+        let sequence = SequenceBuf::from_experts(&geometry, experts, Phase::Decode).unwrap();
+        let windows = (sequence.phases.len() + 1).saturating_sub(window) as u64;
+        let mut accesses = Accesses::new();
+        accesses.fill(&sequence.view(&geometry, 0).unwrap(), &[LayerId(0)]).unwrap();
+        let mut histogram = WindowHistogram::new(window, 2);
+        histogram.update(&accesses);
+        let counts = [0, 1].map(|expert| {
+            let mut counts = vec![0; window + 1];
+            histogram.add_to(expert, windows, &mut counts);
+            counts
+        });
+        (histogram, counts)
+    }
+
+    #[test]
+    fn windows_by_hand() {
+        // A A B A in windows of 2: AA, AB, BA. A is used 2, 1, 1 times, B 0, 1, 1 times.
+        let (histogram, counts) = counted(vec![0, 0, 1, 0], 2);
+        assert_eq!(histogram.at_least, [3, 1, 2, 0]);
+        assert_eq!(counts, [vec![0, 2, 1], vec![1, 2, 0]]);
+        assert_eq!(histogram.rising, [0, 2]);
+        // One window of 4, and none of 5.
+        assert_eq!(counted(vec![0, 0, 1, 0], 4).1, [vec![0, 0, 0, 1, 0], vec![0, 1, 0, 0, 0]]);
+        assert!(counted(vec![0, 0, 1, 0], 5).0.at_least.is_empty());
+    }
+
+    /// Starts of a long sequence sum up to more than 32 bits.
+    #[test]
+    fn sums_of_starts_do_not_overflow() {
+        let pairs = 1 << 17;
+        // A B A B ..: every window of 3 has two of one and one of the other.
+        let (_, counts) = counted([0, 1].repeat(pairs), 3);
+        let half = pairs as u64 - 1;
+        assert_eq!(counts, [vec![0, half, half, 0], vec![0, half, half, 0]]);
+        let (_, counts) = counted(vec![1; 2 * pairs], 3);
+        assert_eq!(counts, [vec![2 * half, 0, 0, 0], vec![0, 0, 0, 2 * half]]);
+    }
+}
