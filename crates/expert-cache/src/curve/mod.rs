@@ -23,6 +23,9 @@
 
 mod accesses;
 mod accumulator;
+#[cfg(target_arch = "x86_64")]
+mod lanes;
+mod last_uses;
 #[doc(hidden)]
 pub mod naive;
 mod pass;
@@ -30,6 +33,10 @@ mod policy;
 mod ranking;
 mod recency;
 mod stack;
+#[cfg(target_arch = "x86_64")]
+mod stack_simd;
+#[cfg(target_arch = "x86_64")]
+mod stack_wide;
 
 pub use accesses::Accesses;
 pub use accumulator::{CurveAccumulator, HitCurve};
