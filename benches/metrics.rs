@@ -1,28 +1,17 @@
-//! How fast are SRP, the hit-rate curves and all metrics together, beside computing them by definition?
+//! How fast is SRP, beside computing it by definition, and how fast are all metrics together?
 //!
 //! One core unless a number of threads is named, one layer of 64 or 128 experts, top-8, 512 tokens a sequence; throughput
-//! in tokens. The accesses of a sequence are read once outside of the timing of curves, which share them in use.
+//! in tokens. Ids are read from the trace every time.
 
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use expert_cache::curve::{Accesses, ColdStart, CurveAccumulator, CurvePolicy, naive};
 use lrc_metrics::{Accumulator, Bootstrap, MetricsOptions, Srp, TraceIntervals, TraceMetrics, accumulate, oracle};
 use moe_benches::{TOKENS, synthetic_trace};
-use moe_trace::{Geometry, LayerId, MemoryTrace, RoutingSource, Sequence};
+use moe_trace::{LayerId, RoutingSource, Sequence};
 
 const WINDOWS: [usize; 4] = [4, 16, 64, 256];
 const SEQUENCES: usize = 16;
-
-/// A seeded trace of one layer, top-8, [`TOKENS`] tokens a sequence, whose routing is sticky.
-fn trace(experts: usize, sequences: usize) -> MemoryTrace {
-    let geometry = Geometry::decoder(1, experts, 8).expect("a valid geometry");
-    let mut trace = MemoryTrace::new(geometry.clone());
-    for sequence in oracle::synthetic(&geometry, sequences, TOKENS, 20_240_607) {
-        trace.push(sequence).expect("a valid sequence");
-    }
-    trace
-}
 
 /// SRP of every expert from the definition.
 fn naive_srp(sequence: &Sequence<'_>, window: usize) {
@@ -35,7 +24,7 @@ fn naive_srp(sequence: &Sequence<'_>, window: usize) {
 /// Each window length alone and all together, ids read from the trace every time.
 fn srp(criterion: &mut Criterion) {
     for experts in [64, 128] {
-        let trace = trace(experts, SEQUENCES);
+        let trace = synthetic_trace(experts, SEQUENCES);
         let sequences: Vec<Sequence<'_>> =
             (0..SEQUENCES).map(|index| trace.sequence(index).expect("in range")).collect();
         let mut group = criterion.benchmark_group(format!("srp, {experts} experts"));
@@ -57,40 +46,8 @@ fn srp(criterion: &mut Criterion) {
     }
 }
 
-fn curves(criterion: &mut Criterion) {
-    let trace = synthetic_trace(SEQUENCES);
-    let accesses: Vec<Accesses> = (0..SEQUENCES)
-        .map(|index| {
-            let mut accesses = Accesses::new();
-            accesses.fill(&trace.sequence(index).expect("in range"), &[LayerId(0)]).expect("it fits");
-            accesses
-        })
-        .collect();
-    let policies = [CurvePolicy::Lru, CurvePolicy::Lfu, CurvePolicy::Belady, CurvePolicy::LookAhead { window: 16 }];
-    let mut group = criterion.benchmark_group("curves");
-    group.throughput(Throughput::Elements((SEQUENCES * TOKENS) as u64));
-    for policy in policies {
-        let mut curve =
-            CurveAccumulator::new(trace.geometry(), &[LayerId(0)], policy, ColdStart::Free).expect("a valid policy");
-        group.bench_function(BenchmarkId::new("one pass", policy.label()), |bencher| {
-            bencher.iter(|| {
-                for accesses in &accesses {
-                    curve.update_accesses(black_box(accesses)).expect("the same pool");
-                }
-            });
-        });
-    }
-    group.throughput(Throughput::Elements(TOKENS as u64)).sample_size(10);
-    for policy in policies {
-        group.bench_function(BenchmarkId::new("naive", policy.label()), |bencher| {
-            bencher.iter(|| black_box(naive::hits(black_box(&accesses[0]), policy, ColdStart::Free)));
-        });
-    }
-    group.finish();
-}
-
 fn everything(criterion: &mut Criterion) {
-    let trace = trace(64, SEQUENCES);
+    let trace = synthetic_trace(64, SEQUENCES);
     let sequences: Vec<Sequence<'_>> = (0..SEQUENCES).map(|index| trace.sequence(index).expect("in range")).collect();
     let mut metrics =
         TraceMetrics::new(RoutingSource::geometry(&trace), &MetricsOptions::default()).expect("valid options");
@@ -105,7 +62,7 @@ fn everything(criterion: &mut Criterion) {
 /// Folding a trace on one thread and on two.
 fn threads(criterion: &mut Criterion) {
     const SEQUENCES: usize = 512;
-    let trace = trace(64, SEQUENCES);
+    let trace = synthetic_trace(64, SEQUENCES);
     let geometry = RoutingSource::geometry(&trace);
     let srp = Srp::new(geometry, &WINDOWS).expect("valid windows");
     let metrics = TraceMetrics::new(geometry, &MetricsOptions::default()).expect("valid options");
@@ -126,7 +83,7 @@ fn threads(criterion: &mut Criterion) {
 /// What intervals of every figure cost beside the figures.
 fn intervals(criterion: &mut Criterion) {
     const SEQUENCES: usize = 2048;
-    let trace = trace(64, SEQUENCES);
+    let trace = synthetic_trace(64, SEQUENCES);
     let geometry = RoutingSource::geometry(&trace);
     let options = MetricsOptions::default();
     let metrics = TraceMetrics::new(geometry, &options).expect("valid options");
@@ -147,5 +104,5 @@ fn intervals(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, srp, curves, everything, threads, intervals);
+criterion_group!(benches, srp, everything, threads, intervals);
 criterion_main!(benches);
