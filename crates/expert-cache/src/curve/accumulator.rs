@@ -30,10 +30,11 @@ pub struct HitCurve {
 /// depend on the order of sequences or on how they are split over accumulators, and is exact to `2^-63`.
 ///
 /// # Complexity
-/// A token of LRU costs `O(pool / 64)` words and `O(1)` an access. Under other policies an access costs at most one step
-/// a level down to its depth: 16 levels a step in pools of at most 128 experts where the processor has AVX-512, and
-/// elsewhere blocks of 64 levels that hold their content are one step. Memory is `O(pool)`, and 4 bytes an access of the
-/// longest sequence for Belady. Nothing is allocated for sequences no longer than earlier ones.
+/// LRU costs `O(pool / 64)` words a token and `O(1)` an access (pools of at most 128 experts: at most 256 words a token,
+/// as vectors). Elsewhere an access costs `O(depth)`: 16 levels in one step where the processor has AVX-512 and the
+/// priorities of the sequence fit 32 bits, one level a step otherwise, and in both cases blocks of 64 levels that an access
+/// leaves as they are cost one step. Memory is `O(pool)`, and 4 bytes an access of the longest sequence for Belady.
+/// Nothing is allocated for sequences no longer than earlier ones.
 ///
 /// # References
 /// arXiv 2505.16056, section 2.3 (SCH) and appendix C.1; Mattson et al. 1970 for the stack.

@@ -11,8 +11,11 @@ const NEVER: u32 = u32::MAX;
 /// bitmap             0 0 1 1 0 1 0 0     three experts, last used at times 2, 4, 5: depths 2, 1, 0
 /// ```
 ///
-/// A token counts the bits of every word once (`O(pool / 64)`); an access then costs `O(1)`. When times run out they are
-/// numbered anew without gaps, once in at least `3 * pool` accesses.
+/// When times run out they are numbered anew without gaps.
+///
+/// # Complexity
+/// A token counts the bits of every word once, `O(pool / 64)`; an access then costs `O(1)`. Times run out once in
+/// `2 * pool` accesses or more, and numbering them anew costs `O(pool)`. Memory is `O(pool)`.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LastUses {
     times: Vec<u64>,
@@ -25,9 +28,10 @@ pub(super) struct LastUses {
 }
 
 impl LastUses {
+    /// Starts a sequence of `accesses` accesses, at most `u32::MAX`.
     #[inline(always)]
-    pub(super) fn reset(&mut self, pool: usize) {
-        let words = (TIMES * pool).div_ceil(64);
+    pub(super) fn reset(&mut self, pool: usize, accesses: usize) {
+        let words = (TIMES * pool).min(accesses).div_ceil(64);
         self.times.clear();
         self.times.resize(words, 0);
         self.later.clear();

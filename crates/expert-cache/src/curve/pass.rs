@@ -137,7 +137,7 @@ fn run_matrix<const W: usize>(matrix: &mut RecencyMatrix<W>, accesses: &Accesses
 
 #[inline(always)]
 fn run_last_uses(last_uses: &mut LastUses, accesses: &Accesses, hits: &mut [u64]) -> usize {
-    last_uses.reset(accesses.pool());
+    last_uses.reset(accesses.pool(), accesses.len());
     let mut distinct = 0;
     for keys in accesses.tokens() {
         last_uses.serve(keys, |depth| hits[depth] += 1, || distinct += 1);

@@ -4,7 +4,7 @@ use super::Accesses;
 
 /// A priority for every expert of a pool, the larger the longer it stays.
 pub(super) trait Ranking {
-    /// Starts a sequence and returns a bound above all of its priorities.
+    /// Starts a sequence and returns a bound above all of its priorities (or the largest number).
     fn start(&mut self, accesses: &Accesses) -> u64;
 
     /// The experts whose priority rises by [`one_use`](Ranking::one_use) before the accesses of a token are served.
@@ -41,8 +41,8 @@ impl Uses {
         self.counts.clear();
         self.counts.resize(accesses.pool(), 0);
         self.shift = usize::BITS - accesses.len().leading_zeros();
-        // At most 32 bits each: accesses are limited to that, and a count is at most the number of accesses.
-        (most.min(accesses.len()) as u64 + 1) << self.shift
+        // Both fit 32 bits, as the number of accesses does.
+        (most.min(accesses.len()) as u64 + 1).saturating_mul(1 << self.shift)
     }
 
     #[inline(always)]

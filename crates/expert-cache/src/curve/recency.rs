@@ -1,4 +1,4 @@
-//! LRU depths of a pool of at most 128 experts, as a bit matrix.
+//! LRU depths of a pool of at most `64 * W` experts, as a bit matrix.
 
 /// For every expert the set of experts used since its own last use; the size of that set is its LRU depth.
 ///
@@ -9,15 +9,18 @@
 /// since[2]          0 ... 0 0 0    the last one used:                depth 0
 /// ```
 ///
-/// A set is in two parts: the experts of lower rank in the token of the last use, and those of later tokens. A token
-/// costs one OR over the rows of the second part (which vectorizes) and one popcount an access, whatever the depths.
-/// Sets are `W` words wide.
+/// A set is in two parts: the experts served later in the token of the last use, and those of later tokens. A token ORs
+/// its own set into the rows of the second part (which vectorizes) and an access counts the bits of one set, whatever the
+/// depth. With rows reset in the same stroke, no row is written word by word and then read as a vector, which stalls.
+///
+/// # Complexity
+/// `O(64 W^2)` words a token and `O(W)` an access; memory `O(64 W^2)` words.
 #[derive(Clone, Debug)]
 pub(super) struct RecencyMatrix<const W: usize> {
     /// By later tokens, `[word of the expert][word of the set]`.
     since: [[Rows; W]; W],
-    /// By its own token, `[word of the expert][word of the set]`.
-    beside: [[Rows; W]; W],
+    /// By its own token, `[word of the expert][bit of the expert]`.
+    beside: [[[u64; W]; 64]; W],
     seen: [u64; W],
 }
 
@@ -31,8 +34,7 @@ impl<const W: usize> RecencyMatrix<W> {
     pub(super) const EXPERTS: usize = 64 * W;
 
     pub(super) fn new() -> RecencyMatrix<W> {
-        let rows = [[Rows([0; 64]); W]; W];
-        RecencyMatrix { since: rows, beside: rows, seen: [0; W] }
+        RecencyMatrix { since: [[Rows([0; 64]); W]; W], beside: [[[0; W]; 64]; W], seen: [0; W] }
     }
 
     #[inline(always)]
@@ -48,11 +50,9 @@ impl<const W: usize> RecencyMatrix<W> {
         // From the last one served, so that the experts met are those used later.
         for &key in keys.iter().rev() {
             let (word, bit) = (key as usize / 64 % W, key as usize % 64);
-            let mut depth = 0;
-            for (since, (beside, later)) in self.since[word].iter().zip(self.beside[word].iter_mut().zip(token)) {
-                depth += (since.0[bit] | beside.0[bit]).count_ones();
-                beside.0[bit] = later;
-            }
+            let beside = std::mem::replace(&mut self.beside[word][bit], token);
+            let words = self.since[word].iter().zip(beside);
+            let depth: u32 = words.map(|(since, beside)| (since.0[bit] | beside).count_ones()).sum();
             if self.seen[word] >> bit & 1 == 0 {
                 new();
             } else {

@@ -24,9 +24,13 @@ pub(super) trait Stack {
 
 const ABSENT: u32 = u32::MAX;
 
-/// A stack over a pool of any size with priorities of any width.
+/// A stack over a pool of any size with priorities of any width, for any processor.
 ///
 /// A block of levels that what sinks passes without being exchanged is stepped over in one comparison.
+///
+/// # Complexity
+/// An access costs one step a level of the blocks where something is exchanged, and one a block elsewhere, down to its
+/// depth; a token also one a level of the stack, to note where every expert stands. Memory is `O(pool)`.
 #[derive(Clone, Debug, Default)]
 pub(super) struct BlockStack {
     keys: Vec<u32>,

@@ -8,6 +8,9 @@ use super::{
 };
 
 /// A stack of at most `16 * R` experts.
+///
+/// # Complexity
+/// An access costs one step a register, down to its depth.
 #[derive(Clone, Debug)]
 pub(super) struct LaneStack<const R: usize> {
     lanes: Lanes,

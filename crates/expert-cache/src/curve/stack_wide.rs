@@ -13,6 +13,10 @@ const BLOCK: usize = 4 * LANES;
 /// A stack over a pool of any size.
 ///
 /// A block of levels that what sinks passes without being exchanged is stepped over in one comparison.
+///
+/// # Complexity
+/// An access costs four steps a block where something is exchanged and one a block elsewhere, down to its depth, and as
+/// much to find its level. Memory is `O(pool)`.
 #[derive(Clone, Debug)]
 pub(super) struct WideStack {
     lanes: Lanes,
