@@ -2,7 +2,8 @@
 
 use moe_trace::ExpertSet;
 
-use crate::{CacheError, EvictionPolicy, ExpertKey, Hit, Load, Plan, Request, Result, SlotId};
+use crate::members::members;
+use crate::{CacheError, Eviction, EvictionPolicy, ExpertKey, Hit, Plan, Request, Result, SlotId};
 
 /// What happens to a request that is larger than the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -87,16 +88,16 @@ impl<P: EvictionPolicy> ExpertCache<P> {
     pub fn request<'a>(&mut self, request: impl Into<Request<'a>>) -> Result<&Plan> {
         let request = request.into();
         let wanted = request.wanted();
-        if wanted.universe() != self.slot_of.len() {
-            return Err(CacheError::Universe { found: wanted.universe(), expected: self.slot_of.len() });
-        }
+        self.check_universe(wanted.universe())?;
         self.policy.step(&request);
         self.plan.clear();
         let mut missing = std::mem::take(&mut self.missing);
         missing.clear();
-        for key in wanted.iter() {
+        for key in members(wanted) {
             match self.slot_of[key] {
-                Some(slot) => self.plan.hits.push(Hit { key: ExpertKey::from_index(key), slot }),
+                Some(slot) => {
+                    self.plan.hits.push(Hit { key: ExpertKey::from_index(key), slot, prefetched: false });
+                }
                 None => missing.push(key),
             }
         }
@@ -109,12 +110,10 @@ impl<P: EvictionPolicy> ExpertCache<P> {
                 served_in_wave = 0;
             }
             self.pinned.insert(key);
-            match self.place(ExpertKey::from_index(key)) {
-                Some(load) => {
-                    self.plan.loads.push(load);
-                    served_in_wave += 1;
-                }
-                None => self.plan.bypasses.push(ExpertKey::from_index(key)),
+            if self.place(ExpertKey::from_index(key)).is_some() {
+                served_in_wave += 1;
+            } else {
+                self.plan.bypasses.push(ExpertKey::from_index(key));
             }
         }
         self.plan.wave_ends.push(self.plan.loads.len());
@@ -138,8 +137,8 @@ impl<P: EvictionPolicy> ExpertCache<P> {
         let plan = std::mem::take(&mut self.plan);
         for (number, load) in plan.loads.iter().enumerate().skip(loaded).rev() {
             self.vacate(load.key);
-            match load.evicted.filter(|_| number > loaded) {
-                Some(evicted) => self.occupy(evicted, load.slot),
+            match plan.evicted(load).first().filter(|_| number > loaded) {
+                Some(evicted) => self.occupy(evicted.key, load.slot),
                 None => self.free.push(load.slot),
             }
         }
@@ -147,16 +146,25 @@ impl<P: EvictionPolicy> ExpertCache<P> {
         self.validate();
     }
 
-    fn place(&mut self, key: ExpertKey) -> Option<Load> {
-        let (slot, evicted) = match self.free.pop() {
-            Some(slot) => (slot, None),
+    pub(crate) fn check_universe(&self, found: usize) -> Result<()> {
+        let expected = self.slot_of.len();
+        if found == expected { Ok(()) } else { Err(CacheError::Universe { found, expected }) }
+    }
+
+    fn place(&mut self, key: ExpertKey) -> Option<()> {
+        let first = self.plan.evictions.len();
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
             None => {
                 let victim = self.policy.victim(&self.pinned)?;
-                (self.vacate(victim)?, Some(victim))
+                let slot = self.vacate(victim)?;
+                self.plan.evictions.push(Eviction { key: victim, slot, unused: false, kept_for_decode: false });
+                slot
             }
         };
         self.occupy(key, slot);
-        Some(Load { key, slot, evicted })
+        self.plan.push_load(key, slot, first);
+        Some(())
     }
 
     fn occupy(&mut self, key: ExpertKey, slot: SlotId) {

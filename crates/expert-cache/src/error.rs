@@ -41,6 +41,31 @@ pub enum CacheError {
         /// Number of layers.
         layers: usize,
     },
+    /// A pool without layers, or no pool at all.
+    #[error("a pool has no layer")]
+    EmptyPool,
+    /// A layer that is in more than one place.
+    #[error("layer {layer} is in two pools, or twice in one")]
+    DuplicateLayer {
+        /// The layer.
+        layer: usize,
+    },
+    /// A layer that a partition leaves out.
+    #[error("layer {layer} is in no pool")]
+    UncoveredLayer {
+        /// The layer.
+        layer: usize,
+    },
+    /// A number that must not be 0.
+    #[error("{field} is {value}, it must be at least {min}")]
+    TooSmall {
+        /// What was given.
+        field: &'static str,
+        /// Its value.
+        value: usize,
+        /// The smallest allowed.
+        min: usize,
+    },
     /// A sequence with more accesses than a curve can count.
     #[error("a sequence has {accesses} expert slots, the limit is {limit}")]
     SequenceTooLong {
@@ -49,9 +74,17 @@ pub enum CacheError {
         /// The limit.
         limit: usize,
     },
-    /// A sequence of another model than the simulated one.
-    #[error("the sequence has another geometry than the simulation was made for")]
+    /// Pools or sequences of different models.
+    #[error("pools and sequences are not of one model")]
     Geometry,
+    /// Another number of caches than of pools.
+    #[error("there are {caches} caches for {pools} pools")]
+    CacheCount {
+        /// Number of caches.
+        caches: usize,
+        /// Number of pools.
+        pools: usize,
+    },
     /// A set over another pool than the cache's.
     #[error("the set is over {found} experts, the cache over {expected}")]
     Universe {
@@ -63,4 +96,10 @@ pub enum CacheError {
     /// A sequence of the trace cannot be read.
     #[error("cannot read the trace")]
     Trace(#[from] moe_trace::TraceError),
+}
+
+impl CacheError {
+    pub(crate) fn at_least_one(field: &'static str, value: usize) -> Result<()> {
+        if value == 0 { Err(CacheError::TooSmall { field, value, min: 1 }) } else { Ok(()) }
+    }
 }
