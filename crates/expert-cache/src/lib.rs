@@ -32,25 +32,35 @@
 mod cache;
 pub mod curve;
 mod error;
+mod guard;
 mod key;
 mod members;
+mod misses;
 mod plan;
 mod policies;
 mod policy;
 mod pool;
+mod prefetch;
 mod request;
 mod requests;
+mod residency;
 mod serving;
 mod simulate;
+mod sizes;
 
 pub use cache::{ExpertCache, Oversize};
 pub use error::{CacheError, Result};
 pub use key::{ExpertKey, SlotId};
+pub use misses::{Buddies, MissCost, MissPolicy};
 pub use plan::{Eviction, Hit, Load, Plan, Skip};
 pub use policies::{Belady, Lfu, LookAhead, Lru};
 pub use policy::{EvictionPolicy, PolicyKind, PoolShape};
 pub use pool::{Partition, Pool};
+pub use prefetch::{
+    HistoryMatch, Markov, NextLayer, Oracle, Prediction, Prefetcher, PrefetcherKind, PreviousToken, Routing,
+};
 pub use request::{Request, RequestBuffer};
 pub use requests::Requests;
 pub use serving::{Demand, Serving, for_each_request};
-pub use simulate::{Counts, PhaseCounts, Served, Simulation};
+pub use simulate::{Counts, MassCounts, PhaseCounts, PrefetchCounts, Prefetched, Prefetching, Served, Simulation};
+pub use sizes::ExpertSizes;

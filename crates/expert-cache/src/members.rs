@@ -24,3 +24,8 @@ impl Iterator for Members {
         Some(self.first + bit)
     }
 }
+
+/// Whether `set` has a member that `other` lacks.
+pub(crate) fn any_outside(set: &ExpertSet, other: &ExpertSet) -> bool {
+    set.words().iter().zip(other.words()).any(|(&word, &other)| word & !other != 0)
+}

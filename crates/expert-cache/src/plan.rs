@@ -33,6 +33,8 @@ pub struct Eviction {
     pub slot: SlotId,
     /// Whether a prefetch brought it and nobody used it since.
     pub unused: bool,
+    /// Whether it was held for a request to come.
+    pub(crate) held: bool,
     /// Whether a phase guard kept it for decode.
     pub(crate) kept_for_decode: bool,
 }
@@ -109,6 +111,17 @@ impl Plan {
     /// Misses of experts that were absent because a prefetch had evicted them.
     pub fn displaced(&self) -> &[ExpertKey] {
         &self.displaced
+    }
+
+    /// Makes room for the largest plan of a pool.
+    pub(crate) fn reserve(&mut self, universe: usize) {
+        self.hits.reserve(universe);
+        self.loads.reserve(universe);
+        self.evictions.reserve(universe);
+        self.wave_ends.reserve(universe + 1);
+        self.bypasses.reserve(universe);
+        self.skips.reserve(universe);
+        self.displaced.reserve(universe);
     }
 
     pub(crate) fn clear(&mut self) {

@@ -61,6 +61,14 @@ impl<'a> Request<'a> {
     }
 }
 
+impl Request<'_> {
+    /// Router weight of all wanted experts; `None` if weights are not known.
+    pub fn total_mass(&self) -> Option<f64> {
+        let mass = self.mass?;
+        Some(members(self.wanted).map(|expert| f64::from(mass[expert])).sum())
+    }
+}
+
 /// Decoded tokens of layer 0 without router weights.
 impl<'a> From<&'a ExpertSet> for Request<'a> {
     fn from(wanted: &'a ExpertSet) -> Request<'a> {

@@ -116,6 +116,11 @@ impl Requests {
         &self.members[self.range(request)]
     }
 
+    /// The layer that makes a request; `None` behind the last request.
+    pub fn layer(&self, request: usize) -> Option<LayerId> {
+        self.heads.get(request).map(|head| head.layer)
+    }
+
     /// Calls `visit` with every request and sequence end, as [`for_each_request`] does; the pool has number 0.
     ///
     /// # Errors

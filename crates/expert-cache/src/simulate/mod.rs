@@ -1,13 +1,23 @@
 //! The simulator in engine order: it counts the plans that the runtime executes.
 
 mod counts;
+mod mass;
+mod prefetching;
+#[cfg(test)]
+mod tests;
 
 pub use counts::{Counts, PhaseCounts};
+pub use mass::MassCounts;
+pub use prefetching::{PrefetchCounts, Prefetched, Prefetching};
 
-use moe_trace::RoutingSource;
+use moe_trace::{LayerId, RoutingSource};
+use prefetching::Prefetches;
 
 use crate::pool::layers_in_order;
-use crate::{CacheError, Demand, EvictionPolicy, ExpertCache, Plan, Pool, Request, Result, Serving, for_each_request};
+use crate::{
+    CacheError, Demand, Eviction, EvictionPolicy, ExpertCache, Plan, Pool, Request, Requests, Result, Serving,
+    for_each_request,
+};
 
 /// One request as it was served.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +28,20 @@ pub struct Served<'a> {
     pub request: &'a Request<'a>,
     /// What the pool's cache decided.
     pub plan: &'a Plan,
+    /// Prefetches issued while the request is executed, in order; they may be for other pools.
+    pub prefetches: &'a [Prefetched],
+    evictions: &'a [Eviction],
+}
+
+impl Served<'_> {
+    /// Experts that leave for one of the prefetches.
+    ///
+    /// # Panics
+    /// If the prefetch is another request's.
+    pub fn evicted(&self, prefetched: &Prefetched) -> &[Eviction] {
+        let (start, end) = prefetched.evictions;
+        &self.evictions[start..end]
+    }
 }
 
 /// A running simulation of one cache a pool; caches stay warm from one sequence to the next.
@@ -49,8 +73,12 @@ pub struct Simulation<P> {
     serving: Serving,
     /// One entry a layer of the pools, in order of execution.
     counts: Vec<PhaseCounts>,
-    /// Place of each layer of the model among the counts.
-    places: Vec<usize>,
+    mass: Vec<MassCounts>,
+    /// Place of each layer of the model among the counts, if it is in a pool.
+    places: Vec<Option<usize>>,
+    prefetches: Option<Prefetches>,
+    /// The pool whose request was served last.
+    running: usize,
 }
 
 impl<P: EvictionPolicy> Simulation<P> {
@@ -76,17 +104,31 @@ impl<P: EvictionPolicy> Simulation<P> {
         for (pool, cache) in pools.iter().zip(&caches) {
             cache.check_universe(pool.universe())?;
         }
-        let mut places = vec![0; pools[0].geometry().layers()];
+        let mut places = vec![None; pools[0].geometry().layers()];
         for (place, (layer, _)) in layers.iter().enumerate() {
-            places[layer.index()] = place;
+            places[layer.index()] = Some(place);
         }
-        let counts = vec![PhaseCounts::default(); layers.len()];
-        Ok(Simulation { pools, caches, serving: Serving::default(), counts, places })
+        Ok(Simulation {
+            pools,
+            caches,
+            serving: Serving::default(),
+            counts: vec![PhaseCounts::default(); layers.len()],
+            mass: vec![MassCounts::default(); layers.len()],
+            places,
+            prefetches: None,
+            running: 0,
+        })
     }
 
     /// Serves sequences and tokens together.
     pub fn with_serving(mut self, serving: Serving) -> Simulation<P> {
         self.serving = serving;
+        self
+    }
+
+    /// Prefetches while requests are executed.
+    pub fn with_prefetching(mut self, prefetching: Prefetching) -> Simulation<P> {
+        self.prefetches = Some(Prefetches::new(prefetching, &self.pools));
         self
     }
 
@@ -103,23 +145,88 @@ impl<P: EvictionPolicy> Simulation<P> {
     /// # Errors
     /// As [`run`](Self::run).
     pub fn observe(&mut self, source: &dyn RoutingSource, mut observer: impl FnMut(&Served<'_>)) -> Result<()> {
-        let (caches, counts, places) = (&mut self.caches, &mut self.counts, &self.places);
-        for_each_request(source, &self.pools, self.serving, |demand| {
-            match demand {
-                Demand::Request { pool, request } => {
-                    let plan = caches[pool].request(request)?;
-                    counts[places[request.layer().index()]].of_mut(request.phase()).add(plan);
-                    observer(&Served { pool, request: &request, plan });
-                }
-                Demand::SequenceEnd => caches.iter_mut().for_each(ExpertCache::sequence_end),
+        let (pools, serving) = (std::mem::take(&mut self.pools), self.serving);
+        let outcome = for_each_request(source, &pools, serving, |demand| self.meet(&pools, demand, &mut observer));
+        self.pools = pools;
+        outcome
+    }
+
+    /// Serves recorded requests to the only pool.
+    ///
+    /// # Errors
+    /// [`CacheError::CacheCount`] if there are more pools, [`CacheError::Universe`] if the requests are of another pool,
+    /// and what serving them finds.
+    pub fn replay(&mut self, requests: &Requests) -> Result<()> {
+        if self.pools.len() != 1 {
+            return Err(CacheError::CacheCount { caches: self.caches.len(), pools: 1 });
+        }
+        self.caches[0].check_universe(requests.universe())?;
+        let pools = std::mem::take(&mut self.pools);
+        let outcome = requests.replay(|demand| self.meet(&pools, demand, &mut |_| ()));
+        self.pools = pools;
+        outcome
+    }
+
+    fn meet(&mut self, pools: &[Pool], demand: Demand<'_>, observer: &mut impl FnMut(&Served<'_>)) -> Result<()> {
+        match demand {
+            Demand::Request { pool, request } => self.serve(pools, pool, &request, observer),
+            Demand::SequenceEnd => {
+                self.caches.iter_mut().for_each(ExpertCache::sequence_end);
+                self.prefetches.iter_mut().for_each(Prefetches::sequence_end);
+                Ok(())
             }
-            Ok(())
-        })
+        }
+    }
+
+    fn serve(
+        &mut self,
+        pools: &[Pool],
+        pool: usize,
+        request: &Request<'_>,
+        observer: &mut impl FnMut(&Served<'_>),
+    ) -> Result<()> {
+        let place = self.place(request.layer())?;
+        let plan = self.caches[pool].request(*request)?;
+        self.counts[place].of_mut(request.phase()).add(plan);
+        if self.caches[pool].misses().needs_mass() {
+            self.mass[place].add(request, self.caches[pool].plan());
+        }
+        if let Some(prefetches) = &mut self.prefetches {
+            if self.running != pool {
+                self.caches[self.running].release();
+                self.running = pool;
+            }
+            prefetches.served(pool, &pools[pool], &self.caches[pool]);
+            prefetches.issue(pool, request, pools, &mut self.caches)?;
+        }
+        let (issued, evictions) = match &self.prefetches {
+            Some(prefetches) => (prefetches.issued(), prefetches.evictions()),
+            None => (&[][..], &[][..]),
+        };
+        observer(&Served { pool, request, plan: self.caches[pool].plan(), prefetches: issued, evictions });
+        Ok(())
+    }
+
+    fn place(&self, layer: LayerId) -> Result<usize> {
+        let place = self.places.get(layer.index()).copied().flatten();
+        place.ok_or(CacheError::LayerOutOfRange { layer: layer.index(), layers: self.places.len() })
     }
 
     /// Counts of each layer of the pools, in order of execution.
     pub fn counts(&self) -> &[PhaseCounts] {
         &self.counts
+    }
+
+    /// Router mass of each layer of the pools, in order of execution; 0 unless misses are skipped or substituted.
+    pub fn mass(&self) -> &[MassCounts] {
+        &self.mass
+    }
+
+    /// What became of the prefetched experts of each layer of the pools, in order of execution; empty without prefetching.
+    pub fn prefetch_counts(&self) -> Vec<PrefetchCounts> {
+        let Some(prefetches) = &self.prefetches else { return Vec::new() };
+        let layers = self.places.iter().zip(prefetches.counts());
+        layers.filter(|(place, _)| place.is_some()).map(|(_, &counts)| counts).collect()
     }
 
     /// The pools.
@@ -130,37 +237,5 @@ impl<P: EvictionPolicy> Simulation<P> {
     /// The cache of each pool as it stands.
     pub fn caches(&self) -> &[ExpertCache<P>] {
         &self.caches
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use moe_trace::{Geometry, LayerId, MemoryTrace, Phase, SequenceBuf};
-
-    use super::*;
-    use crate::{Lru, Oversize};
-
-    #[test]
-    fn sequences_of_another_model_are_refused() {
-        let (ours, theirs) = (Geometry::decoder(1, 4, 1).unwrap(), Geometry::decoder(1, 8, 1).unwrap());
-        let mut trace = MemoryTrace::new(theirs.clone());
-        trace.push(SequenceBuf::from_experts(&theirs, vec![7], Phase::Decode).unwrap()).unwrap();
-        let cache = ExpertCache::new(Lru::new(4), 4, 2, Oversize::Waves).unwrap();
-        let mut simulation = Simulation::new(Pool::layer(&ours, LayerId(0)).unwrap(), cache).unwrap();
-        let message = simulation.run(&trace).unwrap_err().to_string();
-        assert_eq!(message, "pools and sequences are not of one model");
-    }
-
-    #[test]
-    fn caches_that_do_not_fit_their_pools_are_refused() {
-        let geometry = Geometry::decoder(2, 4, 1).unwrap();
-        let cache = || ExpertCache::new(Lru::new(4), 4, 2, Oversize::Waves).unwrap();
-        let message = Simulation::new(Pool::model(&geometry), cache()).unwrap_err().to_string();
-        assert_eq!(message, "the set is over 8 experts, the cache over 4");
-        let layer = || Pool::layer(&geometry, LayerId(0)).unwrap();
-        let message = Simulation::of_pools(vec![layer(), layer()], vec![cache(), cache()]).unwrap_err().to_string();
-        assert_eq!(message, "layer 0 is in two pools, or twice in one");
-        let message = Simulation::of_pools(vec![layer()], vec![cache(), cache()]).unwrap_err().to_string();
-        assert_eq!(message, "there are 2 caches for 1 pools");
     }
 }
