@@ -172,6 +172,43 @@ pub enum CacheError {
         /// Universe of the cache.
         expected: usize,
     },
+    /// A profile of an unknown version.
+    #[error("the profile has version {version}, known is {known}")]
+    ProfileVersion {
+        /// Its version.
+        version: u32,
+        /// The version that is read.
+        known: u32,
+    },
+    /// A profile of another model.
+    #[error("the profile is of another model")]
+    ProfileGeometry,
+    /// A profile whose pools have other layers.
+    #[error("the profile is of other pools")]
+    ProfilePools,
+    /// A profile of a cache of another size.
+    #[error("pool {pool} of the profile has capacity {found}, the cache {expected}")]
+    ProfileCapacity {
+        /// Number of the pool.
+        pool: usize,
+        /// Capacity in the profile, in bytes or slots.
+        found: u64,
+        /// Capacity of the cache.
+        expected: u64,
+    },
+    /// A resident that its pool does not have.
+    #[error("pool {pool} of the profile has no layer {layer}, expert {expert}")]
+    ProfileExpert {
+        /// Number of the pool.
+        pool: usize,
+        /// The layer.
+        layer: u16,
+        /// The expert.
+        expert: u16,
+    },
+    /// Something else than a profile.
+    #[error("not a profile of residents")]
+    Json(#[from] serde_json::Error),
     /// A sequence of the trace cannot be read.
     #[error("cannot read the trace")]
     Trace(#[from] moe_trace::TraceError),

@@ -41,12 +41,14 @@ mod policies;
 mod policy;
 mod pool;
 mod prefetch;
+mod profile;
 mod request;
 mod requests;
 mod residency;
 mod serving;
 mod simulate;
 mod sizes;
+mod sweep;
 
 pub use cache::{ExpertCache, Oversize};
 pub use error::{CacheError, Result};
@@ -59,8 +61,10 @@ pub use pool::{Partition, Pool};
 pub use prefetch::{
     HistoryMatch, Markov, NextLayer, Oracle, Prediction, Prefetcher, PrefetcherKind, PreviousToken, Routing,
 };
+pub use profile::ResidentProfile;
 pub use request::{Request, RequestBuffer};
 pub use requests::Requests;
 pub use serving::{Demand, Serving, for_each_request};
 pub use simulate::{Counts, MassCounts, PhaseCounts, PrefetchCounts, Prefetched, Prefetching, Served, Simulation};
 pub use sizes::ExpertSizes;
+pub use sweep::{PolicySweep, PoolSweep, Sweep};
