@@ -1,4 +1,4 @@
-//! What the benchmarks of the workspace share; the benchmarks are in `metrics.rs`.
+//! What the benchmarks of the workspace share; the benchmarks are in the files beside `src`.
 
 use lrc_metrics::oracle;
 use moe_trace::{Geometry, MemoryTrace};
@@ -17,9 +17,23 @@ pub const TOKENS: usize = 512;
 /// # Panics
 /// Never: the arguments of the generator are valid.
 pub fn synthetic_trace(sequences: usize) -> MemoryTrace {
-    let geometry = Geometry::decoder(1, 64, 8).expect("a valid geometry");
+    synthetic_model(&Geometry::decoder(1, 64, 8).expect("a valid geometry"), sequences)
+}
+
+/// Such a trace of a whole model.
+///
+/// ```
+/// use moe_trace::{Geometry, RoutingSource};
+/// let geometry = Geometry::decoder(3, 16, 4)?;
+/// assert_eq!(moe_benches::synthetic_model(&geometry, 2).sequence(1)?.len(), moe_benches::TOKENS);
+/// # Ok::<(), moe_trace::TraceError>(())
+/// ```
+///
+/// # Panics
+/// Never: the arguments of the generator are valid.
+pub fn synthetic_model(geometry: &Geometry, sequences: usize) -> MemoryTrace {
     let mut trace = MemoryTrace::new(geometry.clone());
-    for sequence in oracle::synthetic(&geometry, sequences, TOKENS, 20_240_607) {
+    for sequence in oracle::synthetic(geometry, sequences, TOKENS, 20_240_607) {
         trace.push(sequence).expect("a valid sequence");
     }
     trace

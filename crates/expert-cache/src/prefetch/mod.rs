@@ -8,6 +8,8 @@ mod next_layer;
 mod oracle;
 mod passes;
 mod previous_token;
+#[cfg(test)]
+mod tests;
 mod transitions;
 
 pub use history::HistoryMatch;

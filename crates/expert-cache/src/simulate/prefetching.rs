@@ -103,15 +103,17 @@ pub(super) struct Prefetches {
 
 impl Prefetches {
     pub(super) fn new(options: Prefetching, pools: &[Pool]) -> Prefetches {
+        let experts = pools[0].geometry().experts();
+        let largest = pools.iter().map(Pool::universe).max().unwrap_or_default();
         Prefetches {
             options,
             clock: 0,
             issued_at: pools.iter().map(|pool| vec![0; pool.universe()]).collect(),
             counts: vec![PrefetchCounts::default(); pools[0].geometry().layers()],
-            experts: Vec::new(),
-            predictions: Vec::new(),
-            issued: Vec::new(),
-            evictions: Vec::new(),
+            experts: Vec::with_capacity(experts),
+            predictions: Vec::with_capacity(experts),
+            issued: Vec::with_capacity(experts),
+            evictions: Vec::with_capacity(largest),
         }
     }
 
