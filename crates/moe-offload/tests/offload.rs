@@ -13,7 +13,7 @@ use moe_offload::{
     ExpertBank, ExpertShape, ExpertStore, ExpertWeights, HostStore, MappedStore, OffloadError, OffloadedExperts,
     ResidentExperts, Result, Routes,
 };
-use moe_trace::{ExpertId, Geometry, LayerId, MemoryTrace, Phase, SequenceBuf};
+use moe_trace::{ExpertId, Geometry, LayerId, MemoryTrace, Phase, RoutingSource, SequenceBuf};
 
 const SHAPE: ExpertShape = ExpertShape { layers: 2, experts: 6, hidden: 8, intermediate: 4 };
 const TOP_K: usize = 2;
