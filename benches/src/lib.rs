@@ -17,9 +17,23 @@ pub const TOKENS: usize = 512;
 /// # Panics
 /// If there are fewer than 8 experts.
 pub fn synthetic_trace(experts: usize, sequences: usize) -> MemoryTrace {
-    let geometry = Geometry::decoder(1, experts, 8).expect("a valid geometry");
+    synthetic_model(&Geometry::decoder(1, experts, 8).expect("a valid geometry"), sequences)
+}
+
+/// Such a trace of a whole model.
+///
+/// ```
+/// use moe_trace::{Geometry, RoutingSource};
+/// let geometry = Geometry::decoder(3, 16, 4)?;
+/// assert_eq!(moe_benches::synthetic_model(&geometry, 2).sequence(1)?.len(), moe_benches::TOKENS);
+/// # Ok::<(), moe_trace::TraceError>(())
+/// ```
+///
+/// # Panics
+/// Never: the generator makes valid sequences.
+pub fn synthetic_model(geometry: &Geometry, sequences: usize) -> MemoryTrace {
     let mut trace = MemoryTrace::new(geometry.clone());
-    for sequence in oracle::synthetic(&geometry, sequences, TOKENS, 20_240_607) {
+    for sequence in oracle::synthetic(geometry, sequences, TOKENS, 20_240_607) {
         trace.push(sequence).expect("a valid sequence");
     }
     trace

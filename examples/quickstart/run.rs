@@ -89,9 +89,9 @@ fn policy(
     recorded: &MemoryTrace,
     layer: LayerId,
 ) -> expert_cache::Result<Box<dyn EvictionPolicy>> {
-    let pool = Pool::Layer(layer);
-    let future = kind.needs_future().then(|| Requests::from_source(recorded, pool)).transpose()?;
-    kind.build(pool.shape(recorded.geometry()), capacity, future.map(Arc::new).as_ref())
+    let pool = Pool::layer(recorded.geometry(), layer)?;
+    let future = kind.needs_future().then(|| Requests::from_source(recorded, &pool)).transpose()?;
+    kind.build(pool.shape(), capacity, future.map(Arc::new).as_ref())
 }
 
 /// What the same caches do on the recorded routing, layer by layer.
@@ -99,7 +99,7 @@ pub(crate) fn simulate(recorded: &MemoryTrace, capacity: usize, kind: PolicyKind
     let geometry = recorded.geometry();
     let layer = |layer| -> Result<PhaseCounts> {
         let cache = ExpertCache::new(policy(kind, capacity, recorded, layer)?, geometry.experts(), capacity, OVERSIZE)?;
-        let mut simulation = Simulation::new(geometry, Pool::Layer(layer), cache)?;
+        let mut simulation = Simulation::new(Pool::layer(geometry, layer)?, cache)?;
         simulation.run(recorded)?;
         Ok(simulation.counts()[0])
     };

@@ -67,7 +67,7 @@ fn offloading_changes_no_bit_and_hits_equal_the_simulation_for_every_policy() {
     let host: Arc<dyn ExpertStore> = Arc::new(HostStore::from_store(&*mapped).unwrap());
     let futures: Vec<Arc<Requests>> = geometry
         .layer_ids()
-        .map(|layer| Arc::new(Requests::from_source(&expected_trace, Pool::Layer(layer)).unwrap()))
+        .map(|layer| Arc::new(Requests::from_source(&expected_trace, &Pool::layer(&geometry, layer).unwrap()).unwrap()))
         .collect();
 
     let (k, experts) = (geometry.top_k(), geometry.experts());
@@ -80,7 +80,7 @@ fn offloading_changes_no_bit_and_hits_equal_the_simulation_for_every_policy() {
         let case = format!("{kind}, {capacity} slots, {oversize:?}");
         let store = if capacity == k { &mapped } else { &host };
         let policy = |layer: moe_trace::LayerId| {
-            kind.build(Pool::Layer(layer).shape(&geometry), capacity, Some(&futures[layer.index()]))
+            kind.build(Pool::layer(&geometry, layer).unwrap().shape(), capacity, Some(&futures[layer.index()]))
         };
         let bank = OffloadedExperts::new(Arc::clone(store), &Device::Cpu, capacity, oversize, policy).unwrap();
         let bank = Arc::new(bank);
@@ -89,7 +89,7 @@ fn offloading_changes_no_bit_and_hits_equal_the_simulation_for_every_policy() {
         assert!(trace == expected_trace, "{case}: routing differs");
         for (layer, counters) in geometry.layer_ids().zip(bank.counters().unwrap()) {
             let cache = ExpertCache::new(policy(layer).unwrap(), experts, capacity, oversize).unwrap();
-            let mut simulation = Simulation::new(&geometry, Pool::Layer(layer), cache).unwrap();
+            let mut simulation = Simulation::new(Pool::layer(&geometry, layer).unwrap(), cache).unwrap();
             simulation.run(&expected_trace).unwrap();
             assert_eq!(counters.counts(), simulation.counts()[0], "{case}, {layer}");
         }

@@ -41,6 +41,110 @@ pub enum CacheError {
         /// Number of layers.
         layers: usize,
     },
+    /// A pool without layers, or no pool at all.
+    #[error("a pool has no layer")]
+    EmptyPool,
+    /// A layer that is in more than one place.
+    #[error("layer {layer} is in two pools, or twice in one")]
+    DuplicateLayer {
+        /// The layer.
+        layer: usize,
+    },
+    /// A layer that a partition leaves out.
+    #[error("layer {layer} is in no pool")]
+    UncoveredLayer {
+        /// The layer.
+        layer: usize,
+    },
+    /// A number that must not be 0.
+    #[error("{field} is {value}, it must be at least {min}")]
+    TooSmall {
+        /// What was given.
+        field: &'static str,
+        /// Its value.
+        value: usize,
+        /// The smallest allowed.
+        min: usize,
+    },
+    /// A cache smaller than an expert.
+    #[error("the cache has {capacity} bytes, the largest expert {largest}")]
+    CapacityBytes {
+        /// Bytes of the cache.
+        capacity: u64,
+        /// Bytes of the largest expert.
+        largest: u64,
+    },
+    /// An expert of no size, or sizes whose sum is no 64-bit number.
+    #[error("expert {expert} of the pool has an impossible size of {bytes} bytes")]
+    ExpertBytes {
+        /// Key of the expert.
+        expert: usize,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Sizes for another number of layers.
+    #[error("there are sizes for {found} layers, the pool has {layers}")]
+    LayerSizes {
+        /// Number of sizes.
+        found: usize,
+        /// Layers of the pool.
+        layers: usize,
+    },
+    /// An expert that a pool does not have.
+    #[error("expert {expert} is out of range, the pool has {experts}")]
+    KeyOutOfRange {
+        /// Key of the expert.
+        expert: usize,
+        /// Experts of the pool.
+        experts: usize,
+    },
+    /// An expert that is resident already.
+    #[error("expert {expert} of the pool is resident twice")]
+    ResidentTwice {
+        /// Key of the expert.
+        expert: usize,
+    },
+    /// Residents that do not fit.
+    #[error("the residents take {wanted} of {capacity} bytes or slots")]
+    NoRoom {
+        /// What they take.
+        wanted: u64,
+        /// What there is.
+        capacity: u64,
+    },
+    /// A request without router weights where misses are served by weight.
+    #[error("skipping and substituting need router weights, and the request has none")]
+    NeedsMass,
+    /// A table over more pairs than there should be.
+    #[error("a table of {rows} x {columns} entries is too large, the limit is {limit}")]
+    TooManyPairs {
+        /// Rows of the table.
+        rows: usize,
+        /// Columns of the table.
+        columns: usize,
+        /// The largest number of entries.
+        limit: usize,
+    },
+    /// A probability outside of 0..=1.
+    #[error("accuracy is {accuracy}, allowed are 0..=1")]
+    Accuracy {
+        /// The accuracy asked for.
+        accuracy: f64,
+    },
+    /// A prefetcher that knows the future was built without requests to look at.
+    #[error("prefetcher {prefetcher} needs the requests to come, and none were given")]
+    PrefetcherNeedsFuture {
+        /// The prefetcher.
+        prefetcher: crate::PrefetcherKind,
+    },
+    /// A name that no prefetcher has.
+    #[error(
+        "there is no prefetcher {name:?}, known are none, previous-token, next-layer, markov, history-PASSES, oracle-ACCURACY"
+    )]
+    UnknownPrefetcher {
+        /// The name.
+        name: String,
+    },
     /// A sequence with more accesses than a curve can count.
     #[error("a sequence has {accesses} expert slots, the limit is {limit}")]
     SequenceTooLong {
@@ -49,9 +153,17 @@ pub enum CacheError {
         /// The limit.
         limit: usize,
     },
-    /// A sequence of another model than the simulated one.
-    #[error("the sequence has another geometry than the simulation was made for")]
+    /// Pools or sequences of different models.
+    #[error("pools and sequences are not of one model")]
     Geometry,
+    /// Another number of caches than of pools.
+    #[error("there are {caches} caches for {pools} pools")]
+    CacheCount {
+        /// Number of caches.
+        caches: usize,
+        /// Number of pools.
+        pools: usize,
+    },
     /// A set over another pool than the cache's.
     #[error("the set is over {found} experts, the cache over {expected}")]
     Universe {
@@ -60,7 +172,55 @@ pub enum CacheError {
         /// Universe of the cache.
         expected: usize,
     },
+    /// A profile of an unknown version.
+    #[error("the profile has version {version}, known is {known}")]
+    ProfileVersion {
+        /// Its version.
+        version: u32,
+        /// The version that is read.
+        known: u32,
+    },
+    /// A profile of another model.
+    #[error("the profile is of another model")]
+    ProfileGeometry,
+    /// A profile whose pools have other layers.
+    #[error("the profile is of other pools")]
+    ProfilePools,
+    /// A profile of a cache of another size.
+    #[error("pool {pool} of the profile has capacity {found}, the cache {expected}")]
+    ProfileCapacity {
+        /// Number of the pool.
+        pool: usize,
+        /// Capacity in the profile, in bytes or slots.
+        found: u64,
+        /// Capacity of the cache.
+        expected: u64,
+    },
+    /// A resident that its pool does not have.
+    #[error("pool {pool} of the profile has no layer {layer}, expert {expert}")]
+    ProfileExpert {
+        /// Number of the pool.
+        pool: usize,
+        /// The layer.
+        layer: u16,
+        /// The expert.
+        expert: u16,
+    },
+    /// Something else than a profile.
+    #[error("not a profile of residents")]
+    Json(#[from] serde_json::Error),
     /// A sequence of the trace cannot be read.
     #[error("cannot read the trace")]
     Trace(#[from] moe_trace::TraceError),
+}
+
+impl CacheError {
+    pub(crate) fn pairs(rows: usize, columns: usize, limit: usize) -> Result<()> {
+        let fits = rows.checked_mul(columns).is_some_and(|entries| entries <= limit);
+        if fits { Ok(()) } else { Err(CacheError::TooManyPairs { rows, columns, limit }) }
+    }
+
+    pub(crate) fn at_least_one(field: &'static str, value: usize) -> Result<()> {
+        if value == 0 { Err(CacheError::TooSmall { field, value, min: 1 }) } else { Ok(()) }
+    }
 }

@@ -14,11 +14,11 @@
 //! let mut trace = MemoryTrace::new(geometry.clone());
 //! trace.push(SequenceBuf::from_experts(&geometry, vec![0, 1, 2, 0, 1], Phase::Decode)?)?;
 //!
-//! let pool = Pool::Layer(LayerId(0));
-//! let future = Arc::new(Requests::from_source(&trace, pool)?);
+//! let pool = Pool::layer(&geometry, LayerId(0))?;
+//! let future = Arc::new(Requests::from_source(&trace, &pool)?);
 //! let hits = |kind: PolicyKind| {
-//!     let policy = kind.build(pool.shape(&geometry), 2, Some(&future))?;
-//!     let mut simulation = Simulation::new(&geometry, pool, ExpertCache::new(policy, 4, 2, Oversize::Waves)?)?;
+//!     let policy = kind.build(pool.shape(), 2, Some(&future))?;
+//!     let mut simulation = Simulation::new(pool.clone(), ExpertCache::new(policy, 4, 2, Oversize::Waves)?)?;
 //!     simulation.run(&trace)?;
 //!     Ok::<_, expert_cache::CacheError>(simulation.counts()[0].total().hits)
 //! };
@@ -32,20 +32,39 @@
 mod cache;
 pub mod curve;
 mod error;
+mod guard;
 mod key;
+mod members;
+mod misses;
 mod plan;
 mod policies;
 mod policy;
+mod pool;
+mod prefetch;
+mod profile;
 mod request;
 mod requests;
+mod residency;
+mod serving;
 mod simulate;
+mod sizes;
+mod sweep;
 
 pub use cache::{ExpertCache, Oversize};
 pub use error::{CacheError, Result};
-pub use key::{ExpertKey, Pool, SlotId};
-pub use plan::{Hit, Load, Plan};
+pub use key::{ExpertKey, SlotId};
+pub use misses::{Buddies, MissCost, MissPolicy};
+pub use plan::{Eviction, Hit, Load, Plan, Skip};
 pub use policies::{Belady, Lfu, LookAhead, Lru};
 pub use policy::{EvictionPolicy, PolicyKind, PoolShape};
+pub use pool::{Partition, Pool};
+pub use prefetch::{
+    HistoryMatch, Markov, NextLayer, Oracle, Prediction, Prefetcher, PrefetcherKind, PreviousToken, Routing,
+};
+pub use profile::ResidentProfile;
 pub use request::{Request, RequestBuffer};
-pub use requests::{Requests, for_each_request};
-pub use simulate::{Counts, PhaseCounts, Simulation};
+pub use requests::Requests;
+pub use serving::{Demand, Serving, for_each_request};
+pub use simulate::{Counts, MassCounts, PhaseCounts, PrefetchCounts, Prefetched, Prefetching, Served, Simulation};
+pub use sizes::ExpertSizes;
+pub use sweep::{PolicySweep, PoolSweep, Sweep};

@@ -9,30 +9,62 @@ pub struct Hit {
     pub key: ExpertKey,
     /// Where it is.
     pub slot: SlotId,
+    /// Whether this is its first use since a prefetch brought it.
+    pub prefetched: bool,
 }
 
-/// An expert that must be copied into a slot.
+/// An expert that must be copied into a slot; [`Plan::evicted`] tells who leaves for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Load {
     /// The expert.
     pub key: ExpertKey,
     /// Where it goes.
     pub slot: SlotId,
-    /// Who was there.
-    pub evicted: Option<ExpertKey>,
+    /// Its part of the plan's evictions.
+    pub(crate) evictions: (u32, u32),
 }
 
-/// Decisions for one request: every wanted expert is hit, loaded or bypassed, exactly once.
+/// An expert that leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Eviction {
+    /// The expert.
+    pub key: ExpertKey,
+    /// Where it was.
+    pub slot: SlotId,
+    /// Whether a prefetch brought it and nobody used it since.
+    pub unused: bool,
+    /// Whether it was held for a request to come.
+    pub(crate) held: bool,
+    /// Whether a phase guard kept it for decode.
+    pub(crate) kept_for_decode: bool,
+}
+
+/// An expert that is left out, or replaced by another: what-if only, for it changes what the model computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Skip {
+    /// The expert.
+    pub key: ExpertKey,
+    /// The resident expert that takes its place.
+    pub substitute: Option<ExpertKey>,
+}
+
+/// Decisions for one request: every wanted expert is hit, loaded, bypassed or skipped, exactly once.
 ///
 /// The plan is executed wave by wave. Experts of a wave are resident together; a later wave may load into a slot of an
 /// earlier one. All hits belong to the first wave. Bypassed experts are served without a slot.
+///
+/// If all experts are of one size, a load evicts at most one expert and takes its slot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     pub(crate) hits: Vec<Hit>,
     pub(crate) loads: Vec<Load>,
+    /// Those of the first load, then those of the second, and so on.
+    pub(crate) evictions: Vec<Eviction>,
     /// End of each wave among the loads; at least one wave.
     pub(crate) wave_ends: Vec<usize>,
     pub(crate) bypasses: Vec<ExpertKey>,
+    pub(crate) skips: Vec<Skip>,
+    pub(crate) displaced: Vec<ExpertKey>,
 }
 
 impl Plan {
@@ -46,6 +78,20 @@ impl Plan {
         &self.loads
     }
 
+    /// Experts that leave, in order of execution.
+    pub fn evictions(&self) -> &[Eviction] {
+        &self.evictions
+    }
+
+    /// Experts that leave for one load of this plan.
+    ///
+    /// # Panics
+    /// If the load is not of this plan.
+    pub fn evicted(&self, load: &Load) -> &[Eviction] {
+        let (start, end) = load.evictions;
+        &self.evictions[start as usize..end as usize]
+    }
+
     /// Loads of each wave; the first wave also has all hits.
     pub fn waves(&self) -> impl Iterator<Item = &[Load]> {
         let starts = std::iter::once(0).chain(self.wave_ends.iter().copied());
@@ -57,10 +103,42 @@ impl Plan {
         &self.bypasses
     }
 
+    /// Experts left out or replaced.
+    pub fn skips(&self) -> &[Skip] {
+        &self.skips
+    }
+
+    /// Misses of experts that were absent because a prefetch had evicted them.
+    pub fn displaced(&self) -> &[ExpertKey] {
+        &self.displaced
+    }
+
+    /// Makes room for the largest plan of a pool.
+    pub(crate) fn reserve(&mut self, universe: usize) {
+        self.hits.reserve(universe);
+        self.loads.reserve(universe);
+        self.evictions.reserve(universe);
+        self.wave_ends.reserve(universe + 1);
+        self.bypasses.reserve(universe);
+        self.skips.reserve(universe);
+        self.displaced.reserve(universe);
+    }
+
     pub(crate) fn clear(&mut self) {
         self.hits.clear();
         self.loads.clear();
+        self.evictions.clear();
         self.wave_ends.clear();
         self.bypasses.clear();
+        self.skips.clear();
+        self.displaced.clear();
+    }
+
+    /// Adds a load whose evictions are those from `first` on.
+    pub(crate) fn push_load(&mut self, key: ExpertKey, slot: SlotId, first: usize) -> Load {
+        let place = |index: usize| u32::try_from(index).expect("a pool has at most 2^24 experts");
+        let load = Load { key, slot, evictions: (place(first), place(self.evictions.len())) };
+        self.loads.push(load);
+        load
     }
 }

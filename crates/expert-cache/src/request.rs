@@ -3,6 +3,7 @@
 use moe_trace::{ExpertSet, LayerId, Phase};
 
 use crate::ExpertKey;
+use crate::members::members;
 
 /// The experts that a token, or a batch of tokens, wants from a pool in one layer.
 #[derive(Clone, Copy, Debug)]
@@ -10,14 +11,17 @@ pub struct Request<'a> {
     wanted: &'a ExpertSet,
     layer: LayerId,
     phase: Phase,
+    tokens: u32,
+    /// `[universe]`, meaningful for wanted experts.
+    uses: Option<&'a [u32]>,
     /// `[universe]`, meaningful for wanted experts.
     mass: Option<&'a [f32]>,
 }
 
 impl<'a> Request<'a> {
-    /// Creates a request without router weights.
+    /// Creates the request of one token without router weights.
     pub fn new(wanted: &'a ExpertSet, layer: LayerId, phase: Phase) -> Request<'a> {
-        Request { wanted, layer, phase, mass: None }
+        Request { wanted, layer, phase, tokens: 1, uses: None, mass: None }
     }
 
     /// Wanted experts, as keys of the pool.
@@ -35,9 +39,33 @@ impl<'a> Request<'a> {
         self.phase
     }
 
+    /// Number of tokens that the request serves.
+    pub fn tokens(&self) -> u32 {
+        self.tokens
+    }
+
+    /// Number of tokens that want an expert.
+    ///
+    /// # Panics
+    /// If the expert is outside of the pool.
+    pub fn uses(&self, expert: ExpertKey) -> u32 {
+        match self.uses {
+            Some(uses) => uses[expert.index()],
+            None => u32::from(self.wanted.contains(expert.index())),
+        }
+    }
+
     /// Router weight of a wanted expert, summed over the tokens of the request; `None` if weights are not known.
     pub fn mass(&self, expert: ExpertKey) -> Option<f32> {
         self.mass.map(|mass| mass[expert.index()])
+    }
+}
+
+impl Request<'_> {
+    /// Router weight of all wanted experts; `None` if weights are not known.
+    pub fn total_mass(&self) -> Option<f64> {
+        let mass = self.mass?;
+        Some(members(self.wanted).map(|expert| f64::from(mass[expert])).sum())
     }
 }
 
@@ -55,14 +83,20 @@ impl<'a> From<&'a ExpertSet> for Request<'a> {
 /// use moe_trace::{LayerId, Phase};
 ///
 /// let mut buffer = RequestBuffer::new(8);
-/// buffer.want(ExpertKey(3), Some(0.5));
-/// buffer.want(ExpertKey(3), Some(0.25));
+/// for weight in [0.5, 0.25] {
+///     buffer.token();
+///     buffer.want(ExpertKey(3), Some(weight));
+/// }
 /// let request = buffer.request(LayerId(0), Phase::Decode);
 /// assert_eq!((request.wanted().len(), request.mass(ExpertKey(3))), (1, Some(0.75)));
+/// assert_eq!((request.tokens(), request.uses(ExpertKey(3))), (2, 2));
 /// ```
 #[derive(Clone, Debug)]
 pub struct RequestBuffer {
     wanted: ExpertSet,
+    tokens: u32,
+    /// 0 for experts that are not wanted.
+    uses: Vec<u32>,
     /// 0 for experts that are not wanted.
     mass: Vec<f32>,
     /// Whether every expert so far came with a weight.
@@ -72,7 +106,18 @@ pub struct RequestBuffer {
 impl RequestBuffer {
     /// Creates an empty request to a pool of `universe` experts.
     pub fn new(universe: usize) -> RequestBuffer {
-        RequestBuffer { wanted: ExpertSet::new(universe), mass: vec![0.0; universe], weighted: true }
+        RequestBuffer {
+            wanted: ExpertSet::new(universe),
+            tokens: 0,
+            uses: vec![0; universe],
+            mass: vec![0.0; universe],
+            weighted: true,
+        }
+    }
+
+    /// Counts a token whose experts follow.
+    pub fn token(&mut self) {
+        self.tokens += 1;
     }
 
     /// Adds an expert that one token wants with a router weight.
@@ -81,6 +126,7 @@ impl RequestBuffer {
     /// If the expert is outside of the pool.
     pub fn want(&mut self, expert: ExpertKey, weight: Option<f32>) {
         self.wanted.insert(expert.index());
+        self.uses[expert.index()] += 1;
         match weight {
             Some(weight) => self.mass[expert.index()] += weight,
             None => self.weighted = false,
@@ -89,14 +135,39 @@ impl RequestBuffer {
 
     /// Empties the request.
     pub fn clear(&mut self) {
-        self.wanted.iter().for_each(|expert| self.mass[expert] = 0.0);
+        for expert in members(&self.wanted) {
+            self.uses[expert] = 0;
+            self.mass[expert] = 0.0;
+        }
         self.wanted.clear();
+        self.tokens = 0;
         self.weighted = true;
     }
 
     /// The request, made in `layer` by tokens of `phase`.
     pub fn request(&self, layer: LayerId, phase: Phase) -> Request<'_> {
-        Request { wanted: &self.wanted, layer, phase, mass: self.weighted.then_some(&self.mass) }
+        Request {
+            wanted: &self.wanted,
+            layer,
+            phase,
+            tokens: self.tokens,
+            uses: Some(&self.uses),
+            mass: self.weighted.then_some(&self.mass),
+        }
+    }
+
+    /// Replaces the request by a recorded one.
+    pub(crate) fn set(&mut self, tokens: u32, experts: &[u32], uses: &[u32], mass: Option<&[f32]>) {
+        self.clear();
+        self.tokens = tokens;
+        for (&expert, &uses) in experts.iter().zip(uses) {
+            self.wanted.insert(expert as usize);
+            self.uses[expert as usize] = uses;
+        }
+        match mass {
+            Some(mass) => experts.iter().zip(mass).for_each(|(&expert, &mass)| self.mass[expert as usize] = mass),
+            None => self.weighted = false,
+        }
     }
 }
 

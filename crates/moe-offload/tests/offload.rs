@@ -13,7 +13,7 @@ use moe_offload::{
     ExpertBank, ExpertShape, ExpertStore, ExpertWeights, HostStore, MappedStore, OffloadError, OffloadedExperts,
     ResidentExperts, Result, Routes,
 };
-use moe_trace::{ExpertId, Geometry, LayerId, MemoryTrace, Phase, SequenceBuf};
+use moe_trace::{ExpertId, Geometry, LayerId, MemoryTrace, Phase, RoutingSource, SequenceBuf};
 
 const SHAPE: ExpertShape = ExpertShape { layers: 2, experts: 6, hidden: 8, intermediate: 4 };
 const TOP_K: usize = 2;
@@ -109,7 +109,7 @@ fn run(bank: &dyn ExpertBank, calls: &[Call]) -> Result<Vec<Vec<f32>>> {
 }
 
 fn future(trace: &MemoryTrace, layer: LayerId) -> Arc<Requests> {
-    Arc::new(Requests::from_source(trace, Pool::Layer(layer)).unwrap())
+    Arc::new(Requests::from_source(trace, &Pool::layer(trace.geometry(), layer).unwrap()).unwrap())
 }
 
 fn bits(outputs: &[Vec<f32>]) -> Vec<u32> {
@@ -139,11 +139,10 @@ fn every_capacity_policy_and_store_gives_the_resident_bits_and_the_simulated_cou
             let bank = OffloadedExperts::new(Arc::clone(&store), &Device::Cpu, capacity, oversize, policy).unwrap();
             assert_eq!(bits(&run(&bank, &calls).unwrap()), expected, "{kind} with {capacity} slots, {oversize:?}");
             for (layer, counters) in (0..).map(LayerId).zip(bank.counters().unwrap()) {
-                let pool = Pool::Layer(layer);
                 let policy = kind.build(POOL, capacity, Some(&future(&trace, layer))).unwrap();
                 let cache = ExpertCache::new(policy, SHAPE.experts, capacity, oversize).unwrap();
                 let geometry = Geometry::decoder(SHAPE.layers, SHAPE.experts, TOP_K).unwrap();
-                let mut simulation = Simulation::new(&geometry, pool, cache).unwrap();
+                let mut simulation = Simulation::new(Pool::layer(&geometry, layer).unwrap(), cache).unwrap();
                 simulation.run(&trace).unwrap();
                 assert_eq!(counters.counts(), simulation.counts()[0], "{kind} with {capacity} slots, {oversize:?}");
                 let loads = counters.counts().total().loads;

@@ -76,7 +76,7 @@ fn requests(universe: usize, history: &[Vec<usize>]) -> Arc<Requests> {
     }
     let mut trace = MemoryTrace::new(geometry.clone());
     trace.push(SequenceBuf::from_experts(&geometry, ids, Phase::Decode).unwrap()).unwrap();
-    Arc::new(Requests::from_source(&trace, Pool::Layer(LayerId(0))).unwrap())
+    Arc::new(Requests::from_source(&trace, &Pool::layer(&geometry, LayerId(0)).unwrap()).unwrap())
 }
 
 fn check(kind: PolicyKind, universe: usize, history: &[Vec<usize>], capacity: usize, oversize: Oversize) {
@@ -138,8 +138,8 @@ macro_rules! policy_suite {
                         cache.rollback(failed);
                         let mut expected = before;
                         for (number, load) in plan.loads().iter().enumerate().take(failed + 1) {
-                            if let Some(evicted) = load.evicted {
-                                expected.remove(evicted.index());
+                            if let [evicted] = plan.evicted(load) {
+                                expected.remove(evicted.key.index());
                             }
                             if number < failed {
                                 expected.insert(load.key.index());

@@ -1,0 +1,164 @@
+//! Loading one expert: waves, room, victims.
+
+use moe_trace::Phase;
+
+use super::{ExpertCache, Oversize};
+use crate::members::any_outside;
+use crate::{Eviction, EvictionPolicy, ExpertKey, Request, Skip};
+
+/// Why no room was made.
+enum Refusal {
+    /// The policy would rather not.
+    Declined,
+    /// Prefill has used up its quota in this wave.
+    Guarded,
+}
+
+impl<P: EvictionPolicy> ExpertCache<P> {
+    /// Serves those misses that are not to be loaded, and leaves the others.
+    pub(super) fn serve_without_loading(&mut self, request: &Request<'_>) {
+        let mut missing = std::mem::take(&mut self.missing);
+        missing.retain(|&key| {
+            let key = ExpertKey(key);
+            if self.misses.on_host(request, key) {
+                self.plan.bypasses.push(key);
+                return false;
+            }
+            let substitute = match self.misses.without(request, key) {
+                None => return true,
+                Some(None) => None,
+                Some(Some(buddies)) => {
+                    let resident = |&&buddy: &&u32| {
+                        self.residency.slot(buddy as usize).is_some() && !self.pinned.contains(buddy as usize)
+                    };
+                    let Some(&buddy) = buddies.iter().find(resident) else { return true };
+                    self.pinned.insert(buddy as usize);
+                    self.wave_used += self.residency.size(buddy as usize);
+                    Some(ExpertKey(buddy))
+                }
+            };
+            self.plan.skips.push(Skip { key, substitute });
+            false
+        });
+        self.missing = missing;
+    }
+
+    /// Loads a missing expert, in the next wave if need be, or bypasses it.
+    pub(super) fn load(&mut self, key: ExpertKey, phase: Phase) {
+        let size = self.residency.size(key.index());
+        let first = self.plan.evictions.len();
+        self.pinned.insert(key.index());
+        if size > self.residency.capacity() - self.wave_used && !self.next_wave(key) {
+            self.plan.bypasses.push(key);
+            return;
+        }
+        loop {
+            match self.make_room(key, phase) {
+                Ok(()) => break,
+                // A wave that holds nothing is never refused.
+                Err(Refusal::Guarded) if self.next_wave(key) => {}
+                Err(_) => {
+                    let mut plan = std::mem::take(&mut self.plan);
+                    plan.evictions.drain(first..).rev().for_each(|eviction| self.restore(&eviction));
+                    self.plan = plan;
+                    self.plan.bypasses.push(key);
+                    return;
+                }
+            }
+        }
+        let slot = self.residency.occupy(key.index());
+        self.admitted(key, phase == Phase::Decode);
+        self.plan.push_load(key, slot, first);
+        self.wave_used += size;
+    }
+
+    /// Begins a wave with `key`, if there may be one.
+    fn next_wave(&mut self, key: ExpertKey) -> bool {
+        if self.oversize == Oversize::Bypass {
+            return false;
+        }
+        self.plan.wave_ends.push(self.plan.loads.len());
+        self.pinned.clear();
+        self.pinned.insert(key.index());
+        self.wave_used = 0;
+        true
+    }
+
+    /// Evicts until there is room for an expert.
+    fn make_room(&mut self, key: ExpertKey, phase: Phase) -> Result<(), Refusal> {
+        let size = self.residency.size(key.index());
+        while !self.residency.has_room(size) {
+            let victim = self.victim(key, phase)?;
+            let eviction = self.evict(victim).ok_or(Refusal::Declined)?;
+            self.plan.evictions.push(eviction);
+        }
+        Ok(())
+    }
+
+    fn victim(&mut self, key: ExpertKey, phase: Phase) -> Result<ExpertKey, Refusal> {
+        let guarded = self.is_guarded(key, phase);
+        if guarded || self.marks.holding() {
+            // Held experts go last.
+            for held in [true, false] {
+                if self.block(guarded, held) {
+                    return self.policy.victim(&self.blocked).ok_or(Refusal::Declined);
+                }
+            }
+            if guarded && (self.wave_used > 0 || self.oversize == Oversize::Bypass) {
+                return Err(Refusal::Guarded);
+            }
+        }
+        self.policy.victim(&self.pinned).ok_or(Refusal::Declined)
+    }
+
+    /// Whether the guard lets only experts go for `key` that decode has not used.
+    pub(super) fn is_guarded(&self, key: ExpertKey, phase: Phase) -> bool {
+        let size = self.residency.size(key.index());
+        phase == Phase::Prefill && self.guard.as_ref().is_some_and(|guard| guard.is_full(size))
+    }
+
+    /// Collects who may not be evicted; tells whether somebody may.
+    pub(super) fn block(&mut self, guarded: bool, held: bool) -> bool {
+        self.blocked.copy_from(&self.pinned);
+        if let Some(guard) = self.guard.as_ref().filter(|_| guarded) {
+            self.blocked.union_with(guard.decode());
+        }
+        if held {
+            self.blocked.union_with(self.marks.held());
+        }
+        any_outside(self.residency.resident(), &self.blocked)
+    }
+
+    /// Takes an expert out of its slot; none if it has none.
+    pub(super) fn evict(&mut self, key: ExpertKey) -> Option<Eviction> {
+        let slot = self.residency.vacate(key.index())?;
+        self.policy.forget(key);
+        let size = self.residency.size(key.index());
+        let kept_for_decode = self.guard.as_mut().is_some_and(|guard| guard.release(key.index(), size));
+        let held = self.marks.is_held(key.index());
+        Some(Eviction { key, slot, unused: self.marks.evicted(key.index()), held, kept_for_decode })
+    }
+
+    /// Puts an evicted expert back, if its slot is still free.
+    pub(super) fn restore(&mut self, eviction: &Eviction) {
+        if self.residency.occupy_again(eviction.key.index(), eviction.slot) {
+            self.admitted(eviction.key, eviction.kept_for_decode);
+            self.marks.forgive(eviction.key.index());
+            if eviction.unused {
+                self.marks.restore_unused(eviction.key.index());
+            }
+            if eviction.held {
+                self.marks.restore_held(eviction.key.index());
+            }
+        }
+    }
+
+    /// Tells policy and guard of an expert that now has a slot.
+    pub(super) fn admitted(&mut self, key: ExpertKey, for_decode: bool) {
+        self.policy.admit(key);
+        let size = self.residency.size(key.index());
+        if let Some(guard) = &mut self.guard {
+            guard.admit(key.index(), size, for_decode);
+        }
+    }
+}
