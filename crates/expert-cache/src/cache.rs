@@ -103,6 +103,10 @@ impl<P: EvictionPolicy> ExpertCache<P> {
         self.pinned.copy_from(wanted);
         let mut served_in_wave = self.plan.hits.len();
         for &key in &missing {
+            if !self.policy.admits(ExpertKey::from_index(key)) {
+                self.plan.bypasses.push(ExpertKey::from_index(key));
+                continue;
+            }
             if served_in_wave == self.capacity && self.oversize == Oversize::Waves {
                 self.plan.wave_ends.push(self.plan.loads.len());
                 self.pinned.clear();
@@ -151,7 +155,7 @@ impl<P: EvictionPolicy> ExpertCache<P> {
         let (slot, evicted) = match self.free.pop() {
             Some(slot) => (slot, None),
             None => {
-                let victim = self.policy.victim(&self.pinned)?;
+                let victim = self.policy.victim(key, &self.pinned)?;
                 (self.vacate(victim)?, Some(victim))
             }
         };
@@ -181,5 +185,6 @@ impl<P: EvictionPolicy> ExpertCache<P> {
         assert_eq!(slots, all, "a slot is lost or taken twice");
         let resident: Vec<usize> = (0..self.slot_of.len()).filter(|&key| self.slot_of[key].is_some()).collect();
         assert_eq!(self.resident.iter().collect::<Vec<_>>(), resident);
+        self.policy.validate(&self.resident);
     }
 }

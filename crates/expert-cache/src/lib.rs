@@ -44,8 +44,12 @@ pub use cache::{ExpertCache, Oversize};
 pub use error::{CacheError, Result};
 pub use key::{ExpertKey, Pool, SlotId};
 pub use plan::{Hit, Load, Plan};
-pub use policies::{Belady, Lfu, LookAhead, Lru};
-pub use policy::{EvictionPolicy, PolicyKind, PoolShape};
+pub use policies::{
+    ActivationAware, AdaptiveReplacement, Belady, BeladyBypass, Clock, Fifo, Hysteresis, LayerLru, LeastStale, Lfru, Lfu,
+    LfuAged, LfuInCache, Lirs, LookAhead, Lru, PolicyKind, PolicyNeeds, RandomChoice, RouterMass, S3Fifo, Sieve, Slru,
+    StaticBestSet, TwoQueue, WTinyLfu,
+};
+pub use policy::{EvictionPolicy, PoolShape};
 pub use request::{Request, RequestBuffer};
 pub use requests::{Requests, for_each_request};
 pub use simulate::{Counts, PhaseCounts, Simulation};
