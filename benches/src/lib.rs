@@ -1,4 +1,4 @@
-//! What the benchmarks of the workspace share; the benchmarks are in `metrics.rs`.
+//! What the benchmarks of the workspace share; the benchmarks are in `metrics.rs` and `policies.rs`.
 
 use lrc_metrics::oracle;
 use moe_trace::{Geometry, MemoryTrace};

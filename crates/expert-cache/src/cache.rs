@@ -2,6 +2,7 @@
 
 use moe_trace::ExpertSet;
 
+use crate::members::members;
 use crate::{CacheError, EvictionPolicy, ExpertKey, Hit, Load, Plan, Request, Result, SlotId};
 
 /// What happens to a request that is larger than the cache.
@@ -94,7 +95,7 @@ impl<P: EvictionPolicy> ExpertCache<P> {
         self.plan.clear();
         let mut missing = std::mem::take(&mut self.missing);
         missing.clear();
-        for key in wanted.iter() {
+        for key in members(wanted) {
             match self.slot_of[key] {
                 Some(slot) => self.plan.hits.push(Hit { key: ExpertKey::from_index(key), slot }),
                 None => missing.push(key),
@@ -112,7 +113,9 @@ impl<P: EvictionPolicy> ExpertCache<P> {
                 self.pinned.clear();
                 served_in_wave = 0;
             }
-            self.pinned.insert(key);
+            if !self.plan.wave_ends.is_empty() {
+                self.pinned.insert(key);
+            }
             match self.place(ExpertKey::from_index(key)) {
                 Some(load) => {
                     self.plan.loads.push(load);

@@ -33,6 +33,7 @@ mod cache;
 pub mod curve;
 mod error;
 mod key;
+mod members;
 mod plan;
 mod policies;
 mod policy;
@@ -45,9 +46,9 @@ pub use error::{CacheError, Result};
 pub use key::{ExpertKey, Pool, SlotId};
 pub use plan::{Hit, Load, Plan};
 pub use policies::{
-    ActivationAware, AdaptiveReplacement, Belady, BeladyBypass, Clock, Fifo, Hysteresis, LayerLru, LeastStale, Lfru, Lfu,
-    LfuAged, LfuInCache, Lirs, LookAhead, Lru, PolicyKind, PolicyNeeds, RandomChoice, RouterMass, S3Fifo, Sieve, Slru,
-    StaticBestSet, TwoQueue, WTinyLfu,
+    ActivationAware, AdaptiveReplacement, Belady, BeladyBypass, Clock, Fifo, Hysteresis, LayerLru, LeastStale, Lfru,
+    Lfu, LfuAged, LfuInCache, Lirs, LookAhead, Lru, PolicyKind, PolicyNeeds, RandomChoice, RouterMass, S3Fifo, Sieve,
+    Slru, StaticBestSet, TwoQueue, WTinyLfu,
 };
 pub use policy::{EvictionPolicy, PoolShape};
 pub use request::{Request, RequestBuffer};

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use moe_trace::ExpertSet;
 
 use super::heap::PriorityHeap;
+use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, PoolShape, Request};
 
 /// Evicts the expert that the running sequence is expected to use least: its uses so far, and those in the most similar of
@@ -96,7 +97,7 @@ impl ActivationAware {
 impl EvictionPolicy for ActivationAware {
     fn step(&mut self, request: &Request<'_>) {
         self.clock += 1;
-        for expert in request.wanted().iter() {
+        for expert in members(request.wanted()) {
             self.counts[expert] += 1;
             self.last_use[expert] = self.clock;
             let rates = &self.rates[expert * self.sequences..][..self.sequences];

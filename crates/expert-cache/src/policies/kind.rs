@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use crate::{
     ActivationAware, AdaptiveReplacement, Belady, BeladyBypass, CacheError, Clock, EvictionPolicy, Fifo, Hysteresis,
-    LayerLru, LeastStale, Lfru, Lfu, LfuAged, LfuInCache, Lirs, LookAhead, Lru, PoolShape, RandomChoice, Requests, Result,
-    RouterMass, S3Fifo, Sieve, Slru, StaticBestSet, TwoQueue, WTinyLfu,
+    LayerLru, LeastStale, Lfru, Lfu, LfuAged, LfuInCache, Lirs, LookAhead, Lru, PoolShape, RandomChoice, Requests,
+    Result, RouterMass, S3Fifo, Sieve, Slru, StaticBestSet, TwoQueue, WTinyLfu,
 };
 
 /// A policy and its parameter, if it has one.
@@ -181,8 +181,7 @@ impl PolicyKind {
                 Err(CacheError::Universe { found: future.universe(), expected: universe })
             }
         };
-        let positive =
-            |value| NonZeroUsize::new(value).ok_or(CacheError::PolicyParameter { policy: self, least: 1 });
+        let positive = |value| NonZeroUsize::new(value).ok_or(CacheError::PolicyParameter { policy: self, least: 1 });
         Ok(match self {
             PolicyKind::Lru => Box::new(Lru::new(universe)),
             PolicyKind::Lfu => Box::new(Lfu::new(universe, capacity)),
@@ -322,7 +321,8 @@ mod tests {
 
     #[test]
     fn names_that_nobody_has_are_refused() {
-        for name in ["", "LRU", "lru-1", "lfru", "lfru-", "lfru-+1", "lfru--1", "look-ahead-99999999999999999999", "lf"] {
+        for name in ["", "LRU", "lru-1", "lfru", "lfru-", "lfru-+1", "lfru--1", "look-ahead-99999999999999999999", "lf"]
+        {
             let message = name.parse::<PolicyKind>().unwrap_err().to_string();
             assert!(message.starts_with(&format!("there is no policy {name:?}, known are lru, lfu, ")), "{message}");
         }

@@ -3,13 +3,15 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
+use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, PoolShape, Request};
 
 /// Evicts first, and in the order in which they became stale, the experts that are stale: their layer has run since their
 /// last use, without them. Only if there are none it evicts fresh ones, of the layer whose turn comes again latest, the one
 /// used longest ago.
 ///
-/// So an expert of the layers to come is not sacrificed for the layers that just ran, as LRU does. State: one list a layer
+/// Whoever is stale is older than all that is fresh, so it differs from LRU only while nobody is stale, that is, where the
+/// pool holds less than one token wants: there LRU evicts experts of the layer that is about to run. State: one list a layer
 /// and the queue of the stale. An access costs O(1) amortized, a victim O(1), or O(layers) if nobody is stale. In the pool
 /// of one layer it is LRU.
 ///
@@ -56,7 +58,7 @@ impl LeastStale {
 impl EvictionPolicy for LeastStale {
     fn step(&mut self, request: &Request<'_>) {
         let mut running = None;
-        for expert in request.wanted().iter() {
+        for expert in members(request.wanted()) {
             let layer = self.layer_of[expert];
             if running.replace(layer) != Some(layer) {
                 self.run(layer, request.wanted());

@@ -3,6 +3,7 @@
 use moe_trace::ExpertSet;
 
 use super::heap::PriorityHeap;
+use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, Request};
 
 /// Evicts the expert of the lowest value, where a request sets an expert's value to its requests since it was loaded plus
@@ -41,7 +42,7 @@ impl LfuAged {
 impl EvictionPolicy for LfuAged {
     fn step(&mut self, request: &Request<'_>) {
         self.clock += 1;
-        for expert in request.wanted().iter() {
+        for expert in members(request.wanted()) {
             self.counts[expert] += 1;
             self.residents.update(expert, (self.age + self.counts[expert], self.clock));
         }

@@ -3,6 +3,7 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
+use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, Request};
 
 /// Keeps the experts whose last two uses were close together (LIR) and cycles all others (HIR) through a few slots.
@@ -99,7 +100,7 @@ impl EvictionPolicy for Lirs {
         while let Some(bypassed) = self.queues.oldest(RETURNING) {
             self.queues.put(EVICTED, bypassed);
         }
-        for expert in request.wanted().iter() {
+        for expert in members(request.wanted()) {
             if self.is_lir[expert] {
                 self.stack.touch(expert);
                 self.prune();
@@ -163,7 +164,11 @@ impl EvictionPolicy for Lirs {
         assert_eq!(self.lir, lir.len());
         assert!(self.lir <= self.lir_slots);
         assert!(lir.iter().all(|&expert| self.stack.contains(expert) && !self.queues.contains(expert)));
-        assert!([EVICTED, RETURNING].into_iter().all(|list| self.queues.iter(list).all(|expert| self.stack.contains(expert))));
+        assert!(
+            [EVICTED, RETURNING]
+                .into_iter()
+                .all(|list| self.queues.iter(list).all(|expert| self.stack.contains(expert)))
+        );
         assert!(self.stack.iter(0).all(|expert| self.is_lir[expert] || self.queues.contains(expert)));
         assert!(self.queues.len(EVICTED) <= self.stack_limit);
     }

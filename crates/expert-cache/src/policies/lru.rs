@@ -3,6 +3,7 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
+use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, Request};
 
 /// Evicts the expert whose last request is longest ago.
@@ -24,7 +25,7 @@ impl Lru {
 
 impl EvictionPolicy for Lru {
     fn step(&mut self, request: &Request<'_>) {
-        request.wanted().iter().for_each(|expert| self.residents.touch(expert));
+        members(request.wanted()).for_each(|expert| self.residents.touch(expert));
     }
 
     fn admit(&mut self, expert: ExpertKey) {

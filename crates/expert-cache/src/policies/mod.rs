@@ -22,6 +22,8 @@ mod look_ahead;
 mod lru;
 mod next_use;
 mod random;
+#[cfg(test)]
+mod resident_sets;
 mod router_mass;
 mod s3_fifo;
 mod sieve;

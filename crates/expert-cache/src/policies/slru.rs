@@ -3,6 +3,7 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
+use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, Request};
 
 /// Keeps experts used at least twice since they were loaded in a protected half; newcomers and what overflows the
@@ -32,7 +33,7 @@ impl Slru {
 
 impl EvictionPolicy for Slru {
     fn step(&mut self, request: &Request<'_>) {
-        for expert in request.wanted().iter() {
+        for expert in members(request.wanted()) {
             if !self.residents.contains(expert) {
                 continue;
             }
@@ -56,7 +57,8 @@ impl EvictionPolicy for Slru {
     }
 
     fn victim(&mut self, _incoming: ExpertKey, pinned: &ExpertSet) -> Option<ExpertKey> {
-        let mut oldest = [PROBATION, PROTECTED].into_iter().map(|segment| self.residents.oldest_outside(segment, pinned));
+        let mut oldest =
+            [PROBATION, PROTECTED].into_iter().map(|segment| self.residents.oldest_outside(segment, pinned));
         oldest.find_map(|expert| expert.map(ExpertKey::from_index))
     }
 

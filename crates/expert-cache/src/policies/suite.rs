@@ -7,7 +7,9 @@ use moe_trace::{Geometry, LayerId, MemoryTrace, Phase, SequenceBuf};
 use proptest::prelude::*;
 
 use super::twins::Twin;
-use crate::{EvictionPolicy, ExpertCache, ExpertKey, Oversize, Plan, PolicyKind, Pool, PoolShape, RequestBuffer, Requests};
+use crate::{
+    EvictionPolicy, ExpertCache, ExpertKey, Oversize, Plan, PolicyKind, Pool, PoolShape, RequestBuffer, Requests,
+};
 
 const ONE_LAYER: PoolShape = PoolShape { layers: 1, experts: 12 };
 const THREE_LAYERS: PoolShape = PoolShape { layers: 3, experts: 4 };
@@ -26,7 +28,7 @@ fn requests(universe: usize, history: &[Vec<usize>]) -> Arc<Requests> {
     Arc::new(Requests::from_source(&trace, Pool::Layer(LayerId(0))).unwrap())
 }
 
-fn cache(
+pub(super) fn cache(
     kind: PolicyKind,
     shape: PoolShape,
     capacity: usize,
@@ -38,7 +40,7 @@ fn cache(
 }
 
 /// Serves a request whose experts have router weights.
-fn serve<P: EvictionPolicy>(cache: &mut ExpertCache<P>, shape: PoolShape, wanted: &[usize]) -> Plan {
+pub(super) fn serve<P: EvictionPolicy>(cache: &mut ExpertCache<P>, shape: PoolShape, wanted: &[usize]) -> Plan {
     let mut buffer = RequestBuffer::new(shape.universe());
     let mut weight = 0.5;
     for &expert in wanted {
@@ -143,7 +145,13 @@ fn naive_run(
 }
 
 /// The policy against its twin: one that recomputes priorities, or a textbook form.
-fn agrees_with_the_twin(kind: PolicyKind, shape: PoolShape, history: &[Vec<usize>], capacity: usize, oversize: Oversize) {
+fn agrees_with_the_twin(
+    kind: PolicyKind,
+    shape: PoolShape,
+    history: &[Vec<usize>],
+    capacity: usize,
+    oversize: Oversize,
+) {
     let mut ours = cache(kind, shape, capacity, oversize, history);
     if let Some(twin) = Twin::new(kind, shape, capacity) {
         let mut twin = ExpertCache::new(twin, shape.universe(), capacity, oversize).unwrap();
@@ -162,7 +170,13 @@ fn agrees_with_the_twin(kind: PolicyKind, shape: PoolShape, history: &[Vec<usize
 }
 
 /// After a rollback the cache holds exactly what the executed loads left, and goes on.
-fn rolls_back(kind: PolicyKind, shape: PoolShape, history: &[Vec<usize>], capacity: usize, fail_at: prop::sample::Index) {
+fn rolls_back(
+    kind: PolicyKind,
+    shape: PoolShape,
+    history: &[Vec<usize>],
+    capacity: usize,
+    fail_at: prop::sample::Index,
+) {
     let mut cache = cache(kind, shape, capacity, Oversize::Waves, history);
     for wanted in history {
         let before = cache.resident().clone();
@@ -186,7 +200,8 @@ fn rolls_back(kind: PolicyKind, shape: PoolShape, history: &[Vec<usize>], capaci
 /// Requests of up to five experts of one pool of twelve; in a pool of several layers, of one layer each.
 fn histories(shape: PoolShape) -> impl Strategy<Value = Vec<Vec<usize>>> {
     let set = (0..shape.layers, proptest::collection::btree_set(0..shape.experts, 0..6));
-    let request = move |(layer, set): (usize, BTreeSet<usize>)| set.into_iter().map(|e| layer * shape.experts + e).collect();
+    let request =
+        move |(layer, set): (usize, BTreeSet<usize>)| set.into_iter().map(|e| layer * shape.experts + e).collect();
     proptest::collection::vec(set.prop_map(request), 1..60)
 }
 
@@ -369,14 +384,4 @@ fn fewest_misses(history: &[Vec<usize>], resident: u32, capacity: usize, bypass:
     let keeps = (0..64u32).filter(|keep| keep & !union == 0 && keep & stays == stays);
     let keeps = keeps.filter(|keep| keep.count_ones() as usize <= capacity);
     misses + keeps.map(|keep| fewest_misses(rest, keep, capacity, bypass)).min().expect("what stays fits")
-}
-
-/// Who is resident after each request.
-fn states(kind: PolicyKind, shape: PoolShape, capacity: usize, history: &[Vec<usize>]) -> Vec<Vec<usize>> {
-    let mut cache = cache(kind, shape, capacity, Oversize::Waves, history);
-    let state = |wanted: &Vec<usize>| {
-        serve(&mut cache, shape, wanted);
-        cache.resident().iter().collect::<Vec<_>>()
-    };
-    history.iter().map(state).collect()
 }

@@ -505,7 +505,11 @@ impl Textbook for Adaptive {
 
     fn insert(&mut self, expert: usize) {
         let returns = self.from_b1.remove(&expert) | self.from_b2.remove(&expert);
-        if returns { self.t2.push(expert) } else { self.t1.push(expert) }
+        if returns {
+            self.t2.push(expert)
+        } else {
+            self.t1.push(expert)
+        }
         // The source's bounds, which its cases keep by themselves if experts come one at a time.
         while self.t1.len() + self.b1.len() > self.capacity {
             self.b1.remove(0);
@@ -606,7 +610,8 @@ impl Textbook for Distances {
             }
             return Some(expert);
         }
-        let expert = self.stack.iter().copied().find(|expert| self.lir.contains(expert) && !pinned.contains(*expert))?;
+        let expert =
+            self.stack.iter().copied().find(|expert| self.lir.contains(expert) && !pinned.contains(*expert))?;
         self.lir.remove(&expert);
         take(&mut self.stack, expert);
         self.prune();

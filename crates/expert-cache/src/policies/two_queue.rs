@@ -3,6 +3,7 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
+use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, Request};
 
 /// Lets newcomers pass through a first-in-first-out queue and keeps, by recency, only those that are requested again
@@ -47,7 +48,7 @@ impl TwoQueue {
 impl EvictionPolicy for TwoQueue {
     fn step(&mut self, request: &Request<'_>) {
         self.lists.clear(RETURNING);
-        for expert in request.wanted().iter() {
+        for expert in members(request.wanted()) {
             match self.lists.list_of(expert) {
                 Some(MAIN) => self.lists.touch(expert),
                 Some(LEFT) => self.lists.put(RETURNING, expert),

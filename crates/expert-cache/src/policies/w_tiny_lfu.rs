@@ -3,6 +3,7 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
+use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, Request};
 
 /// Lets newcomers into a small window by recency; what leaves the window enters a segmented LRU only if it was requested
@@ -23,6 +24,7 @@ pub struct WTinyLfu {
     capacity: usize,
     window_slots: usize,
     protected_slots: usize,
+    has_evicted: bool,
 }
 
 const WINDOW: usize = 0;
@@ -43,6 +45,7 @@ impl WTinyLfu {
             capacity,
             window_slots,
             protected_slots: (capacity - window_slots) * 4 / 5,
+            has_evicted: false,
         }
     }
 
@@ -63,15 +66,11 @@ impl WTinyLfu {
             self.residents.put(PROBATION, oldest);
         }
     }
-
-    fn len(&self) -> usize {
-        [WINDOW, PROBATION, PROTECTED].into_iter().map(|list| self.residents.len(list)).sum()
-    }
 }
 
 impl EvictionPolicy for WTinyLfu {
     fn step(&mut self, request: &Request<'_>) {
-        for expert in request.wanted().iter() {
+        for expert in members(request.wanted()) {
             self.count(expert);
             match self.residents.list_of(expert) {
                 Some(WINDOW) => self.residents.touch(expert),
@@ -83,8 +82,8 @@ impl EvictionPolicy for WTinyLfu {
 
     fn admit(&mut self, expert: ExpertKey) {
         self.residents.put(WINDOW, expert.index());
-        // Before the cache is full nobody has to lose.
-        if self.len() < self.capacity
+        // While the cache fills nobody has to lose.
+        if !self.has_evicted
             && self.residents.len(WINDOW) > self.window_slots
             && let Some(oldest) = self.residents.oldest(WINDOW)
         {
@@ -97,6 +96,7 @@ impl EvictionPolicy for WTinyLfu {
     }
 
     fn victim(&mut self, _incoming: ExpertKey, pinned: &ExpertSet) -> Option<ExpertKey> {
+        self.has_evicted = true;
         let oldest = |list| self.residents.oldest_outside(list, pinned);
         let candidate = if self.residents.len(WINDOW) < self.window_slots { None } else { oldest(WINDOW) };
         let defender = oldest(PROBATION).or_else(|| oldest(PROTECTED));
