@@ -5,6 +5,10 @@
     cargo build --release -p expert-cache --examples
     python tools/libcachesim/compare.py target/release/examples/count_hits
 
+With --cacheus FOLDER, a checkout of https://github.com/sylab/cacheus (which needs matplotlib), LIRS is also compared with
+that implementation, on requests without immediate repeats, which it ignores, and with its one HIR slot in a hundred, at
+least one, where it has at least two.
+
 Needs no trace: requests are drawn from seeded distributions. Both sides read one file in libCacheSim's oracleGeneral
 format; both times are of serving the requests, libCacheSim's with its reader of the mapped file.
 """
@@ -46,8 +50,7 @@ POLICIES = [
     ("arc", lcs.ARC, ""),
     ("lfu-in-cache", lcs.LFU, ""),
     ("belady", lcs.Belady, ""),
-    ("lirs", lcs.LIRS, "its hit on an expert that is only in Q evicts"),
-    ("w-tiny-lfu", lcs.WTinyLFU, "its counts are a sketch"),
+    ("lirs", lcs.LIRS, "a hit in its Q takes a LIR slot"),
 ]
 
 
@@ -98,11 +101,38 @@ def ours(binary, path, capacities, repeats):
     return {(row["policy"], int(row["capacity"])): (int(row["hits"]), float(row["seconds"])) for row in rows}
 
 
+def cacheus_lirs(folder, path, capacity):
+    sys.path.insert(0, str(folder / "code"))
+    from algs.lirs import LIRS
+
+    cache = LIRS(capacity, 1000)
+    cache.hirs_limit = max(1, capacity // 100)
+    cache.lirs_limit = capacity - cache.hirs_limit
+    hits = 0
+    for at, expert in enumerate(np.fromfile(path, RECORD)["id"].tolist()):
+        hits += expert in cache
+        cache.request(expert, at)
+    return hits
+
+
+def compare_lirs_with_cacheus(arguments, path, ids, capacities):
+    """Returns the number of capacities at which hits differ."""
+    write(path, ids[np.r_[True, ids[1:] != ids[:-1]]])
+    mine = ours(arguments.binary, path, capacities, 1)
+    unequal = 0
+    for capacity in capacities:
+        hits, their_hits = mine["lirs", capacity][0], cacheus_lirs(arguments.cacheus, path, capacity)
+        unequal += hits != their_hits
+        print(f"lirs, {capacity} slots, no immediate repeats: {hits} hits, Cacheus has {their_hits}")
+    return unequal
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary", type=pathlib.Path, help="the example count_hits, built for release")
-    parser.add_argument("--requests", type=int, default=1_000_000)
-    parser.add_argument("--repeats", type=int, default=3, help="runs, of which the fastest counts")
+    parser.add_argument("--requests", type=int, default=50_000)
+    parser.add_argument("--repeats", type=int, default=50, help="runs, of which the fastest counts")
+    parser.add_argument("--cacheus", type=pathlib.Path, help="a checkout of sylab/cacheus, to compare LIRS with")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     unequal = 0
@@ -127,6 +157,9 @@ def main():
                         remark, unequal = "DIFFERENT", unequal + 1
                     speeds = [f"{len(ids) / took / 1e6:.1f}" for took in (seconds, their_seconds)]
                     print(f"| `{policy}` | {capacity} | {hits} | {their_hits} | {speeds[0]} | {speeds[1]} | {remark} |", flush=True)
+            if arguments.cacheus:
+                print()
+                unequal += compare_lirs_with_cacheus(arguments, path, ids, capacities)
     if unequal:
         sys.exit(f"{unequal} hit counts differ that should be equal")
 

@@ -277,7 +277,7 @@ impl Textbook for Segments {
     }
 }
 
-/// 2Q with K_in and K_out of a quarter and a half.
+/// 2Q.
 #[derive(Debug, Default)]
 struct TwoQueues {
     capacity: usize,
@@ -538,7 +538,7 @@ impl Distances {
         self.capacity - (self.capacity / 100).max(1)
     }
 
-    fn to_top(&mut self, expert: usize) {
+    fn raise(&mut self, expert: usize) {
         take(&mut self.stack, expert);
         self.stack.push(expert);
     }
@@ -560,7 +560,7 @@ impl Distances {
 
     fn promote(&mut self, expert: usize) {
         self.lir.insert(expert);
-        self.to_top(expert);
+        self.raise(expert);
         self.prune();
         if self.lir.len() > self.lir_slots() {
             let bottom = self.stack.remove(0);
@@ -582,14 +582,14 @@ impl Textbook for Distances {
 
     fn hit(&mut self, expert: usize) {
         if self.lir.contains(&expert) {
-            self.to_top(expert);
+            self.raise(expert);
             self.prune();
         } else {
             take(&mut self.queue, expert);
             if self.stack.contains(&expert) && self.lir_slots() > 0 {
                 self.promote(expert);
             } else {
-                self.to_top(expert);
+                self.raise(expert);
                 self.queue.push(expert);
             }
         }
@@ -598,7 +598,7 @@ impl Textbook for Distances {
 
     fn miss(&mut self, expert: usize) {
         if take(&mut self.evicted, expert) {
-            self.to_top(expert);
+            self.raise(expert);
             self.returning.push(expert);
         }
     }
@@ -623,7 +623,7 @@ impl Textbook for Distances {
         if self.lir.len() < self.lir_slots() || (returns && self.lir_slots() > 0) {
             self.promote(expert);
         } else {
-            self.to_top(expert);
+            self.raise(expert);
             self.queue.push(expert);
         }
         self.limit();

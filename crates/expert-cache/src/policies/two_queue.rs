@@ -14,7 +14,7 @@ use crate::{EvictionPolicy, ExpertKey, Request};
 /// victim cost O(1).
 ///
 /// Source: T. Johnson, D. Shasha, "2Q: a low overhead high performance buffer management replacement algorithm", VLDB
-/// 1994 (the full version; K_in = 25 %, K_out = 50 %).
+/// 1994 (the full version, with its usual quarter and half).
 #[derive(Clone, Debug)]
 pub struct TwoQueue {
     lists: Lists,
