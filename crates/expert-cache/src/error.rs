@@ -27,8 +27,16 @@ pub enum CacheError {
         /// The policy.
         policy: crate::PolicyKind,
     },
+    /// A policy whose parameter is too small.
+    #[error("the parameter of policy {policy} must be at least {least}")]
+    PolicyParameter {
+        /// The policy.
+        policy: crate::PolicyKind,
+        /// The least value allowed.
+        least: usize,
+    },
     /// A name that no policy has.
-    #[error("there is no policy {name:?}, known are lru, lfu, belady, look-ahead-N")]
+    #[error("there is no policy {name:?}, known are {}", crate::PolicyKind::known_names())]
     UnknownPolicy {
         /// The name.
         name: String,

@@ -55,8 +55,12 @@ pub use error::{CacheError, Result};
 pub use key::{ExpertKey, SlotId};
 pub use misses::{Buddies, MissCost, MissPolicy};
 pub use plan::{Eviction, Hit, Load, Plan, Skip};
-pub use policies::{Belady, Lfu, LookAhead, Lru};
-pub use policy::{EvictionPolicy, PolicyKind, PoolShape};
+pub use policies::{
+    ActivationAware, AdaptiveReplacement, Belady, BeladyBypass, Clock, Fifo, Hysteresis, LayerLru, LeastStale, Lfru,
+    Lfu, LfuAged, LfuInCache, Lirs, LookAhead, Lru, PolicyKind, PolicyNeeds, RandomChoice, RouterMass, S3Fifo, Sieve,
+    Slru, StaticBestSet, TwoQueue, WTinyLfu,
+};
+pub use policy::{EvictionPolicy, PoolShape};
 pub use pool::{Partition, Pool};
 pub use prefetch::{
     HistoryMatch, Markov, NextLayer, Oracle, Prediction, Prefetcher, PrefetcherKind, PreviousToken, Routing,

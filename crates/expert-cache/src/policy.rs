@@ -1,19 +1,23 @@
 //! Which expert leaves when another must come.
 
 use std::fmt;
-use std::str::FromStr;
-use std::sync::Arc;
 
 use moe_trace::ExpertSet;
 
-use crate::policies::{Belady, Lfu, LookAhead, Lru};
-use crate::{CacheError, ExpertKey, Request, Requests, Result};
+use crate::{ExpertKey, Request};
 
 /// Chooses whom to evict.
 ///
-/// A cache calls [`step`](Self::step) once a request, before any eviction for it; then, for every expert that must come
-/// in, [`victim`](Self::victim) if no slot is free, [`forget`](Self::forget) for the victim and [`admit`](Self::admit)
-/// for the newcomer.
+/// A cache calls [`step`](Self::step) once a request, before anything is evicted for it. Then, for every wanted expert
+/// that is absent, in ascending order of keys, it asks [`admits`](Self::admits); if so, and if no slot is free, it asks
+/// for a [`victim`](Self::victim) and calls [`forget`](Self::forget) with it; last it calls [`admit`](Self::admit). What
+/// fails to load is taken back by `forget` and `admit` outside of this order; a policy may take an expert that returns
+/// like that for a new one.
+///
+/// # Order within a request
+/// Policies that keep experts in an order of use treat the wanted ones one by one: first those that are resident, in
+/// ascending order of keys, when the request comes; then the others, in ascending order, as they are admitted. The last
+/// one is the most recent. Requests for one expert give the textbook policy.
 ///
 /// # Panics
 /// A policy may panic on an expert outside of the pool it was made for.
@@ -21,22 +25,40 @@ pub trait EvictionPolicy: fmt::Debug + Send {
     /// A request is about to be served.
     fn step(&mut self, request: &Request<'_>);
 
+    /// Whether a wanted expert that is absent is to be loaded; otherwise it is bypassed, even if a slot is free.
+    fn admits(&mut self, _expert: ExpertKey) -> bool {
+        true
+    }
+
     /// `expert` is resident from now on.
     fn admit(&mut self, expert: ExpertKey);
 
     /// `expert` is no longer resident.
     fn forget(&mut self, expert: ExpertKey);
 
-    /// The resident expert to evict, none of `pinned`; `None` to bypass instead, or if all are pinned.
-    fn victim(&mut self, pinned: &ExpertSet) -> Option<ExpertKey>;
+    /// The resident expert to evict for `incoming`, none of `pinned`; `None` to bypass instead, or if all are pinned.
+    fn victim(&mut self, incoming: ExpertKey, pinned: &ExpertSet) -> Option<ExpertKey>;
 
     /// A sequence has ended; the next request is another's.
     fn sequence_end(&mut self) {}
+
+    /// Whether [`step`](Self::step) reads the router mass of requests; to other policies it need not be given.
+    fn reads_mass(&self) -> bool {
+        false
+    }
+
+    /// Asserts the invariants of the policy, and that it takes exactly `resident` for resident.
+    #[cfg(test)]
+    fn validate(&self, _resident: &ExpertSet) {}
 }
 
 impl<P: EvictionPolicy + ?Sized> EvictionPolicy for Box<P> {
     fn step(&mut self, request: &Request<'_>) {
         (**self).step(request);
+    }
+
+    fn admits(&mut self, expert: ExpertKey) -> bool {
+        (**self).admits(expert)
     }
 
     fn admit(&mut self, expert: ExpertKey) {
@@ -47,12 +69,21 @@ impl<P: EvictionPolicy + ?Sized> EvictionPolicy for Box<P> {
         (**self).forget(expert);
     }
 
-    fn victim(&mut self, pinned: &ExpertSet) -> Option<ExpertKey> {
-        (**self).victim(pinned)
+    fn victim(&mut self, incoming: ExpertKey, pinned: &ExpertSet) -> Option<ExpertKey> {
+        (**self).victim(incoming, pinned)
     }
 
     fn sequence_end(&mut self) {
         (**self).sequence_end();
+    }
+
+    fn reads_mass(&self) -> bool {
+        (**self).reads_mass()
+    }
+
+    #[cfg(test)]
+    fn validate(&self, resident: &ExpertSet) {
+        (**self).validate(resident);
     }
 }
 
@@ -70,98 +101,9 @@ impl PoolShape {
     pub fn universe(self) -> usize {
         self.layers * self.experts
     }
-}
 
-/// The policies by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PolicyKind {
-    /// Least recently used.
-    Lru,
-    /// Least frequently used.
-    Lfu,
-    /// Farthest next use; knows the whole future.
-    Belady,
-    /// Least used in the next `window` requests to each layer; knows that much of the future.
-    LookAhead {
-        /// Requests looked at, the one being served included: decoded tokens, or whole prefills.
-        window: usize,
-    },
-}
-
-impl PolicyKind {
-    /// Whether the policy must know the requests to come.
-    pub fn needs_future(self) -> bool {
-        matches!(self, PolicyKind::Belady | PolicyKind::LookAhead { .. })
+    /// The layer of every key, counted from the pool's first.
+    pub(crate) fn layer_of_keys(self) -> Vec<usize> {
+        (0..self.universe()).map(|key| key / self.experts).collect()
     }
-
-    /// Creates the policy for a cache of `capacity` slots over a pool; `future` are the requests it will see.
-    ///
-    /// # Errors
-    /// [`CacheError::Capacity`] if the capacity is 0 or above the pool, [`CacheError::NeedsFuture`] if the policy needs a future and there is none, [`CacheError::Universe`] if the
-    /// future is another pool's, [`CacheError::Window`] for an empty window.
-    pub fn build(
-        self,
-        shape: PoolShape,
-        capacity: usize,
-        future: Option<&Arc<Requests>>,
-    ) -> Result<Box<dyn EvictionPolicy>> {
-        let universe = shape.universe();
-        if capacity == 0 || capacity > universe {
-            return Err(CacheError::Capacity { capacity, experts: universe });
-        }
-        let future = || {
-            let future = future.ok_or(CacheError::NeedsFuture { policy: self })?;
-            if future.universe() == universe {
-                Ok(future)
-            } else {
-                Err(CacheError::Universe { found: future.universe(), expected: universe })
-            }
-        };
-        Ok(match self {
-            PolicyKind::Lru => Box::new(Lru::new(universe)),
-            PolicyKind::Lfu => Box::new(Lfu::new(universe)),
-            PolicyKind::Belady => Box::new(Belady::new(future()?)),
-            PolicyKind::LookAhead { window } => {
-                let future = future()?;
-                Box::new(LookAhead::new(Arc::clone(future), window.saturating_mul(future.layers()))?)
-            }
-        })
-    }
-}
-
-impl fmt::Display for PolicyKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            PolicyKind::Lru => f.write_str("lru"),
-            PolicyKind::Lfu => f.write_str("lfu"),
-            PolicyKind::Belady => f.write_str("belady"),
-            PolicyKind::LookAhead { window } => write!(f, "look-ahead-{window}"),
-        }
-    }
-}
-
-impl FromStr for PolicyKind {
-    type Err = CacheError;
-
-    fn from_str(name: &str) -> Result<PolicyKind> {
-        let window = |name: &str| name.strip_prefix("look-ahead-").and_then(|window| window.parse().ok());
-        match name {
-            "lru" => Ok(PolicyKind::Lru),
-            "lfu" => Ok(PolicyKind::Lfu),
-            "belady" => Ok(PolicyKind::Belady),
-            _ => window(name)
-                .map(|window| PolicyKind::LookAhead { window })
-                .ok_or_else(|| CacheError::UnknownPolicy { name: name.to_owned() }),
-        }
-    }
-}
-
-/// The member of `resident` outside `pinned` with the lowest priority; the lowest key on a tie.
-pub(crate) fn lowest_priority<K: Ord>(
-    resident: &ExpertSet,
-    pinned: &ExpertSet,
-    priority: impl Fn(usize) -> K,
-) -> Option<ExpertKey> {
-    let evictable = resident.iter().filter(|&expert| !pinned.contains(expert));
-    evictable.min_by_key(|&expert| priority(expert)).map(ExpertKey::from_index)
 }

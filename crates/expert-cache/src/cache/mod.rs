@@ -300,6 +300,7 @@ impl<P: EvictionPolicy> ExpertCache<P> {
     pub(crate) fn validate(&self) {
         self.residency.validate();
         self.marks.validate(self.resident());
+        self.policy.validate(self.resident());
         if let Some(guard) = &self.guard {
             guard.validate(self.resident(), |key| self.residency.size(key));
         }

@@ -34,11 +34,14 @@ impl<P: EvictionPolicy> ExpertCache<P> {
             self.marks.hold(key.index(), within);
             return Ok(None);
         }
+        if !self.policy.admits(key) {
+            return Ok(None);
+        }
         let size = self.residency.size(key.index());
         let first = self.prefetches.evictions.len();
         while !self.residency.has_room(size) {
             let guarded = self.is_guarded(key, phase);
-            let victim = if self.block(guarded, true) { self.policy.victim(&self.blocked) } else { None };
+            let victim = if self.block(guarded, true) { self.policy.victim(key, &self.blocked) } else { None };
             let Some(eviction) = victim.and_then(|victim| self.evict(victim)) else {
                 let mut prefetches = std::mem::take(&mut self.prefetches);
                 prefetches.evictions.drain(first..).rev().for_each(|eviction| self.restore(&eviction));

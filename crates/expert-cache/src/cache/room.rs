@@ -45,6 +45,10 @@ impl<P: EvictionPolicy> ExpertCache<P> {
 
     /// Loads a missing expert, in the next wave if need be, or bypasses it.
     pub(super) fn load(&mut self, key: ExpertKey, phase: Phase) {
+        if !self.policy.admits(key) {
+            self.plan.bypasses.push(key);
+            return;
+        }
         let size = self.residency.size(key.index());
         let first = self.plan.evictions.len();
         self.pinned.insert(key.index());
@@ -101,14 +105,14 @@ impl<P: EvictionPolicy> ExpertCache<P> {
             // Held experts go last.
             for held in [true, false] {
                 if self.block(guarded, held) {
-                    return self.policy.victim(&self.blocked).ok_or(Refusal::Declined);
+                    return self.policy.victim(key, &self.blocked).ok_or(Refusal::Declined);
                 }
             }
             if guarded && (self.wave_used > 0 || self.oversize == Oversize::Bypass) {
                 return Err(Refusal::Guarded);
             }
         }
-        self.policy.victim(&self.pinned).ok_or(Refusal::Declined)
+        self.policy.victim(key, &self.pinned).ok_or(Refusal::Declined)
     }
 
     /// Whether the guard lets only experts go for `key` that decode has not used.

@@ -46,7 +46,7 @@ impl EvictionPolicy for Oldest {
         assert!(self.resident.remove(expert.index()), "forgotten twice");
     }
 
-    fn victim(&mut self, pinned: &ExpertSet) -> Option<ExpertKey> {
+    fn victim(&mut self, _: ExpertKey, pinned: &ExpertSet) -> Option<ExpertKey> {
         self.choose(self.resident.iter().filter(|&key| !pinned.contains(key))).map(ExpertKey::from_index)
     }
 }

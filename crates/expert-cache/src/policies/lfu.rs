@@ -2,47 +2,54 @@
 
 use moe_trace::ExpertSet;
 
-use crate::policy::lowest_priority;
+use super::heap::PriorityHeap;
+use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, Request};
 
 /// Evicts the expert with the fewest requests so far; of those, the one whose last request is longest ago.
 ///
-/// Counts are cumulative: they survive eviction. State: two counters an expert. A victim costs
-/// O(universe / 64 + resident).
+/// Counts are cumulative: they survive eviction. State: two counters an expert, and a heap of the residents. An access and
+/// a victim cost O(log resident).
 #[derive(Clone, Debug)]
 pub struct Lfu {
     clock: u64,
     /// Number of requests and time of the last one.
     uses: Vec<(u64, u64)>,
-    resident: ExpertSet,
+    residents: PriorityHeap<(u64, u64)>,
 }
 
 impl Lfu {
-    /// Creates the policy for a pool of `universe` experts.
-    pub fn new(universe: usize) -> Lfu {
-        Lfu { clock: 0, uses: vec![(0, 0); universe], resident: ExpertSet::new(universe) }
+    /// Creates the policy for a pool of `universe` experts and a cache of `capacity` slots.
+    pub fn new(universe: usize, capacity: usize) -> Lfu {
+        Lfu { clock: 0, uses: vec![(0, 0); universe], residents: PriorityHeap::new(universe, capacity) }
     }
 }
 
 impl EvictionPolicy for Lfu {
     fn step(&mut self, request: &Request<'_>) {
         self.clock += 1;
-        for expert in request.wanted().iter() {
+        for expert in members(request.wanted()) {
             let (count, last_use) = &mut self.uses[expert];
             *count += 1;
             *last_use = self.clock;
+            self.residents.update(expert, self.uses[expert]);
         }
     }
 
     fn admit(&mut self, expert: ExpertKey) {
-        self.resident.insert(expert.index());
+        self.residents.put(expert.index(), self.uses[expert.index()]);
     }
 
     fn forget(&mut self, expert: ExpertKey) {
-        self.resident.remove(expert.index());
+        self.residents.remove(expert.index());
     }
 
-    fn victim(&mut self, pinned: &ExpertSet) -> Option<ExpertKey> {
-        lowest_priority(&self.resident, pinned, |expert| self.uses[expert])
+    fn victim(&mut self, _incoming: ExpertKey, pinned: &ExpertSet) -> Option<ExpertKey> {
+        self.residents.lowest_outside(pinned).map(ExpertKey::from_index)
+    }
+
+    #[cfg(test)]
+    fn validate(&self, resident: &ExpertSet) {
+        self.residents.validate(resident);
     }
 }

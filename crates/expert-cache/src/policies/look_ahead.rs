@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use moe_trace::ExpertSet;
 
-use crate::policy::lowest_priority;
+use super::heap::PriorityHeap;
+use crate::members::members;
 use crate::{CacheError, EvictionPolicy, ExpertKey, Request, Requests, Result};
 
 /// Evicts the expert used least in a window of requests that starts with the current one; of those, the one whose last
 /// request is longest ago.
 ///
-/// It must be stepped through exactly the requests it was built from. State: two counters an expert and the shared
-/// requests. A step costs O(size of two requests), a victim O(universe / 64 + resident).
+/// It must be stepped through exactly the requests it was built from. State: two counters an expert, the shared
+/// requests, and a heap of the residents. An access and a victim cost O(log resident).
 ///
 /// Source: the look-ahead cache of SCH, arXiv 2505.16056, section 2.3.
 #[derive(Clone, Debug)]
@@ -22,15 +23,16 @@ pub struct LookAhead {
     clock: usize,
     /// Uses in the window, and time of the last use.
     uses: Vec<(u32, usize)>,
-    resident: ExpertSet,
+    residents: PriorityHeap<(u32, usize)>,
 }
 
 impl LookAhead {
-    /// Creates the policy for the pool of `requests`, looking at `window` of them at a time.
+    /// Creates the policy for the pool of `requests` and a cache of `capacity` slots, looking at `window` requests at a
+    /// time.
     ///
     /// # Errors
     /// [`CacheError::Window`] for an empty window.
-    pub fn new(requests: Arc<Requests>, window: usize) -> Result<LookAhead> {
+    pub fn new(requests: Arc<Requests>, capacity: usize, window: usize) -> Result<LookAhead> {
         if window == 0 {
             return Err(CacheError::Window { window });
         }
@@ -39,33 +41,45 @@ impl LookAhead {
         for request in 0..(window - 1).min(requests.len()) {
             requests.members(request).iter().for_each(|&expert| uses[expert as usize].0 += 1);
         }
-        let resident = ExpertSet::new(requests.universe());
-        Ok(LookAhead { requests, window, clock: 0, uses, resident })
+        let residents = PriorityHeap::new(requests.universe(), capacity);
+        Ok(LookAhead { requests, window, clock: 0, uses, residents })
     }
 }
 
 impl EvictionPolicy for LookAhead {
     fn step(&mut self, request: &Request<'_>) {
         if let Some(left) = self.clock.checked_sub(1) {
-            self.requests.members(left).iter().for_each(|&expert| self.uses[expert as usize].0 -= 1);
+            for expert in self.requests.members(left).iter().map(|&expert| expert as usize) {
+                self.uses[expert].0 -= 1;
+                self.residents.update(expert, self.uses[expert]);
+            }
         }
         let entering = self.clock.saturating_add(self.window - 1);
-        self.requests.members(entering).iter().for_each(|&expert| self.uses[expert as usize].0 += 1);
+        for expert in self.requests.members(entering).iter().map(|&expert| expert as usize) {
+            self.uses[expert].0 += 1;
+            self.residents.update(expert, self.uses[expert]);
+        }
         self.clock += 1;
-        for expert in request.wanted().iter() {
+        for expert in members(request.wanted()) {
             self.uses[expert].1 = self.clock;
+            self.residents.update(expert, self.uses[expert]);
         }
     }
 
     fn admit(&mut self, expert: ExpertKey) {
-        self.resident.insert(expert.index());
+        self.residents.put(expert.index(), self.uses[expert.index()]);
     }
 
     fn forget(&mut self, expert: ExpertKey) {
-        self.resident.remove(expert.index());
+        self.residents.remove(expert.index());
     }
 
-    fn victim(&mut self, pinned: &ExpertSet) -> Option<ExpertKey> {
-        lowest_priority(&self.resident, pinned, |expert| self.uses[expert])
+    fn victim(&mut self, _incoming: ExpertKey, pinned: &ExpertSet) -> Option<ExpertKey> {
+        self.residents.lowest_outside(pinned).map(ExpertKey::from_index)
+    }
+
+    #[cfg(test)]
+    fn validate(&self, resident: &ExpertSet) {
+        self.residents.validate(resident);
     }
 }

@@ -2,44 +2,46 @@
 
 use moe_trace::ExpertSet;
 
-use crate::policy::lowest_priority;
+use super::list::Lists;
+use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, Request};
 
 /// Evicts the expert whose last request is longest ago.
 ///
-/// Experts of one request share its time; of those the lowest key goes first. State: one counter an expert. A victim
-/// costs O(universe / 64 + resident).
+/// State: one list of the residents. An access and a victim cost O(1).
+///
+/// Source: R. L. Mattson et al., "Evaluation techniques for storage hierarchies", IBM Systems Journal 9(2), 1970.
 #[derive(Clone, Debug)]
 pub struct Lru {
-    clock: u64,
-    last_use: Vec<u64>,
-    resident: ExpertSet,
+    residents: Lists,
 }
 
 impl Lru {
     /// Creates the policy for a pool of `universe` experts.
     pub fn new(universe: usize) -> Lru {
-        Lru { clock: 0, last_use: vec![0; universe], resident: ExpertSet::new(universe) }
+        Lru { residents: Lists::new(universe, 1) }
     }
 }
 
 impl EvictionPolicy for Lru {
     fn step(&mut self, request: &Request<'_>) {
-        self.clock += 1;
-        for expert in request.wanted().iter() {
-            self.last_use[expert] = self.clock;
-        }
+        members(request.wanted()).for_each(|expert| self.residents.touch(expert));
     }
 
     fn admit(&mut self, expert: ExpertKey) {
-        self.resident.insert(expert.index());
+        self.residents.put(0, expert.index());
     }
 
     fn forget(&mut self, expert: ExpertKey) {
-        self.resident.remove(expert.index());
+        self.residents.remove(expert.index());
     }
 
-    fn victim(&mut self, pinned: &ExpertSet) -> Option<ExpertKey> {
-        lowest_priority(&self.resident, pinned, |expert| self.last_use[expert])
+    fn victim(&mut self, _incoming: ExpertKey, pinned: &ExpertSet) -> Option<ExpertKey> {
+        self.residents.oldest_outside(0, pinned).map(ExpertKey::from_index)
+    }
+
+    #[cfg(test)]
+    fn validate(&self, resident: &ExpertSet) {
+        self.residents.validate_residents(0..1, resident);
     }
 }

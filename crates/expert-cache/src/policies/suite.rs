@@ -1,35 +1,115 @@
-//! Tests that every policy passes: the cache against a naive twin that recomputes every priority from the whole history.
+//! Tests that every policy passes, and twins that recompute what a policy keeps.
 
-use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use moe_trace::{ExpertSet, Geometry, LayerId, MemoryTrace, Phase, SequenceBuf};
+use moe_trace::{Geometry, LayerId, MemoryTrace, Phase, SequenceBuf};
 use proptest::prelude::*;
 
-use crate::{ExpertCache, Oversize, PolicyKind, Pool, PoolShape, Requests};
+use super::twins::Twin;
+use crate::{
+    EvictionPolicy, ExpertCache, ExpertKey, Oversize, Plan, PolicyKind, Pool, PoolShape, RequestBuffer, Requests,
+};
 
-/// Priority of `expert` at request `now`, from the history alone; the lowest is evicted.
-fn naive_priority(
+const ONE_LAYER: PoolShape = PoolShape { layers: 1, experts: 12 };
+const THREE_LAYERS: PoolShape = PoolShape { layers: 3, experts: 4 };
+
+/// A trace of one layer whose decode requests are exactly `history`.
+fn requests(universe: usize, history: &[Vec<usize>]) -> Arc<Requests> {
+    let geometry = Geometry::decoder(1, universe, universe).unwrap();
+    let mut ids = Vec::new();
+    for set in history {
+        let mut row = vec![moe_trace::EMPTY_SLOT; universe];
+        row.iter_mut().zip(set).for_each(|(slot, &expert)| *slot = u16::try_from(expert).unwrap());
+        ids.extend(row);
+    }
+    let mut trace = MemoryTrace::new(geometry.clone());
+    trace.push(SequenceBuf::from_experts(&geometry, ids, Phase::Decode).unwrap()).unwrap();
+    Arc::new(Requests::from_source(&trace, &Pool::model(&geometry)).unwrap())
+}
+
+pub(super) fn cache(
     kind: PolicyKind,
+    shape: PoolShape,
+    capacity: usize,
+    oversize: Oversize,
     history: &[Vec<usize>],
-    now: usize,
-    expert: usize,
-) -> (Reverse<usize>, usize, usize) {
-    let has = |request: &Vec<usize>| request.contains(&expert);
-    let last_use = history[..=now].iter().rposition(has).map_or(0, |at| at + 1);
-    match kind {
-        PolicyKind::Lru => (Reverse(0), 0, last_use),
-        PolicyKind::Lfu => (Reverse(0), history[..=now].iter().filter(|r| has(r)).count(), last_use),
-        PolicyKind::Belady => (Reverse(history[now + 1..].iter().position(has).unwrap_or(usize::MAX)), 0, 0),
-        PolicyKind::LookAhead { window } => {
-            let end = (now + window).min(history.len());
-            (Reverse(0), history[now..end].iter().filter(|r| has(r)).count(), last_use)
+) -> ExpertCache<Box<dyn EvictionPolicy>> {
+    let policy = kind.build(shape, capacity, Some(&requests(shape.universe(), history))).unwrap();
+    ExpertCache::new(policy, shape.universe(), capacity, oversize).unwrap()
+}
+
+/// Serves a request whose experts have router weights.
+pub(super) fn serve<P: EvictionPolicy>(cache: &mut ExpertCache<P>, shape: PoolShape, wanted: &[usize]) -> Plan {
+    let mut buffer = RequestBuffer::new(shape.universe());
+    let mut weight = 0.5;
+    for &expert in wanted {
+        buffer.want(ExpertKey::from_index(expert), Some(weight));
+        weight /= 2.0;
+    }
+    let layer = wanted.first().map_or(0, |expert| expert / shape.experts);
+    cache.request(buffer.request(LayerId(u16::try_from(layer).unwrap()), Phase::Decode)).unwrap().clone()
+}
+
+fn keys(keys: impl IntoIterator<Item = ExpertKey>) -> BTreeSet<usize> {
+    keys.into_iter().map(ExpertKey::index).collect()
+}
+
+/// The rules of the engine, after every request; the cache and the policy validate themselves as well.
+fn keeps_the_rules(kind: PolicyKind, shape: PoolShape, history: &[Vec<usize>], capacity: usize, oversize: Oversize) {
+    let mut cache = cache(kind, shape, capacity, oversize, history);
+    for (number, wanted) in history.iter().enumerate() {
+        let before: BTreeSet<usize> = cache.resident().iter().collect();
+        let plan = serve(&mut cache, shape, wanted);
+        let wanted: BTreeSet<usize> = wanted.iter().copied().collect();
+        let hits = keys(plan.hits().iter().map(|hit| hit.key));
+        let loads = keys(plan.loads().iter().map(|load| load.key));
+        let bypasses = keys(plan.bypasses().iter().copied());
+        assert_eq!(hits, &wanted & &before, "hits are judged on the state before the request");
+        assert_eq!(&(&hits | &loads) | &bypasses, wanted);
+        assert_eq!(hits.len() + plan.loads().len() + plan.bypasses().len(), wanted.len());
+        let mut resident = before.clone();
+        for (number, wave) in plan.waves().enumerate() {
+            let mut served = if number == 0 { hits.clone() } else { BTreeSet::new() };
+            for load in wave {
+                let evicted = plan.evicted(load);
+                assert_eq!(evicted.len(), usize::from(resident.len() == capacity), "free slots come first");
+                for eviction in evicted {
+                    let key = eviction.key.index();
+                    assert!(resident.remove(&key) && !served.contains(&key));
+                }
+                assert!(resident.insert(load.key.index()));
+                served.insert(load.key.index());
+            }
+            assert!(served.is_subset(&resident), "a wave is resident together");
+        }
+        assert_eq!(cache.resident().iter().collect::<BTreeSet<_>>(), resident);
+        if wanted.len() <= capacity && !kind.needs().bypass {
+            assert!(bypasses.is_empty() && plan.waves().count() == 1 && wanted.is_subset(&resident));
+        }
+        if number % 7 == 6 {
+            cache.sequence_end();
         }
     }
 }
 
-/// Hits, loads and bypasses of every request by the rules, slowly, and who is resident after it.
+/// Priority of `expert` at request `now`, from the history alone; the lowest is evicted.
+fn naive_priority(kind: PolicyKind, history: &[Vec<usize>], now: usize, expert: usize) -> [i64; 3] {
+    let number = |value: usize| i64::try_from(value).unwrap();
+    let has = |request: &Vec<usize>| request.contains(&expert);
+    let last_use = history[..=now].iter().rposition(has).map_or(0, |at| at + 1);
+    match kind {
+        PolicyKind::Lfu => [0, number(history[..=now].iter().filter(|r| has(r)).count()), number(last_use)],
+        PolicyKind::Belady => [-number(history[now + 1..].iter().position(has).unwrap_or(history.len())), 0, 0],
+        PolicyKind::LookAhead { window } => {
+            let end = (now + window).min(history.len());
+            [0, number(history[now..end].iter().filter(|r| has(r)).count()), number(last_use)]
+        }
+        _ => unreachable!("{kind} has another twin"),
+    }
+}
+
+/// Counts of hits, loads and bypasses by the rules, slowly, and who is resident after each request.
 fn naive_run(
     kind: PolicyKind,
     history: &[Vec<usize>],
@@ -50,7 +130,8 @@ fn naive_run(
             pinned.push(expert);
             if resident.len() == capacity {
                 let victims = resident.iter().copied().filter(|e| !pinned.contains(e));
-                let Some(victim) = victims.min_by_key(|&e| (naive_priority(kind, history, now, e), e)) else {
+                let victim = victims.min_by_key(|&e| (naive_priority(kind, history, now, e), e));
+                let Some(victim) = victim else {
                     bypasses += 1;
                     continue;
                 };
@@ -65,100 +146,190 @@ fn naive_run(
     outcomes
 }
 
-/// A trace of one layer whose decode requests are exactly `history`.
-fn requests(universe: usize, history: &[Vec<usize>]) -> Arc<Requests> {
-    let geometry = Geometry::decoder(1, universe, universe).unwrap();
-    let mut ids = Vec::new();
-    for set in history {
-        let mut row = vec![moe_trace::EMPTY_SLOT; universe];
-        row.iter_mut().zip(set).for_each(|(slot, &expert)| *slot = u16::try_from(expert).unwrap());
-        ids.extend(row);
+/// The policy against its twin: one that recomputes priorities, or a textbook form.
+fn agrees_with_the_twin(
+    kind: PolicyKind,
+    shape: PoolShape,
+    history: &[Vec<usize>],
+    capacity: usize,
+    oversize: Oversize,
+) {
+    let mut ours = cache(kind, shape, capacity, oversize, history);
+    if let Some(twin) = Twin::new(kind, shape, capacity) {
+        let mut twin = ExpertCache::new(twin, shape.universe(), capacity, oversize).unwrap();
+        for (number, wanted) in history.iter().enumerate() {
+            let plans = (serve(&mut ours, shape, wanted), serve(&mut twin, shape, wanted));
+            assert_eq!(plans.0, plans.1, "{kind} at capacity {capacity}, request {number}");
+        }
+        return;
     }
-    let mut trace = MemoryTrace::new(geometry.clone());
-    trace.push(SequenceBuf::from_experts(&geometry, ids, Phase::Decode).unwrap()).unwrap();
-    Arc::new(Requests::from_source(&trace, &Pool::layer(&geometry, LayerId(0)).unwrap()).unwrap())
-}
-
-fn check(kind: PolicyKind, universe: usize, history: &[Vec<usize>], capacity: usize, oversize: Oversize) {
-    let policy =
-        kind.build(PoolShape { layers: 1, experts: universe }, capacity, Some(&requests(universe, history))).unwrap();
-    let mut cache = ExpertCache::new(policy, universe, capacity, oversize).unwrap();
-    let expected = naive_run(kind, history, capacity, oversize);
-    for (wanted, (expected, resident)) in history.iter().zip(expected) {
-        let set = ExpertSet::from_members(universe, wanted.iter().copied());
-        let before = cache.resident().clone();
-        let plan = cache.request(&set).unwrap().clone();
+    for (wanted, (expected, resident)) in history.iter().zip(naive_run(kind, history, capacity, oversize)) {
+        let plan = serve(&mut ours, shape, wanted);
         let outcome = [plan.hits().len(), plan.loads().len(), plan.bypasses().len()];
         assert_eq!(outcome, expected, "{kind} at capacity {capacity}");
-        assert_eq!(outcome[0], set.intersection_len(&before), "hits are judged on the state before the request");
-        assert_eq!(cache.resident().iter().collect::<BTreeSet<_>>(), resident, "{kind} at capacity {capacity}");
-        if wanted.len() <= capacity {
-            assert!(set.is_subset(cache.resident()), "a request that fits is resident as a whole");
-            assert!(plan.bypasses().is_empty() && plan.waves().count() == 1);
-        }
+        assert_eq!(ours.resident().iter().collect::<BTreeSet<_>>(), resident, "{kind} at capacity {capacity}");
     }
+}
+
+/// After a rollback the cache holds exactly what the executed loads left, and goes on.
+fn rolls_back(
+    kind: PolicyKind,
+    shape: PoolShape,
+    history: &[Vec<usize>],
+    capacity: usize,
+    fail_at: prop::sample::Index,
+) {
+    let mut cache = cache(kind, shape, capacity, Oversize::Waves, history);
+    for wanted in history {
+        let before = cache.resident().clone();
+        let plan = serve(&mut cache, shape, wanted);
+        if plan.loads().is_empty() {
+            continue;
+        }
+        let failed = fail_at.index(plan.loads().len());
+        cache.rollback(failed);
+        let mut expected = before;
+        for (number, load) in plan.loads().iter().enumerate().take(failed + 1) {
+            plan.evicted(load).iter().for_each(|eviction| _ = expected.remove(eviction.key.index()));
+            if number < failed {
+                expected.insert(load.key.index());
+            }
+        }
+        assert_eq!(cache.resident(), &expected);
+    }
+}
+
+/// Requests of up to five experts of one pool of twelve; in a pool of several layers, of one layer each.
+fn histories(shape: PoolShape) -> impl Strategy<Value = Vec<Vec<usize>>> {
+    let set = (0..shape.layers, proptest::collection::btree_set(0..shape.experts, 0..6));
+    let request =
+        move |(layer, set): (usize, BTreeSet<usize>)| set.into_iter().map(|e| layer * shape.experts + e).collect();
+    proptest::collection::vec(set.prop_map(request), 1..60)
+}
+
+fn shapes_and_histories() -> impl Strategy<Value = (PoolShape, Vec<Vec<usize>>)> {
+    prop_oneof![Just(ONE_LAYER), Just(THREE_LAYERS)].prop_flat_map(|shape| (Just(shape), histories(shape)))
+}
+
+fn oversizes() -> impl Strategy<Value = Oversize> {
+    prop_oneof![Just(Oversize::Waves), Just(Oversize::Bypass)]
 }
 
 macro_rules! policy_suite {
-    ($($name:ident: $kind:expr;)*) => {$(
-        mod $name {
+    ($($name:ident: $kind:expr;)*) => {
+        $(mod $name {
             use super::*;
 
             proptest! {
                 #[test]
-                fn agrees_with_the_naive_twin(
-                    universe in 2usize..12,
-                    capacity in 1usize..12,
-                    waves in any::<bool>(),
-                    raw in proptest::collection::vec(proptest::collection::btree_set(0usize..12, 0..6), 1..40),
+                fn keeps_the_rules(
+                    (shape, history) in shapes_and_histories(),
+                    capacity in 1usize..=12,
+                    oversize in oversizes(),
                 ) {
-                    let history: Vec<Vec<usize>> =
-                        raw.iter().map(|set| set.iter().copied().filter(|&e| e < universe).collect()).collect();
-                    let oversize = if waves { Oversize::Waves } else { Oversize::Bypass };
-                    check($kind, universe, &history, capacity.min(universe), oversize);
+                    super::keeps_the_rules($kind, shape, &history, capacity, oversize);
                 }
 
-                /// After a rollback the cache holds exactly what the executed loads left, and goes on.
                 #[test]
-                fn a_failed_load_is_rolled_back(
-                    history in proptest::collection::vec(proptest::collection::btree_set(0usize..8, 1..4), 2..20),
-                    capacity in 1usize..8,
+                fn rolls_back(
+                    (shape, history) in shapes_and_histories(),
+                    capacity in 1usize..=12,
                     fail_at in any::<prop::sample::Index>(),
                 ) {
-                    let history: Vec<Vec<usize>> = history.into_iter().map(|set| set.into_iter().collect()).collect();
-                    let policy = $kind.build(PoolShape { layers: 1, experts: 8 }, capacity, Some(&requests(8, &history))).unwrap();
-                    let mut cache = ExpertCache::new(policy, 8, capacity, Oversize::Waves).unwrap();
-                    for wanted in &history {
-                        let before = cache.resident().clone();
-                        let plan = cache.request(&ExpertSet::from_members(8, wanted.iter().copied())).unwrap().clone();
-                        if plan.loads().is_empty() {
-                            continue;
-                        }
-                        let failed = fail_at.index(plan.loads().len());
-                        cache.rollback(failed);
-                        let mut expected = before;
-                        for (number, load) in plan.loads().iter().enumerate().take(failed + 1) {
-                            if let [evicted] = plan.evicted(load) {
-                                expected.remove(evicted.key.index());
-                            }
-                            if number < failed {
-                                expected.insert(load.key.index());
-                            }
-                        }
-                        prop_assert_eq!(cache.resident(), &expected);
-                    }
+                    super::rolls_back($kind, shape, &history, capacity, fail_at);
                 }
             }
+        })*
+
+        #[test]
+        fn every_policy_is_in_the_suite() {
+            let listed = [$($kind),*];
+            assert!(PolicyKind::all().iter().all(|kind| listed.contains(kind)));
         }
-    )*};
+    };
 }
 
 policy_suite! {
     lru: PolicyKind::Lru;
     lfu: PolicyKind::Lfu;
+    lfu_in_cache: PolicyKind::LfuInCache;
+    lfu_aged: PolicyKind::LfuAged;
+    fifo: PolicyKind::Fifo;
+    clock: PolicyKind::Clock;
+    slru: PolicyKind::Slru;
+    two_queue: PolicyKind::TwoQueue;
+    arc: PolicyKind::Arc;
+    lirs: PolicyKind::Lirs;
+    s3_fifo: PolicyKind::S3Fifo;
+    sieve: PolicyKind::Sieve;
+    w_tiny_lfu: PolicyKind::WTinyLfu;
+    random: PolicyKind::Random { seed: 0 };
+    static_best_set: PolicyKind::StaticBestSet;
     belady: PolicyKind::Belady;
-    look_ahead_1: PolicyKind::LookAhead { window: 1 };
-    look_ahead_3: PolicyKind::LookAhead { window: 3 };
+    belady_bypass: PolicyKind::BeladyBypass;
+    look_ahead: PolicyKind::LookAhead { window: 16 };
+    lfru: PolicyKind::Lfru { memory: 32 };
+    least_stale: PolicyKind::LeastStale;
+    router_mass: PolicyKind::RouterMass { memory: 32 };
+    activation_aware: PolicyKind::ActivationAware { sequences: 16 };
+    activation_aware_2: PolicyKind::ActivationAware { sequences: 2 };
+    layer_lru: PolicyKind::LayerLru;
+    hysteresis: PolicyKind::Hysteresis { dwell: 4 };
+    hysteresis_0: PolicyKind::Hysteresis { dwell: 0 };
+}
+
+macro_rules! twin_suite {
+    ($($name:ident: $kind:expr;)*) => {$(
+        proptest! {
+            #[test]
+            fn $name(
+                (shape, history) in shapes_and_histories(),
+                capacity in 1usize..=12,
+                oversize in oversizes(),
+            ) {
+                agrees_with_the_twin($kind, shape, &history, capacity, oversize);
+            }
+        }
+    )*};
+}
+
+mod agrees_with_the_twin {
+    use super::*;
+
+    twin_suite! {
+        lru: PolicyKind::Lru;
+        lfu: PolicyKind::Lfu;
+        lfu_in_cache: PolicyKind::LfuInCache;
+        lfu_aged: PolicyKind::LfuAged;
+        fifo: PolicyKind::Fifo;
+        clock: PolicyKind::Clock;
+        slru: PolicyKind::Slru;
+        two_queue: PolicyKind::TwoQueue;
+        arc: PolicyKind::Arc;
+        lirs: PolicyKind::Lirs;
+        s3_fifo: PolicyKind::S3Fifo;
+        sieve: PolicyKind::Sieve;
+        belady: PolicyKind::Belady;
+        look_ahead_1: PolicyKind::LookAhead { window: 1 };
+        look_ahead_3: PolicyKind::LookAhead { window: 3 };
+        layer_lru: PolicyKind::LayerLru;
+    }
+
+    proptest! {
+        /// Long histories of single experts over a larger pool, where segments and histories have more than one entry.
+        #[test]
+        fn long_single_requests(
+            history in proptest::collection::vec((0usize..48, 0usize..48), 300),
+            capacity in 20usize..40,
+        ) {
+            let shape = PoolShape { layers: 1, experts: 48 };
+            // The lower of two draws: low keys are popular.
+            let history: Vec<Vec<usize>> = history.into_iter().map(|(a, b)| vec![a.min(b)]).collect();
+            for kind in [PolicyKind::S3Fifo, PolicyKind::Arc, PolicyKind::Lirs, PolicyKind::TwoQueue, PolicyKind::Slru] {
+                super::agrees_with_the_twin(kind, shape, &history, capacity, Oversize::Waves);
+            }
+        }
+    }
 }
 
 proptest! {
@@ -169,47 +340,50 @@ proptest! {
         capacity in 2usize..5,
     ) {
         let history: Vec<Vec<usize>> = raw.into_iter().map(|set| set.into_iter().collect()).collect();
-        let policy = PolicyKind::Belady.build(PoolShape { layers: 1, experts: 6 }, capacity, Some(&requests(6, &history))).unwrap();
-        let mut cache = ExpertCache::new(policy, 6, capacity, Oversize::Waves).unwrap();
-        let mut loads = 0;
-        for wanted in &history {
-            loads += cache.request(&ExpertSet::from_members(6, wanted.iter().copied())).unwrap().loads().len();
-        }
-        prop_assert_eq!(loads, fewest_loads(&history, 0, capacity));
+        let shape = PoolShape { layers: 1, experts: 6 };
+        let mut cache = cache(PolicyKind::Belady, shape, capacity, Oversize::Waves, &history);
+        let loads: usize = history.iter().map(|wanted| serve(&mut cache, shape, wanted).loads().len()).sum();
+        prop_assert_eq!(loads, fewest_misses(&history, 0, capacity, false));
+    }
+
+    /// With bypass, hits are the most that any choice of loads and evictions can reach, larger requests included.
+    #[test]
+    fn belady_bypass_misses_equal_the_exhaustive_optimum(
+        raw in proptest::collection::vec(proptest::collection::btree_set(0usize..6, 1..5), 1..9),
+        capacity in 1usize..5,
+        oversize in oversizes(),
+    ) {
+        let history: Vec<Vec<usize>> = raw.into_iter().map(|set| set.into_iter().collect()).collect();
+        let shape = PoolShape { layers: 1, experts: 6 };
+        let mut cache = cache(PolicyKind::BeladyBypass, shape, capacity, oversize, &history);
+        let misses = history.iter().map(|wanted| {
+            let plan = serve(&mut cache, shape, wanted);
+            plan.loads().len() + plan.bypasses().len()
+        });
+        prop_assert_eq!(misses.sum::<usize>(), fewest_misses(&history, 0, capacity, true));
+    }
+
+    /// No set of fixed residents, each loaded when it is first wanted, has more hits.
+    #[test]
+    fn the_static_best_set_equals_brute_force(history in histories(ONE_LAYER), capacity in 1usize..4) {
+        let mut cache = cache(PolicyKind::StaticBestSet, ONE_LAYER, capacity, Oversize::Bypass, &history);
+        let hits: usize = history.iter().map(|wanted| serve(&mut cache, ONE_LAYER, wanted).hits().len()).sum();
+        let uses = |expert: u32| history.iter().filter(|wanted| wanted.contains(&(expert as usize))).count();
+        let reuses: Vec<usize> = (0..12).map(|expert| uses(expert).saturating_sub(1)).collect();
+        let sets = (0u32..1 << 12).filter(|set| set.count_ones() as usize == capacity);
+        let hits_of = |set: u32| (0..12).filter(|expert| set >> expert & 1 == 1).map(|expert| reuses[expert]).sum::<usize>();
+        prop_assert_eq!(hits, sets.map(hits_of).max().unwrap());
     }
 }
 
-/// Loads are mandatory; every set of residents that contains the request is tried.
-fn fewest_loads(history: &[Vec<usize>], resident: u32, capacity: usize) -> usize {
+/// Every set of residents that can follow is tried: what was hit stays, and without bypass what was wanted.
+fn fewest_misses(history: &[Vec<usize>], resident: u32, capacity: usize, bypass: bool) -> usize {
     let Some((wanted, rest)) = history.split_first() else { return 0 };
     let wanted = wanted.iter().fold(0u32, |set, &expert| set | 1 << expert);
-    let loads = (wanted & !resident).count_ones() as usize;
+    let misses = (wanted & !resident).count_ones() as usize;
     let union = resident | wanted;
-    let keeps = (0..64u32).filter(|keep| keep & !union == 0 && keep & wanted == wanted);
+    let stays = if bypass { wanted & resident } else { wanted };
+    let keeps = (0..64u32).filter(|keep| keep & !union == 0 && keep & stays == stays);
     let keeps = keeps.filter(|keep| keep.count_ones() as usize <= capacity);
-    loads + keeps.map(|keep| fewest_loads(rest, keep, capacity)).min().expect("wanted itself fits")
-}
-
-#[test]
-fn resident_sets_after_every_step() {
-    // Requests over 5 experts, 3 slots.
-    let history = vec![vec![0, 1], vec![2], vec![0, 3], vec![4], vec![1]];
-    let states = |kind: PolicyKind| {
-        let policy = kind.build(PoolShape { layers: 1, experts: 5 }, 3, Some(&requests(5, &history))).unwrap();
-        let mut cache = ExpertCache::new(policy, 5, 3, Oversize::Waves).unwrap();
-        let state = |wanted: &Vec<usize>| {
-            cache.request(&ExpertSet::from_members(5, wanted.iter().copied())).unwrap();
-            cache.resident().iter().collect::<Vec<_>>()
-        };
-        history.iter().map(state).collect::<Vec<_>>()
-    };
-    // 1 is oldest when 3 comes; 2 when 4 comes; 0 and 3 are equally old when 1 comes, 0 is the lower key.
-    assert_eq!(states(PolicyKind::Lru), [vec![0, 1], vec![0, 1, 2], vec![0, 2, 3], vec![0, 3, 4], vec![1, 3, 4]]);
-    // 0 has two uses and stays; among those with one the oldest leaves: 1, then 2, then 3.
-    assert_eq!(states(PolicyKind::Lfu), [vec![0, 1], vec![0, 1, 2], vec![0, 2, 3], vec![0, 3, 4], vec![0, 1, 4]]);
-    // 1 comes again and is kept: 2 leaves, then 0 (never again, lowest key).
-    assert_eq!(states(PolicyKind::Belady), [vec![0, 1], vec![0, 1, 2], vec![0, 1, 3], vec![1, 3, 4], vec![1, 3, 4]]);
-    // A window of two requests sees 1 only when 4 is served; by then 1 has left.
-    let look_ahead = PolicyKind::LookAhead { window: 2 };
-    assert_eq!(states(look_ahead), [vec![0, 1], vec![0, 1, 2], vec![0, 2, 3], vec![0, 3, 4], vec![1, 3, 4]]);
+    misses + keeps.map(|keep| fewest_misses(rest, keep, capacity, bypass)).min().expect("what stays fits")
 }

@@ -1,0 +1,45 @@
+//! First in, first out.
+
+use moe_trace::ExpertSet;
+
+use super::list::Lists;
+use crate::{EvictionPolicy, ExpertKey, Request};
+
+/// Evicts the expert that was loaded longest ago, however often it was used.
+///
+/// State: one list of the residents. An access costs nothing, a victim O(1 + pinned experts that are older).
+///
+/// Source: L. A. Belady, "A study of replacement algorithms for a virtual-storage computer", IBM Systems Journal 5(2),
+/// 1966.
+#[derive(Clone, Debug)]
+pub struct Fifo {
+    residents: Lists,
+}
+
+impl Fifo {
+    /// Creates the policy for a pool of `universe` experts.
+    pub fn new(universe: usize) -> Fifo {
+        Fifo { residents: Lists::new(universe, 1) }
+    }
+}
+
+impl EvictionPolicy for Fifo {
+    fn step(&mut self, _request: &Request<'_>) {}
+
+    fn admit(&mut self, expert: ExpertKey) {
+        self.residents.put(0, expert.index());
+    }
+
+    fn forget(&mut self, expert: ExpertKey) {
+        self.residents.remove(expert.index());
+    }
+
+    fn victim(&mut self, _incoming: ExpertKey, pinned: &ExpertSet) -> Option<ExpertKey> {
+        self.residents.oldest_outside(0, pinned).map(ExpertKey::from_index)
+    }
+
+    #[cfg(test)]
+    fn validate(&self, resident: &ExpertSet) {
+        self.residents.validate_residents(0..1, resident);
+    }
+}
