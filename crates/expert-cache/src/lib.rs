@@ -54,3 +54,10 @@ pub use policy::{EvictionPolicy, PoolShape};
 pub use request::{Request, RequestBuffer};
 pub use requests::{Requests, for_each_request};
 pub use simulate::{Counts, PhaseCounts, Simulation};
+
+/// The examples of the guides are tests.
+#[cfg(doctest)]
+mod guides {
+    #[doc = include_str!("../../../docs/policies.md")]
+    struct Policies;
+}
