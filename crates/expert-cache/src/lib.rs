@@ -72,3 +72,10 @@ pub use serving::{Demand, Serving, for_each_request};
 pub use simulate::{Counts, MassCounts, PhaseCounts, PrefetchCounts, Prefetched, Prefetching, Served, Simulation};
 pub use sizes::ExpertSizes;
 pub use sweep::{PolicySweep, PoolSweep, Sweep};
+
+/// The examples of the guides are tests.
+#[cfg(doctest)]
+mod guides {
+    #[doc = include_str!("../../../docs/policies.md")]
+    struct Policies;
+}

@@ -65,7 +65,7 @@ impl EvictionPolicy for BeladyBypass {
             }
         }
         self.loading.sort_unstable();
-        let free = self.capacity - self.residents.len();
+        let free = self.capacity.saturating_sub(self.residents.len());
         let mut loads = self.loading.len().min(free);
         while loads < self.loading.len()
             && let Some(farthest) = self.residents.lowest_outside(request.wanted())
