@@ -64,7 +64,7 @@ struct Arguments {
     #[arg(long, default_value_t = 2.0)]
     rho: f64,
 
-    /// Policy of the offloaded run: lru, lfu, belady, look-ahead-N (the last two know the recorded future).
+    /// Policy of the offloaded run, any of docs/policies.md; those that look ahead are given the recorded future.
     #[arg(long, default_value = "lru")]
     policy: PolicyKind,
 

@@ -11,8 +11,6 @@ use moe_model::{Checkpoint, Chunk, GenerateOptions, KvCache, LogitsAt, Olmoe, Sa
 use moe_offload::{ExpertBank, ExpertStore, HostStore, MappedStore, OffloadedExperts};
 use moe_trace::{MemoryTrace, Phase, Recorder, RouterObserver};
 
-const POLICIES: [PolicyKind; 4] =
-    [PolicyKind::Lru, PolicyKind::Lfu, PolicyKind::Belady, PolicyKind::LookAhead { window: 16 }];
 const PROMPTS: [&str; 2] = ["def main():\n    import os\n    return", "The file is opened for reading"];
 
 struct Fixture {
@@ -37,7 +35,7 @@ fn fixture() -> Fixture {
 /// logits and the routing.
 fn serve(fixture: &Fixture, bank: Arc<dyn ExpertBank>) -> (Vec<u32>, MemoryTrace) {
     let vb = fixture.checkpoint.var_builder(DType::F32, &Device::Cpu).unwrap();
-    let model = Olmoe::new(fixture.checkpoint.config(), &vb, bank).unwrap();
+    let model = Olmoe::new(fixture.checkpoint.config(), &vb, bank.clone()).unwrap();
     let mut recorder = Recorder::new(MemoryTrace::new(fixture.checkpoint.config().geometry()));
     let mut bits = Vec::new();
     for (tokens, prompt) in &fixture.sequences {
@@ -50,6 +48,7 @@ fn serve(fixture: &Fixture, bank: Arc<dyn ExpertBank>) -> (Vec<u32>, MemoryTrace
             bits.extend(values.into_iter().map(f32::to_bits));
         }
         recorder.sequence_end(0);
+        bank.sequence_end().unwrap();
     }
     (bits, recorder.finish().unwrap())
 }
@@ -71,7 +70,7 @@ fn offloading_changes_no_bit_and_hits_equal_the_simulation_for_every_policy() {
         .collect();
 
     let (k, experts) = (geometry.top_k(), geometry.experts());
-    for (kind, (capacity, oversize)) in POLICIES.into_iter().flat_map(|kind| {
+    for (kind, (capacity, oversize)) in PolicyKind::all().iter().flat_map(|&kind| {
         [(1, Oversize::Bypass), (k - 1, Oversize::Waves), (k, Oversize::Bypass), (2 * k, Oversize::Waves)]
             .into_iter()
             .chain([(experts / 2, Oversize::Waves), (experts, Oversize::Waves)])

@@ -47,7 +47,7 @@ fn main() -> Result<(), Error> {
             let policy = kind.build(shape, capacity, Some(future))?;
             let cache = ExpertCache::new(policy, shape.universe(), capacity, Oversize::Waves)?;
             let mut simulation = Simulation::new((*pool).clone(), cache)?;
-            simulation.replay(future)?;
+            simulation.run(&*trace)?;
             let mut total = Counts::default();
             simulation.counts().iter().for_each(|counts| total.merge(&counts.total()));
             Ok(total)

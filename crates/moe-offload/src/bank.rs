@@ -13,4 +13,12 @@ pub trait ExpertBank: Send + Sync {
     /// # Errors
     /// A route that the layer does not have, a tensor operation or a load that failed.
     fn forward(&self, layer: LayerId, hidden: &Tensor, routes: &Routes) -> Result<Tensor>;
+
+    /// Tells the bank that a sequence has ended, for policies that remember sequences.
+    ///
+    /// # Errors
+    /// What the bank's state allows no more.
+    fn sequence_end(&self) -> Result<()> {
+        Ok(())
+    }
 }

@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use candle_core::{Device, Tensor};
-use expert_cache::{EvictionPolicy, ExpertCache, Oversize, Request};
-use moe_trace::{ExpertSet, LayerId};
+use candle_core::{DType, Device, Tensor};
+use expert_cache::{EvictionPolicy, ExpertCache, ExpertKey, Oversize, RequestBuffer};
+use moe_trace::{EMPTY_SLOT, LayerId};
 
 use crate::dispatch::Dispatch;
 use crate::execute::Execution;
@@ -32,6 +32,8 @@ struct LayerPool {
     cache: ExpertCache<Box<dyn EvictionPolicy>>,
     slots: SlotTensors,
     counters: LayerCounters,
+    /// Scratch.
+    request: RequestBuffer,
 }
 
 impl OffloadedExperts {
@@ -52,7 +54,8 @@ impl OffloadedExperts {
         for layer in (0..).take(shape.layers).map(LayerId) {
             let cache = ExpertCache::new(policy(layer)?, shape.experts, capacity, oversize)?;
             let slots = SlotTensors::new(capacity, shape, store.dtype(), device)?;
-            layers.push(Mutex::new(LayerPool { cache, slots, counters: LayerCounters::default() }));
+            let (counters, request) = (LayerCounters::default(), RequestBuffer::new(shape.experts));
+            layers.push(Mutex::new(LayerPool { cache, slots, counters, request }));
         }
         Ok(OffloadedExperts { store, capacity, layers })
     }
@@ -68,15 +71,6 @@ impl OffloadedExperts {
     /// Slots a layer.
     pub fn capacity(&self) -> usize {
         self.capacity
-    }
-
-    /// Tells the policies of all layers that a sequence has ended; what is resident stays.
-    ///
-    /// # Errors
-    /// [`OffloadError::Poisoned`].
-    pub fn sequence_end(&self) -> Result<()> {
-        let layers = (0..).map(LayerId).take(self.layers.len());
-        layers.map(|layer| self.pool(layer)).try_for_each(|pool| pool.map(|mut pool| pool.cache.sequence_end()))
     }
 
     /// Bytes of the slots of all layers.
@@ -106,8 +100,8 @@ impl ExpertBank for OffloadedExperts {
         }
         let mut pool = self.pool(layer)?;
         let pool = &mut *pool;
-        let wanted = ExpertSet::from_members(experts, dispatch.groups().iter().map(|group| group.expert));
-        let plan = pool.cache.request(Request::new(&wanted, layer, routes.phase()))?.clone();
+        pool.want(routes)?;
+        let plan = pool.cache.request(pool.request.request(layer, routes.phase()))?.clone();
         let mut execution = Execution::new(layer, &plan, &pool.slots, &*self.store, &dispatch, hidden);
         let result = execution.run();
         let loaded = execution.loaded();
@@ -120,5 +114,31 @@ impl ExpertBank for OffloadedExperts {
         }
         phase.counts.add(&plan);
         dispatch.combine(outputs, hidden, routes)
+    }
+
+    /// Tells the policies of all layers; what is resident stays.
+    fn sequence_end(&self) -> Result<()> {
+        let layers = (0..).map(LayerId).take(self.layers.len());
+        layers.map(|layer| self.pool(layer)).try_for_each(|pool| pool.map(|mut pool| pool.cache.sequence_end()))
+    }
+}
+
+impl LayerPool {
+    /// Puts the request together that the simulator would replay from a trace of these routes.
+    fn want(&mut self, routes: &Routes) -> Result<()> {
+        // The weights may lie on a device, and reading them waits for it.
+        let reads_mass = self.cache.policy().reads_mass();
+        let weights: Option<Vec<f32>> =
+            reads_mass.then(|| routes.weights().to_dtype(DType::F32)?.flatten_all()?.to_vec1()).transpose()?;
+        self.request.clear();
+        for (place, &expert) in routes.experts().iter().enumerate() {
+            if place % routes.top_k() == 0 {
+                self.request.token();
+            }
+            if expert != EMPTY_SLOT {
+                self.request.want(ExpertKey(expert.into()), weights.as_ref().map(|weights| weights[place]));
+            }
+        }
+        Ok(())
     }
 }

@@ -89,6 +89,11 @@ fn trace(calls: &[Call]) -> MemoryTrace {
             sequence.phases.push(call.phase.code());
         }
     }
+    let weights = |(number, call): (usize, &Call)| {
+        let weights = noise(number + 1000, call.tokens * TOP_K);
+        weights.chunks(TOP_K).flat_map(|token| [token, token].concat()).collect::<Vec<f32>>()
+    };
+    sequence.weights = Some(calls.iter().enumerate().flat_map(weights).collect());
     let mut trace = MemoryTrace::new(geometry);
     trace.push(sequence).unwrap();
     trace
@@ -118,9 +123,6 @@ fn bits(outputs: &[Vec<f32>]) -> Vec<u32> {
 
 const POOL: PoolShape = PoolShape { layers: 1, experts: SHAPE.experts };
 
-const POLICIES: [PolicyKind; 4] =
-    [PolicyKind::Lru, PolicyKind::Lfu, PolicyKind::Belady, PolicyKind::LookAhead { window: 4 }];
-
 #[test]
 fn every_capacity_policy_and_store_gives_the_resident_bits_and_the_simulated_counts() {
     let directory = tempfile::tempdir().unwrap();
@@ -130,10 +132,10 @@ fn every_capacity_policy_and_store_gives_the_resident_bits_and_the_simulated_cou
     let trace = trace(&calls);
     let expected = bits(&run(&resident(mapped.as_ref()), &calls).unwrap());
     for store in [mapped, host] {
-        for (kind, capacity, oversize) in POLICIES
-            .into_iter()
-            .flat_map(|kind| (1..=6).map(move |capacity| (kind, capacity)))
-            .flat_map(|(kind, capacity)| [Oversize::Waves, Oversize::Bypass].map(|oversize| (kind, capacity, oversize)))
+        for (kind, capacity, oversize) in
+            PolicyKind::all().iter().copied().flat_map(|kind| (1..=6).map(move |capacity| (kind, capacity))).flat_map(
+                |(kind, capacity)| [Oversize::Waves, Oversize::Bypass].map(|oversize| (kind, capacity, oversize)),
+            )
         {
             let policy = |layer| kind.build(POOL, capacity, Some(&future(&trace, layer)));
             let bank = OffloadedExperts::new(Arc::clone(&store), &Device::Cpu, capacity, oversize, policy).unwrap();

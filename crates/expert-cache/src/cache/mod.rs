@@ -191,6 +191,11 @@ impl<P: EvictionPolicy> ExpertCache<P> {
         Ok(())
     }
 
+    /// The policy.
+    pub fn policy(&self) -> &P {
+        &self.policy
+    }
+
     /// How misses are served.
     pub fn misses(&self) -> &MissPolicy {
         &self.misses
