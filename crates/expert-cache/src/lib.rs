@@ -34,7 +34,6 @@ pub mod curve;
 mod error;
 mod guard;
 mod key;
-mod members;
 mod misses;
 mod plan;
 mod policies;

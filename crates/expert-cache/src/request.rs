@@ -3,7 +3,6 @@
 use moe_trace::{ExpertSet, LayerId, Phase};
 
 use crate::ExpertKey;
-use crate::members::members;
 
 /// The experts that a token, or a batch of tokens, wants from a pool in one layer.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +64,7 @@ impl Request<'_> {
     /// Router weight of all wanted experts; `None` if weights are not known.
     pub fn total_mass(&self) -> Option<f64> {
         let mass = self.mass?;
-        Some(members(self.wanted).map(|expert| f64::from(mass[expert])).sum())
+        Some(self.wanted.iter().map(|expert| f64::from(mass[expert])).sum())
     }
 }
 
@@ -135,7 +134,7 @@ impl RequestBuffer {
 
     /// Empties the request.
     pub fn clear(&mut self) {
-        for expert in members(&self.wanted) {
+        for expert in self.wanted.iter() {
             self.uses[expert] = 0;
             self.mass[expert] = 0.0;
         }

@@ -2,7 +2,6 @@
 
 use moe_trace::{LayerId, Phase, RoutingSource};
 
-use crate::members::members;
 use crate::{Demand, ExpertKey, Pool, Request, RequestBuffer, Result, Serving, for_each_request};
 
 /// The requests of a whole trace to one pool, held in memory: what policies that know the future are built from, and what
@@ -80,7 +79,7 @@ impl Requests {
 
     fn push(&mut self, request: &Request<'_>) {
         let mut weighted = true;
-        for member in members(request.wanted()) {
+        for member in request.wanted().iter() {
             let key = ExpertKey::from_index(member);
             self.members.push(key.0);
             self.uses.push(request.uses(key));

@@ -9,7 +9,6 @@ mod twin;
 use moe_trace::{ExpertSet, Phase};
 
 use crate::guard::PhaseGuard;
-use crate::members::members;
 use crate::prefetch::PrefetchMarks;
 use crate::residency::Residency;
 use crate::{CacheError, EvictionPolicy, ExpertKey, ExpertSizes, Hit, MissPolicy, Plan, Request, Result};
@@ -264,7 +263,7 @@ impl<P: EvictionPolicy> ExpertCache<P> {
     fn judge(&mut self, request: &Request<'_>) {
         self.wave_used = 0;
         self.missing.clear();
-        for key in members(request.wanted()) {
+        for key in request.wanted().iter() {
             let expert = ExpertKey::from_index(key);
             match self.residency.slot(key) {
                 Some(slot) => {

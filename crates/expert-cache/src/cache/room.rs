@@ -3,7 +3,6 @@
 use moe_trace::Phase;
 
 use super::{ExpertCache, Oversize};
-use crate::members::any_outside;
 use crate::{Eviction, EvictionPolicy, ExpertKey, Request, Skip};
 
 /// Why no room was made.
@@ -130,7 +129,7 @@ impl<P: EvictionPolicy> ExpertCache<P> {
         if held {
             self.blocked.union_with(self.marks.held());
         }
-        any_outside(self.residency.resident(), &self.blocked)
+        !self.residency.resident().is_subset(&self.blocked)
     }
 
     /// Takes an expert out of its slot; none if it has none.

@@ -5,7 +5,6 @@ use std::num::NonZeroUsize;
 use moe_trace::ExpertSet;
 
 use super::heap::PriorityHeap;
-use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, PoolShape, Request};
 
 /// Evicts the expert that the running sequence is expected to use least: its uses so far, and those in the most similar of
@@ -97,7 +96,7 @@ impl ActivationAware {
 impl EvictionPolicy for ActivationAware {
     fn step(&mut self, request: &Request<'_>) {
         self.clock += 1;
-        for expert in members(request.wanted()) {
+        for expert in request.wanted().iter() {
             self.counts[expert] += 1;
             self.last_use[expert] = self.clock;
             let rates = &self.rates[expert * self.sequences..][..self.sequences];

@@ -3,7 +3,6 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
-use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, Request};
 
 /// Keeps experts used once (T1) and experts used again (T2) in two lists by recency, remembers what either evicted (B1,
@@ -57,7 +56,7 @@ impl EvictionPolicy for AdaptiveReplacement {
     fn step(&mut self, request: &Request<'_>) {
         self.lists.clear(FROM_B1);
         self.lists.clear(FROM_B2);
-        for expert in members(request.wanted()) {
+        for expert in request.wanted().iter() {
             match self.lists.list_of(expert) {
                 Some(T1 | T2) => self.lists.put(T2, expert),
                 Some(B1) => {

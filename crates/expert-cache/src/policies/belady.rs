@@ -6,7 +6,6 @@ use moe_trace::ExpertSet;
 
 use super::heap::PriorityHeap;
 use super::next_use::NextUse;
-use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, Request, Requests};
 
 /// Evicts the expert whose next request is farthest away. If every request fits into the cache, no other choice of
@@ -36,7 +35,7 @@ impl Belady {
 impl EvictionPolicy for Belady {
     fn step(&mut self, request: &Request<'_>) {
         self.next_use.step(request.wanted());
-        for expert in members(request.wanted()) {
+        for expert in request.wanted().iter() {
             self.residents.update(expert, Reverse(self.next_use.of(expert)));
         }
     }

@@ -6,7 +6,6 @@ use moe_trace::ExpertSet;
 
 use super::heap::PriorityHeap;
 use super::next_use::{NEVER, NextUse};
-use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, Request, Requests};
 
 /// Of the experts that are resident or wanted, keeps those whose next requests are nearest, except that none leaves
@@ -56,7 +55,7 @@ impl EvictionPolicy for BeladyBypass {
         self.stay();
         self.next_use.step(request.wanted());
         self.loading.clear();
-        for expert in members(request.wanted()) {
+        for expert in request.wanted().iter() {
             let next = self.next_use.of(expert);
             if self.residents.contains(expert) {
                 self.residents.update(expert, Reverse(next));

@@ -3,7 +3,6 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
-use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, Request};
 
 /// Sweeps a hand over the experts in order of loading: one used since the hand last passed loses its mark and stays, the
@@ -28,7 +27,7 @@ impl Clock {
 
 impl EvictionPolicy for Clock {
     fn step(&mut self, request: &Request<'_>) {
-        members(request.wanted()).for_each(|expert| self.used[expert] = self.residents.contains(expert));
+        request.wanted().iter().for_each(|expert| self.used[expert] = self.residents.contains(expert));
     }
 
     fn admit(&mut self, expert: ExpertKey) {

@@ -7,7 +7,6 @@ use moe_trace::ExpertSet;
 use super::decayed::{DecayedScores, Score};
 use super::heap::PriorityHeap;
 use super::list::Lists;
-use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, PoolShape, Request};
 
 /// Replaces the expert requested least, lately, only by one requested clearly more, and none within `dwell` tokens after
@@ -52,7 +51,7 @@ impl EvictionPolicy for Hysteresis {
         if self.scores.step() {
             self.settled.update_all(|expert| self.scores.score(expert));
         }
-        for expert in members(request.wanted()) {
+        for expert in request.wanted().iter() {
             self.scores.add(expert, 1.0);
             self.settled.update(expert, self.scores.score(expert));
         }

@@ -5,7 +5,6 @@ use std::cmp::Reverse;
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
-use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, PoolShape, Request};
 
 /// Evicts the expert that went unused in the most runs of its own layer; of those, the one whose layer comes again
@@ -51,7 +50,7 @@ impl LayerLru {
 impl EvictionPolicy for LayerLru {
     fn step(&mut self, request: &Request<'_>) {
         let mut running = None;
-        for expert in members(request.wanted()) {
+        for expert in request.wanted().iter() {
             let layer = self.layer_of[expert];
             if running.replace(layer) != Some(layer) {
                 self.runs[layer] += 1;

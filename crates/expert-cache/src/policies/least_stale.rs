@@ -3,7 +3,6 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
-use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, PoolShape, Request};
 
 /// Evicts first, and in the order in which they became stale, the experts that are stale: their layer has run since their
@@ -58,7 +57,7 @@ impl LeastStale {
 impl EvictionPolicy for LeastStale {
     fn step(&mut self, request: &Request<'_>) {
         let mut running = None;
-        for expert in members(request.wanted()) {
+        for expert in request.wanted().iter() {
             let layer = self.layer_of[expert];
             if running.replace(layer) != Some(layer) {
                 self.run(layer, request.wanted());

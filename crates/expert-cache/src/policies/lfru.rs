@@ -6,7 +6,6 @@ use moe_trace::ExpertSet;
 
 use super::decayed::{DecayedScores, Score};
 use super::heap::PriorityHeap;
-use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, PoolShape, Request};
 
 /// Evicts the expert with the least combined frequency and recency: the number of its requests, each counted `1 / e` for
@@ -38,7 +37,7 @@ impl EvictionPolicy for Lfru {
         if self.scores.step() {
             self.residents.update_all(|expert| self.scores.score(expert));
         }
-        for expert in members(request.wanted()) {
+        for expert in request.wanted().iter() {
             self.scores.add(expert, 1.0);
             self.residents.update(expert, self.scores.score(expert));
         }

@@ -3,7 +3,6 @@
 use moe_trace::ExpertSet;
 
 use super::heap::PriorityHeap;
-use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, Request};
 
 /// Evicts the expert with the fewest requests so far; of those, the one whose last request is longest ago.
@@ -28,7 +27,7 @@ impl Lfu {
 impl EvictionPolicy for Lfu {
     fn step(&mut self, request: &Request<'_>) {
         self.clock += 1;
-        for expert in members(request.wanted()) {
+        for expert in request.wanted().iter() {
             let (count, last_use) = &mut self.uses[expert];
             *count += 1;
             *last_use = self.clock;

@@ -3,7 +3,6 @@
 use moe_trace::ExpertSet;
 
 use super::heap::PriorityHeap;
-use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, Request};
 
 /// Evicts the expert of the lowest value, where a request sets an expert's value to its requests since it was loaded plus
@@ -42,7 +41,7 @@ impl LfuAged {
 impl EvictionPolicy for LfuAged {
     fn step(&mut self, request: &Request<'_>) {
         self.clock += 1;
-        for expert in members(request.wanted()) {
+        for expert in request.wanted().iter() {
             self.counts[expert] += 1;
             self.residents.update(expert, (self.age + self.counts[expert], self.clock));
         }

@@ -3,7 +3,6 @@
 use moe_trace::ExpertSet;
 
 use super::heap::PriorityHeap;
-use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, Request};
 
 /// Evicts the expert with the fewest requests since it was loaded, loading included; of those, the one whose last request
@@ -28,7 +27,7 @@ impl LfuInCache {
 impl EvictionPolicy for LfuInCache {
     fn step(&mut self, request: &Request<'_>) {
         self.clock += 1;
-        for expert in members(request.wanted()) {
+        for expert in request.wanted().iter() {
             if let Some((count, _)) = self.residents.priority(expert) {
                 self.residents.update(expert, (count + 1, self.clock));
             }

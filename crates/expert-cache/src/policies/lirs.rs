@@ -3,7 +3,6 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
-use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, Request};
 
 /// Keeps the experts whose last two uses were close together (LIR) and cycles all others (HIR) through a few slots.
@@ -100,7 +99,7 @@ impl EvictionPolicy for Lirs {
         while let Some(bypassed) = self.queues.oldest(RETURNING) {
             self.queues.put(EVICTED, bypassed);
         }
-        for expert in members(request.wanted()) {
+        for expert in request.wanted().iter() {
             if self.is_lir[expert] {
                 self.stack.touch(expert);
                 self.prune();

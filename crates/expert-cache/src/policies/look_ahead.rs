@@ -5,7 +5,6 @@ use std::sync::Arc;
 use moe_trace::ExpertSet;
 
 use super::heap::PriorityHeap;
-use crate::members::members;
 use crate::{CacheError, EvictionPolicy, ExpertKey, Request, Requests, Result};
 
 /// Evicts the expert used least in a window of requests that starts with the current one; of those, the one whose last
@@ -60,7 +59,7 @@ impl EvictionPolicy for LookAhead {
             self.residents.update(expert, self.uses[expert]);
         }
         self.clock += 1;
-        for expert in members(request.wanted()) {
+        for expert in request.wanted().iter() {
             self.uses[expert].1 = self.clock;
             self.residents.update(expert, self.uses[expert]);
         }

@@ -3,7 +3,6 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
-use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, Request};
 
 /// Evicts the expert whose last request is longest ago.
@@ -25,7 +24,7 @@ impl Lru {
 
 impl EvictionPolicy for Lru {
     fn step(&mut self, request: &Request<'_>) {
-        members(request.wanted()).for_each(|expert| self.residents.touch(expert));
+        request.wanted().iter().for_each(|expert| self.residents.touch(expert));
     }
 
     fn admit(&mut self, expert: ExpertKey) {

@@ -3,7 +3,6 @@
 use moe_trace::ExpertSet;
 
 use crate::Requests;
-use crate::members::members;
 
 /// The requests of each expert in order, and how far they were stepped through.
 #[derive(Clone, Debug)]
@@ -81,7 +80,7 @@ impl NextUse {
 
     /// Goes on to the next request, which wants `wanted`.
     pub(super) fn step(&mut self, wanted: &ExpertSet) {
-        for expert in members(wanted) {
+        for expert in wanted.iter() {
             let (next, end) = &mut self.next[expert];
             *next = (*next + 1).min(*end);
         }

@@ -6,7 +6,6 @@ use moe_trace::ExpertSet;
 
 use super::decayed::{DecayedScores, Score};
 use super::heap::PriorityHeap;
-use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, PoolShape, Request};
 
 /// Keeps the experts that carried the most router probability lately: evicts the one of the least mass, where mass counts
@@ -39,7 +38,7 @@ impl EvictionPolicy for RouterMass {
             self.residents.update_all(|expert| self.scores.score(expert));
         }
         let alike = 1.0 / request.wanted().len() as f64;
-        for expert in members(request.wanted()) {
+        for expert in request.wanted().iter() {
             self.scores.add(expert, request.mass(ExpertKey::from_index(expert)).map_or(alike, f64::from));
             self.residents.update(expert, self.scores.score(expert));
         }

@@ -3,7 +3,6 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
-use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, Request};
 
 /// Lets newcomers pass through a small queue; those used twice in it, or requested again soon after they left it, go to
@@ -92,7 +91,7 @@ impl S3Fifo {
 impl EvictionPolicy for S3Fifo {
     fn step(&mut self, request: &Request<'_>) {
         self.lists.clear(RETURNING);
-        for expert in members(request.wanted()) {
+        for expert in request.wanted().iter() {
             match self.lists.list_of(expert) {
                 Some(SMALL | MAIN) => self.uses[expert] = (self.uses[expert] + 1).min(MOST_USES),
                 Some(LEFT) => self.lists.put(RETURNING, expert),

@@ -3,7 +3,6 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
-use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, Request};
 
 /// Moves a hand from old to new over the experts in order of loading and evicts the first that was not used since the
@@ -31,7 +30,7 @@ impl Sieve {
 
 impl EvictionPolicy for Sieve {
     fn step(&mut self, request: &Request<'_>) {
-        members(request.wanted()).for_each(|expert| self.used[expert] = self.residents.contains(expert));
+        request.wanted().iter().for_each(|expert| self.used[expert] = self.residents.contains(expert));
     }
 
     fn admit(&mut self, expert: ExpertKey) {

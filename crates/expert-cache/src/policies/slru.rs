@@ -3,7 +3,6 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
-use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, Request};
 
 /// Keeps experts used at least twice since they were loaded in a protected half; newcomers and what overflows the
@@ -33,7 +32,7 @@ impl Slru {
 
 impl EvictionPolicy for Slru {
     fn step(&mut self, request: &Request<'_>) {
-        for expert in members(request.wanted()) {
+        for expert in request.wanted().iter() {
             if !self.residents.contains(expert) {
                 continue;
             }

@@ -3,7 +3,6 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
-use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, Request};
 
 /// Lets newcomers pass through a first-in-first-out queue and keeps, by recency, only those that are requested again
@@ -48,7 +47,7 @@ impl TwoQueue {
 impl EvictionPolicy for TwoQueue {
     fn step(&mut self, request: &Request<'_>) {
         self.lists.clear(RETURNING);
-        for expert in members(request.wanted()) {
+        for expert in request.wanted().iter() {
             match self.lists.list_of(expert) {
                 Some(MAIN) => self.lists.touch(expert),
                 Some(LEFT) => self.lists.put(RETURNING, expert),

@@ -3,7 +3,6 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
-use crate::members::members;
 use crate::{EvictionPolicy, ExpertKey, Request};
 
 /// Lets newcomers into a small window by recency; what leaves the window enters a segmented LRU only if it was requested
@@ -70,7 +69,7 @@ impl WTinyLfu {
 
 impl EvictionPolicy for WTinyLfu {
     fn step(&mut self, request: &Request<'_>) {
-        for expert in members(request.wanted()) {
+        for expert in request.wanted().iter() {
             self.count(expert);
             match self.residents.list_of(expert) {
                 Some(WINDOW) => self.residents.touch(expert),

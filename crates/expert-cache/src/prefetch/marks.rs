@@ -2,8 +2,6 @@
 
 use moe_trace::ExpertSet;
 
-use crate::members::members;
-
 /// Marks on the experts of a pool; idle until the first prefetch.
 #[derive(Clone, Debug)]
 pub(crate) struct PrefetchMarks {
@@ -140,7 +138,7 @@ impl PrefetchMarks {
 
     /// Experts prefetched and not used since.
     pub(crate) fn unused(&self) -> impl Iterator<Item = usize> + '_ {
-        members(&self.unused)
+        self.unused.iter()
     }
 
     #[cfg(test)]

@@ -3,7 +3,6 @@
 use moe_trace::{ExpertId, Phase};
 use serde::{Deserialize, Serialize};
 
-use crate::members::members;
 use crate::{
     Eviction, EvictionPolicy, ExpertCache, ExpertKey, Load, Pool, Prediction, Prefetcher, Request, Result, Routing,
 };
@@ -165,7 +164,7 @@ impl Prefetches {
         caches: &mut [ExpertCache<P>],
     ) -> Result<()> {
         let keys = pools[number].keys(request.layer()).unwrap_or_default();
-        let ids = members(request.wanted()).map(|key| u16::try_from(key - keys.start).expect("an expert of the layer"));
+        let ids = request.wanted().iter().map(|key| u16::try_from(key - keys.start).expect("an expert of the layer"));
         self.experts.clear();
         self.experts.extend(ids.map(ExpertId));
         self.issued.clear();
