@@ -94,6 +94,20 @@ pub enum TraceError {
         /// The code found.
         code: u8,
     },
+    /// The text of a token begins or ends where it cannot.
+    #[error("sequence {sequence}, token {token}: text offset {offset} is not in {min}..={max}")]
+    TextOffset {
+        /// Index of the sequence.
+        sequence: usize,
+        /// Token within the sequence.
+        token: usize,
+        /// The offset found.
+        offset: i64,
+        /// The offset before it.
+        min: i64,
+        /// Bytes of text.
+        max: usize,
+    },
     /// A sequence was asked for that the source does not have.
     #[error("there is no sequence {index}, the source has {len}")]
     NoSuchSequence {
@@ -101,6 +115,28 @@ pub enum TraceError {
         index: usize,
         /// Number of sequences.
         len: usize,
+    },
+    /// A layer was asked for that the geometry does not have.
+    #[error("there is no layer {layer}, the geometry has {layers}")]
+    NoSuchLayer {
+        /// The layer asked for.
+        layer: usize,
+        /// Number of layers.
+        layers: usize,
+    },
+    /// Layers were selected of a view that has layers selected.
+    #[error("layers are selected twice; select them once, of the whole trace")]
+    LayersSelectedTwice,
+    /// Nothing was given to concatenate.
+    #[error("there is no source to concatenate")]
+    NoSources,
+    /// A source does not fit those before it.
+    #[error("source {index} has another {field} than the first")]
+    SourcesDiffer {
+        /// Number of the source.
+        index: usize,
+        /// What differs.
+        field: &'static str,
     },
     /// A column of a sequence has the wrong length.
     #[error("sequence column {column} has {len} entries, expected {expected}")]

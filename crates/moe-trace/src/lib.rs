@@ -31,6 +31,8 @@
 //! # Ok::<(), moe_trace::TraceError>(())
 //! ```
 
+mod columns;
+mod concatenation;
 mod error;
 mod expert_set;
 mod format;
@@ -43,11 +45,16 @@ mod observer;
 mod phase;
 mod recorder;
 mod routing_matrix;
+mod row_check;
 mod sequence;
+mod sequence_buf;
 mod shards;
 mod source;
 mod stream;
+mod token_text;
+mod view;
 
+pub use concatenation::Concatenation;
 pub use error::{Place, Result, TraceError};
 pub use expert_set::ExpertSet;
 pub use format::{TraceFile, write_trace};
@@ -60,7 +67,10 @@ pub use observer::{IgnoreRouting, RouterObserver, RoutingEvent};
 pub use phase::Phase;
 pub use recorder::{Recorder, SequenceSink};
 pub use routing_matrix::RoutingMatrix;
-pub use sequence::{EMPTY_SLOT, Sequence, SequenceBuf};
+pub use sequence::{EMPTY_SLOT, Sequence};
+pub use sequence_buf::SequenceBuf;
 pub use shards::{ShardedTrace, ShardedWriter};
 pub use source::{RoutingSource, open};
 pub use stream::SequenceStream;
+pub use token_text::TokenText;
+pub use view::{Selection, TraceView};

@@ -2,6 +2,7 @@
 
 mod column;
 mod header;
+mod narrow;
 mod reader;
 mod writer;
 
@@ -10,4 +11,4 @@ pub use reader::TraceFile;
 #[cfg(feature = "import")]
 pub(crate) use reader::map_file;
 pub use writer::write_trace;
-pub(crate) use writer::{Columns, sync_directory, write_atomically};
+pub(crate) use writer::{Columns, TEMPORARY, sync_directory, write_atomically};

@@ -7,14 +7,16 @@ use std::path::Path;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensorError};
 
-use super::header::{DOMAIN, EXPERTS, Header, OFFSETS, PHASE, TOKEN_IDS, WEIGHTS};
+use super::header::{
+    DOMAIN, EXPERTS, Header, LOGITS, OFFSETS, PHASE, PREDICTIONS, TEXT, TEXT_OFFSETS, TOKEN_IDS, WEIGHTS,
+};
+use super::narrow::narrowest;
 use super::reader::NO_DOMAIN;
-use crate::{EMPTY_SLOT, Geometry, Result, RoutingSource, SequenceBuf, TraceError};
+use crate::{EMPTY_SLOT, Geometry, Result, RoutingSource, SequenceBuf, TokenText, TraceError};
 
 /// Writes a source as one trace file. The file is complete or absent.
 ///
-/// Router weights and token ids are written if all sequences (that have a token) have them. The columns are held in
-/// memory; for a long capture use a [`ShardedWriter`](crate::ShardedWriter).
+/// An optional column is written if all sequences (that have a token) have it. The columns are held in memory; for a long capture use a [`ShardedWriter`](crate::ShardedWriter).
 ///
 /// # Errors
 /// What reading the source finds; [`TraceError::DomainLimit`], [`TraceError::Io`], [`TraceError::Safetensors`].
@@ -32,7 +34,10 @@ pub fn write_trace(path: impl AsRef<Path>, source: &dyn RoutingSource) -> Result
 pub(crate) struct Columns {
     experts: Vec<u16>,
     weights: Option<Vec<f32>>,
+    logits: Option<Vec<f32>>,
     token_ids: Option<Vec<u32>>,
+    predictions: Option<Vec<u32>>,
+    text: Option<TokenText>,
     phases: Vec<u8>,
     domains: Vec<i16>,
     offsets: Vec<i64>,
@@ -44,7 +49,10 @@ impl Columns {
         Columns {
             experts: Vec::new(),
             weights: Some(Vec::new()),
+            logits: Some(Vec::new()),
             token_ids: Some(Vec::new()),
+            predictions: Some(Vec::new()),
+            text: Some(TokenText::default()),
             phases: Vec::new(),
             domains: Vec::new(),
             offsets: vec![0],
@@ -70,7 +78,13 @@ impl Columns {
         self.offsets.push(i64::try_from(self.phases.len()).expect("a Vec holds at most isize::MAX bytes"));
         if !sequence.phases.is_empty() {
             extend_or_drop(&mut self.weights, sequence.weights.as_deref());
+            extend_or_drop(&mut self.logits, sequence.logits.as_deref());
             extend_or_drop(&mut self.token_ids, sequence.token_ids.as_deref());
+            extend_or_drop(&mut self.predictions, sequence.predictions.as_deref());
+            match (self.text.as_mut(), &sequence.text) {
+                (Some(column), Some(text)) => column.append(text),
+                _ => self.text = None,
+            }
         }
         Ok(())
     }
@@ -91,11 +105,22 @@ impl Columns {
             (DOMAIN, Dtype::I16, vec![sequences], bytemuck::cast_slice(&self.domains)),
             (OFFSETS, Dtype::I64, vec![sequences + 1], bytemuck::cast_slice(&self.offsets)),
         ];
-        if let Some(weights) = self.weights.as_deref().filter(|weights| !weights.is_empty()) {
-            tensors.push((WEIGHTS, Dtype::F32, ids, bytemuck::cast_slice(weights)));
+        let logits = vec![tokens, self.geometry.layers(), self.geometry.experts()];
+        let weights = self.weights.as_deref().filter(|weights| !weights.is_empty()).map(narrowest);
+        let scores = self.logits.as_deref().filter(|logits| !logits.is_empty()).map(narrowest);
+        for (name, column, shape) in [(WEIGHTS, &weights, ids), (LOGITS, &scores, logits)] {
+            if let Some((dtype, bytes)) = column {
+                tensors.push((name, *dtype, shape, bytes));
+            }
         }
-        if let Some(token_ids) = self.token_ids.as_deref().filter(|token_ids| !token_ids.is_empty()) {
-            tensors.push((TOKEN_IDS, Dtype::U32, vec![tokens], bytemuck::cast_slice(token_ids)));
+        for (name, column) in [(TOKEN_IDS, &self.token_ids), (PREDICTIONS, &self.predictions)] {
+            if let Some(column) = column.as_deref().filter(|column| !column.is_empty()) {
+                tensors.push((name, Dtype::U32, vec![tokens], bytemuck::cast_slice(column)));
+            }
+        }
+        if let Some(text) = self.text.as_ref().filter(|text| !text.is_empty()) {
+            tensors.push((TEXT, Dtype::U8, vec![text.bytes().len()], text.bytes()));
+            tensors.push((TEXT_OFFSETS, Dtype::I64, vec![tokens + 1], bytemuck::cast_slice(text.offsets())));
         }
         let bytes = tensors
             .into_iter()
@@ -118,10 +143,13 @@ fn extend_or_drop<T: Copy>(column: &mut Option<Vec<T>>, values: Option<&[T]>) {
     }
 }
 
+/// The end of a temporary name.
+pub(crate) const TEMPORARY: &str = ".tmp";
+
 /// Writes a file under a temporary name, syncs it and renames it, so that the name never shows half a file.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
+    name.push(format!(".{}{TEMPORARY}", std::process::id()));
     let temporary = path.with_file_name(name);
     let write = || -> io::Result<()> {
         let mut file = File::create(&temporary)?;
