@@ -61,7 +61,9 @@ pub use format::{TraceFile, write_trace};
 pub use geometry::{Geometry, MoeLayer, Stack};
 pub use ids::{DomainId, ExpertId, LayerId};
 #[cfg(feature = "import")]
-pub use import::{ImportOptions, Importer, Sample, detect_importer, import, importer, importers, open_import};
+pub use import::{
+    ImportOptions, Importer, ModelConfig, Sample, detect_importer, import, importer, importers, open_import,
+};
 pub use memory::MemoryTrace;
 pub use observer::{IgnoreRouting, RouterObserver, RoutingEvent};
 pub use phase::Phase;

@@ -1,18 +1,44 @@
 //! Readers of what other recorders write.
 
+mod archive;
+mod array;
 mod big_moe_on_edge;
+mod delimited;
 mod granite;
+mod json_rows;
+mod lines;
+mod llama_moe_trace;
+mod model_config;
+mod npy;
 mod options;
+mod paper_outputs;
+mod passes;
+mod pickle;
+mod routed_experts;
+mod rows;
 mod sample;
+mod sglang;
+mod streamlx;
 mod table;
 mod token_table;
+mod torch_file;
+mod vllm_logger;
 
 use std::path::{Path, PathBuf};
 
 use big_moe_on_edge::BigMoeOnEdge;
+use delimited::Delimited;
 use granite::Granite;
+use json_rows::JsonRows;
+use llama_moe_trace::LlamaMoeTrace;
+pub use model_config::ModelConfig;
 pub use options::ImportOptions;
+use paper_outputs::PaperOutputs;
+use routed_experts::RoutedExperts;
 pub use sample::Sample;
+use sglang::SgLang;
+use streamlx::Streamlx;
+use vllm_logger::VllmLogger;
 
 use crate::{MemoryTrace, Place, Result, SequenceStream, TraceError};
 
@@ -37,7 +63,18 @@ pub trait Importer: Sync {
 
 /// All importers; where two detect a file, the first counts.
 pub fn importers() -> &'static [&'static dyn Importer] {
-    &[&BigMoeOnEdge, &Granite]
+    &[
+        &BigMoeOnEdge,
+        &Granite,
+        &VllmLogger,
+        &Streamlx,
+        &SgLang,
+        &RoutedExperts,
+        &PaperOutputs,
+        &LlamaMoeTrace,
+        &JsonRows,
+        &Delimited,
+    ]
 }
 
 /// The importer of a name.

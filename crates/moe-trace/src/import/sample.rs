@@ -4,10 +4,11 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
+use super::archive::Archive;
 use super::io;
 use crate::Result;
 
-/// The beginning of a file; of a directory, the names in it.
+/// The beginning of a file; of a directory and of a zip archive, the names in it.
 #[derive(Clone, Debug)]
 pub struct Sample {
     head: Vec<u8>,
@@ -20,7 +21,7 @@ impl Sample {
     /// How many names of a directory are looked at.
     const NAMES: usize = 4096;
 
-    /// Reads the beginning of a file, or the names in a directory.
+    /// Reads the beginning of a file, and the names in a directory or zip archive.
     ///
     /// # Errors
     /// [`TraceError::Io`](crate::TraceError::Io).
@@ -35,6 +36,10 @@ impl Sample {
         } else {
             let file = File::open(path).map_err(io(path, "open the file"))?;
             file.take(Self::BYTES).read_to_end(&mut sample.head).map_err(io(path, "read the file"))?;
+            if sample.is_zip() {
+                // An archive that cannot be read is told by the importer that is named for it.
+                sample.names = Archive::open(path).and_then(|archive| archive.names()).unwrap_or_default();
+            }
         }
         Ok(sample)
     }
@@ -44,7 +49,7 @@ impl Sample {
         &self.head
     }
 
-    /// The names in the directory, sorted; empty for a file.
+    /// The names in the directory or archive, sorted; empty for another file.
     pub fn names(&self) -> &[String] {
         &self.names
     }
@@ -53,6 +58,25 @@ impl Sample {
     pub fn first_line(&self) -> Option<&str> {
         let text = self.head.utf8_chunks().next()?.valid();
         text.lines().map(str::trim_ascii).find(|line| !line.is_empty() && !line.starts_with('#'))
+    }
+
+    /// Whether the file is a zip archive.
+    pub(super) fn is_zip(&self) -> bool {
+        self.head.starts_with(b"PK\x03\x04")
+    }
+
+    /// Whether the directory or archive has a member of this name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.names.iter().any(|found| found == name)
+    }
+
+    /// Whether the file is safetensors and all types in the part of its header that was read are among `dtypes`.
+    pub(super) fn has_safetensors_of(&self, dtypes: &[&str]) -> bool {
+        let Some(header) = self.head.get(8..).filter(|header| header.starts_with(b"{")) else { return false };
+        let header = String::from_utf8_lossy(header);
+        let mut found =
+            header.split("\"dtype\":\"").skip(1).map(|rest| rest.split('"').next().unwrap_or_default()).peekable();
+        found.peek().is_some() && found.all(|dtype| dtypes.contains(&dtype))
     }
 
     /// Whether the bytes occur in the head.

@@ -45,7 +45,9 @@ impl Table {
             }
             comment(skipped, String::from_utf8_lossy(&line).trim_ascii())?;
         }
-        let mut reader = csv::ReaderBuilder::new().comment(Some(b'#')).trim(csv::Trim::All).from_reader(file);
+        let delimiter = delimiter(file.fill_buf().map_err(io(path, "read the file"))?);
+        let mut builder = csv::ReaderBuilder::new();
+        let mut reader = builder.comment(Some(b'#')).trim(csv::Trim::All).delimiter(delimiter).from_reader(file);
         let names = reader.byte_headers().map_err(|source| malformed(path, source))?;
         let names = names.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
         Ok(Table { path: path.to_owned(), names, reader, row: ByteRecord::new(), skipped })
@@ -95,10 +97,22 @@ impl Table {
             .ok_or_else(|| self.error(column, text, &format!("expected an integer below {limit}")))
     }
 
+    /// An error of the row.
+    pub(super) fn line_error(&self, field: &str, value: &str, limit: &str) -> TraceError {
+        record(&self.path, Place::Line(self.line()), field, value, limit)
+    }
+
     /// An error at a value of the row.
     pub(super) fn error(&self, column: Column, value: &str, limit: &str) -> TraceError {
         record(&self.path, Place::Line(self.line()), &self.names[column.0], value, limit)
     }
+}
+
+/// The delimiter that is most frequent in the first line.
+pub(super) fn delimiter(text: &[u8]) -> u8 {
+    let line = text.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    let count = |delimiter: &u8| line.iter().filter(|&byte| byte == delimiter).count();
+    b";\t,".iter().copied().max_by_key(count).unwrap_or(b',')
 }
 
 fn malformed(path: &Path, source: csv::Error) -> TraceError {

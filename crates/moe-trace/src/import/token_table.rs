@@ -17,6 +17,8 @@ pub(super) struct TokenTable {
     phases: Vec<u8>,
     experts: Vec<u16>,
     weights: Vec<f32>,
+    token_ids: Vec<Option<u32>>,
+    predictions: Vec<Option<u32>>,
     /// Cells that came, and how many of them had a weight.
     cells: usize,
     weighted: usize,
@@ -46,6 +48,8 @@ impl TokenTable {
             phases: Vec::new(),
             experts: Vec::new(),
             weights: Vec::new(),
+            token_ids: Vec::new(),
+            predictions: Vec::new(),
             cells: 0,
             weighted: 0,
         }
@@ -70,7 +74,25 @@ impl TokenTable {
         self.phases.push(phase.code());
         self.experts.resize(slots, EMPTY_SLOT);
         self.weights.resize(slots, 0.0);
+        self.token_ids.push(None);
+        self.predictions.push(None);
         Ok(row)
+    }
+
+    pub(super) fn set_phase(&mut self, row: usize, phase: Phase) {
+        self.phases[row] = phase.code();
+    }
+
+    /// Says which token it is, and which the model predicted to follow.
+    pub(super) fn set_ids(&mut self, row: usize, token_id: Option<u32>, prediction: Option<u32>) {
+        self.token_ids[row] = token_id.or(self.token_ids[row]);
+        self.predictions[row] = prediction.or(self.predictions[row]);
+    }
+
+    /// The first slot of a cell that is empty, if there is one.
+    pub(super) fn free_slot(&self, row: usize, layer: usize) -> Option<usize> {
+        let cell = (row * self.layers + layer) * self.top_k;
+        self.experts[cell..cell + self.top_k].iter().position(|&expert| expert == EMPTY_SLOT)
     }
 
     /// Fills a cell; layer and slot are in range.
@@ -95,7 +117,8 @@ impl TokenTable {
         Ok(())
     }
 
-    /// The sequence, its tokens in the order of their positions; it has weights if all cells have them.
+    /// The sequence, its tokens in the order of their positions; it has weights if all cells have them, and ids if all
+    /// tokens have them.
     pub(super) fn finish(self) -> SequenceBuf {
         let mut order: Vec<usize> = (0..self.positions.len()).collect();
         order.sort_unstable_by_key(|&row| self.positions[row]);
@@ -105,6 +128,8 @@ impl TokenTable {
             experts: order.iter().flat_map(|&row| &self.experts[row * width..][..width]).copied().collect(),
             weights: whole
                 .then(|| order.iter().flat_map(|&row| &self.weights[row * width..][..width]).copied().collect()),
+            token_ids: order.iter().map(|&row| self.token_ids[row]).collect(),
+            predictions: order.iter().map(|&row| self.predictions[row]).collect(),
             phases: order.iter().map(|&row| self.phases[row]).collect(),
             ..SequenceBuf::default()
         }

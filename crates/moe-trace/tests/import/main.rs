@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod arrays;
 mod big_moe_on_edge;
 mod granite;
+mod rows;
 
 use std::path::{Path, PathBuf};
 
@@ -19,6 +21,11 @@ fn real(name: &str) -> Option<PathBuf> {
     }
     eprintln!("skipped: {} is absent; set MOE_TRACES to the folder of real traces", path.display());
     None
+}
+
+/// A file made by `tests/fixtures/make_fixtures.py`.
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
 /// Imports a file of the given bytes.
