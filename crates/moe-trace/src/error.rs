@@ -245,6 +245,18 @@ pub enum TraceError {
         /// The names of the importers.
         known: String,
     },
+    /// A trace does not fit into a foreign format.
+    #[error("{format} cannot hold a trace whose {field} is {value}, {limit}")]
+    NotExportable {
+        /// The format.
+        format: &'static str,
+        /// What does not fit.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What the format allows.
+        limit: &'static str,
+    },
     /// A directory of shards has no complete shard.
     #[error("{path}: no complete shard in this directory")]
     NoShards {

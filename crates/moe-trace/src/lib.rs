@@ -35,6 +35,8 @@ mod columns;
 mod concatenation;
 mod error;
 mod expert_set;
+#[cfg(feature = "import")]
+mod export;
 mod format;
 mod geometry;
 mod ids;
@@ -57,6 +59,8 @@ mod view;
 pub use concatenation::Concatenation;
 pub use error::{Place, Result, TraceError};
 pub use expert_set::ExpertSet;
+#[cfg(feature = "import")]
+pub use export::{Exporter, exporter, exporters};
 pub use format::{TraceFile, write_trace};
 pub use geometry::{Geometry, MoeLayer, Stack};
 pub use ids::{DomainId, ExpertId, LayerId};

@@ -178,6 +178,13 @@ impl<'a> Sequence<'a> {
         Some((start..start + experts).map(move |index| logits.get(index)))
     }
 
+    /// All slots of a token in a layer, empty ones too.
+    #[cfg(feature = "import")]
+    pub(crate) fn slot_ids(&self, token: usize, layer: LayerId) -> impl Iterator<Item = u16> + use<'a> {
+        let ids = self.columns.experts;
+        self.slots(token, layer).map(move |slot| ids.get(slot))
+    }
+
     /// Replaces `out` by the ids of one layer, `[tokens x top_k]`, [`EMPTY_SLOT`] where a token used fewer experts.
     ///
     /// # Panics

@@ -1,12 +1,11 @@
 //! Writing complete files.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
 use std::path::Path;
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensorError};
 
+use super::atomic_file::write_atomically;
 use super::header::{
     DOMAIN, EXPERTS, Header, LOGITS, OFFSETS, PHASE, PREDICTIONS, TEXT, TEXT_OFFSETS, TOKEN_IDS, WEIGHTS,
 };
@@ -89,7 +88,8 @@ impl Columns {
         Ok(())
     }
 
-    pub(crate) fn write(&self, path: &Path, header: &Header) -> Result<()> {
+    /// Hands the tensors of the file to `take`, which see them borrowed.
+    pub(crate) fn tensors<T>(&self, take: impl FnOnce(Vec<Tensor<'_>>) -> T) -> T {
         let (tokens, sequences) = (self.phases.len(), self.domains.len());
         let ids = vec![tokens, self.geometry.layers(), self.geometry.top_k()];
         let narrow: Vec<u8>;
@@ -122,15 +122,23 @@ impl Columns {
             tensors.push((TEXT, Dtype::U8, vec![text.bytes().len()], text.bytes()));
             tensors.push((TEXT_OFFSETS, Dtype::I64, vec![tokens + 1], bytemuck::cast_slice(text.offsets())));
         }
-        let bytes = tensors
-            .into_iter()
-            .map(|(name, dtype, shape, bytes)| Ok((name, TensorView::new(dtype, shape, bytes)?)))
-            .collect::<Result<Vec<_>, SafeTensorError>>()
-            .and_then(|views| safetensors::serialize(views, Some(header.to_metadata())))
-            .map_err(|source| TraceError::Safetensors { path: path.to_owned(), source })?;
-        write_atomically(path, &bytes)
+        take(tensors)
+    }
+
+    pub(crate) fn write(&self, path: &Path, header: &Header) -> Result<()> {
+        let bytes = self.tensors(|tensors| {
+            tensors
+                .into_iter()
+                .map(|(name, dtype, shape, bytes)| Ok((name, TensorView::new(dtype, shape, bytes)?)))
+                .collect::<Result<Vec<_>, SafeTensorError>>()
+                .and_then(|views| safetensors::serialize(views, Some(header.to_metadata())))
+        });
+        write_atomically(path, &bytes.map_err(|source| TraceError::Safetensors { path: path.to_owned(), source })?)
     }
 }
+
+/// Name, type, shape and bytes.
+pub(crate) type Tensor<'a> = (&'static str, Dtype, Vec<usize>, &'a [u8]);
 
 fn narrow_id(id: u16) -> u8 {
     if id == EMPTY_SLOT { u8::MAX } else { u8::try_from(id).expect("ids are below 255 here, checked on push") }
@@ -141,31 +149,4 @@ fn extend_or_drop<T: Copy>(column: &mut Option<Vec<T>>, values: Option<&[T]>) {
         (Some(column), Some(values)) => column.extend_from_slice(values),
         _ => *column = None,
     }
-}
-
-/// The end of a temporary name.
-pub(crate) const TEMPORARY: &str = ".tmp";
-
-/// Writes a file under a temporary name, syncs it and renames it, so that the name never shows half a file.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}{TEMPORARY}", std::process::id()));
-    let temporary = path.with_file_name(name);
-    let write = || -> io::Result<()> {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        sync_directory(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
-    };
-    write().map_err(|source| {
-        // It may not exist; what matters is the first error.
-        let _ = fs::remove_file(&temporary);
-        TraceError::Io { path: path.to_owned(), action: "write the file", source }
-    })
-}
-
-/// Makes the names in a directory durable. Not every platform can open one; then there is nothing to sync.
-pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory).map_or(Ok(()), |directory| directory.sync_all())
 }

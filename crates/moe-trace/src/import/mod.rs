@@ -12,6 +12,8 @@ mod model_config;
 mod npy;
 mod options;
 mod paper_outputs;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod passes;
 mod pickle;
 mod routed_experts;
@@ -26,6 +28,8 @@ mod vllm_logger;
 
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "parquet")]
+use self::parquet::Parquet;
 use big_moe_on_edge::BigMoeOnEdge;
 use delimited::Delimited;
 use granite::Granite;
@@ -74,6 +78,8 @@ pub fn importers() -> &'static [&'static dyn Importer] {
         &LlamaMoeTrace,
         &JsonRows,
         &Delimited,
+        #[cfg(feature = "parquet")]
+        &Parquet,
     ]
 }
 

@@ -169,6 +169,31 @@ fn json_lines_are_read_by_the_names_of_their_fields() {
     assert!(changed("\"layer\": 0, \"experts\": [15]", "\"layer\": 0").ends_with("expected a list of experts"));
 }
 
+/// Files written by Arrow, made by `tests/fixtures/make_fixtures.py --parquet`.
+#[cfg(feature = "parquet")]
+#[test]
+fn parquet_is_read_by_the_names_of_its_columns() {
+    let id = |token: usize, layer: usize, slot: usize, experts: usize| (token * 3 + layer * 7 + slot * 5) % experts;
+    let path = crate::fixture("arrow_lists.parquet");
+    assert_eq!(detect_importer(&path).unwrap().name(), "parquet");
+    let trace = moe_trace::import(&path, &ImportOptions::default()).unwrap();
+    assert_eq!((trace.len(), trace.geometry().layers(), trace.geometry().top_k()), (2, 2, 2));
+    for (number, sequence) in trace.sequences().iter().enumerate() {
+        let rows = (0..3).flat_map(|token| (0..2).map(move |layer| (token, layer)));
+        let ids: Vec<usize> =
+            rows.flat_map(|(token, layer)| [0, 1].map(|slot| id(token + number, layer, slot, 300))).collect();
+        assert_eq!(sequence.experts.iter().map(|&id| usize::from(id)).collect::<Vec<_>>(), ids);
+        assert_eq!((&sequence.phases[..], sequence.weights.as_deref().unwrap()[1]), (&[0, 0, 1][..], 0.25));
+    }
+    assert_eq!((trace.sequences()[0].domain, trace.sequences()[1].domain), (Some(DomainId(0)), None));
+    let long = moe_trace::import(crate::fixture("arrow_long.parquet"), &ImportOptions::default()).unwrap();
+    assert_eq!((long.geometry().top_k(), long.sequences()[0].phases.len()), (2, 3));
+    assert_eq!(usize::from(long.sequences()[0].experts[5]), id(1, 0, 1, 16));
+    assert_eq!(long.sequences()[0].weights.as_deref().unwrap(), [0.5; 12]);
+    let cut = std::fs::read(&path).unwrap();
+    assert!(failure(&cut[..cut.len() - 9], &ImportOptions::default()).starts_with("f: not a readable Parquet file: "));
+}
+
 /// Every text format is told from the others by its content.
 #[test]
 fn formats_are_detected() {
