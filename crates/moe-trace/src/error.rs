@@ -158,6 +158,9 @@ pub enum TraceError {
         /// What is wrong.
         problem: &'static str,
     },
+    /// The writer thread behind a queue has ended.
+    #[error("the writer thread has ended; its error is told when the sink is finished")]
+    WriterEnded,
     /// A domain id without a name.
     #[error("domain {domain} has no name, {names} domains are named")]
     UnknownDomain {

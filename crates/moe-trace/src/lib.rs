@@ -45,6 +45,7 @@ mod import;
 mod memory;
 mod observer;
 mod phase;
+mod queued;
 mod recorder;
 mod routing_matrix;
 mod row_check;
@@ -53,6 +54,7 @@ mod sequence_buf;
 mod shards;
 mod source;
 mod stream;
+mod synthetic;
 mod token_text;
 mod view;
 
@@ -71,6 +73,7 @@ pub use import::{
 pub use memory::MemoryTrace;
 pub use observer::{IgnoreRouting, RouterObserver, RoutingEvent};
 pub use phase::Phase;
+pub use queued::{BackPressure, QueuedSink};
 pub use recorder::{Recorder, SequenceSink};
 pub use routing_matrix::RoutingMatrix;
 pub use sequence::{EMPTY_SLOT, Sequence};
@@ -78,5 +81,12 @@ pub use sequence_buf::SequenceBuf;
 pub use shards::{ShardedTrace, ShardedWriter};
 pub use source::{RoutingSource, open};
 pub use stream::SequenceStream;
+pub use synthetic::{Synthetic, SyntheticOptions};
 pub use token_text::TokenText;
 pub use view::{Selection, TraceView};
+
+/// Private parsers, for the fuzz targets alone.
+#[cfg(all(fuzzing, feature = "import"))]
+pub mod fuzzing {
+    pub use crate::import::read_pickle as pickle;
+}

@@ -150,3 +150,9 @@ fn io(path: &Path, action: &'static str) -> impl Fn(std::io::Error) -> TraceErro
     let path: PathBuf = path.to_owned();
     move |source| TraceError::Io { path: path.clone(), action, source }
 }
+
+/// Reads a pickle and forgets it, for its fuzz target.
+#[cfg(fuzzing)]
+pub fn read_pickle(bytes: &[u8]) {
+    let _ = pickle::Pickle::read(bytes);
+}
