@@ -240,6 +240,15 @@ pub enum TraceError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// What a foreign file says cannot be a trace.
+    #[error("{path}: the file does not make a trace")]
+    NotImportable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: Box<TraceError>,
+    },
     /// No importer knows the content of the file.
     #[error("{path}: no known trace format; known are {known}")]
     UnknownFormat {

@@ -61,7 +61,7 @@ pub trait Importer: Sync {
     ///
     /// # Errors
     /// [`TraceError::Io`]; [`TraceError::Record`] and [`TraceError::Malformed`] for a file that breaks its format;
-    /// [`TraceError::Geometry`] for an impossible model.
+    /// [`TraceError::Geometry`] and [`TraceError::NotImportable`] for an impossible model.
     fn open(&self, path: &Path, options: &ImportOptions) -> Result<Box<dyn SequenceStream>>;
 }
 
@@ -107,7 +107,7 @@ pub fn detect_importer(path: impl AsRef<Path>) -> Result<&'static dyn Importer> 
 /// As [`detect_importer`] and [`Importer::open`].
 pub fn open_import(path: impl AsRef<Path>, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
     let path = path.as_ref();
-    detect_importer(path)?.open(path, options)
+    detect_importer(path)?.open(path, options).map_err(|error| in_file(path, error))
 }
 
 /// Reads a foreign file, in whatever format it is, into memory.
@@ -127,14 +127,22 @@ pub fn open_import(path: impl AsRef<Path>, options: &ImportOptions) -> Result<Bo
 /// As [`open_import`], and what the sequences break.
 pub fn import(path: impl AsRef<Path>, options: &ImportOptions) -> Result<MemoryTrace> {
     let path = path.as_ref();
-    open_import(path, options)?.collect().map_err(|error| match error {
+    open_import(path, options)?.collect().map_err(|error| in_file(path, error))
+}
+
+/// Names the file in an error that does not.
+fn in_file(path: &Path, error: TraceError) -> TraceError {
+    let path = path.to_owned();
+    match error {
         TraceError::ExpertOutOfRange { .. }
         | TraceError::DuplicateExpert { .. }
-        | TraceError::WeightNotFinite { .. } => {
-            TraceError::InvalidSequence { path: path.to_owned(), source: Box::new(error) }
+        | TraceError::WeightNotFinite { .. }
+        | TraceError::ColumnLength { .. } => TraceError::InvalidSequence { path, source: Box::new(error) },
+        TraceError::Geometry { .. } | TraceError::UnknownDomain { .. } => {
+            TraceError::NotImportable { path, source: Box::new(error) }
         }
         other => other,
-    })
+    }
 }
 
 /// A [`TraceError::Record`], the value shortened.

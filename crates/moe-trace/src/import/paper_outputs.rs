@@ -142,8 +142,11 @@ impl Layer {
         let mut tensors = BTreeMap::new();
         for (name, info) in metadata.tensors() {
             let place = || Place::Entry(format!("tensor {name:?}"));
-            let shape = <[usize; 3]>::try_from(info.shape.as_slice()).map_err(|_| {
-                record(path, place(), "shape", &format!("{:?}", info.shape), "expected [samples, tokens, n]")
+            // Without tokens a claim of samples would cost nothing and make sequences without end.
+            let shape = <[usize; 3]>::try_from(info.shape.as_slice()).ok().filter(|shape| !shape.contains(&0));
+            let shape = shape.ok_or_else(|| {
+                let limit = "expected [samples, tokens, n], none of them 0";
+                record(path, place(), "shape", &format!("{:?}", info.shape), limit)
             })?;
             if !matches!(info.dtype, Dtype::BF16 | Dtype::I8) {
                 return Err(record(path, place(), "type", &format!("{:?}", info.dtype), "expected BF16 or I8"));

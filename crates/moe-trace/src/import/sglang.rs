@@ -46,10 +46,16 @@ impl Importer for SgLang {
         let mut width = None;
         let logical = (0..map.len()).filter_map(|index| usize::try_from(map.get(index)).ok()).max();
         let experts = options.experts_for(logical)?;
+        // Records of a pickle can share a tensor, so that a small file could stand for any number of tokens.
+        let mut budget = file.bytes()?.saturating_mul(EXPANSION);
         for record in &records {
             let name = format!("record of pass {}", record.pass);
             let ids = file.read(&name, &record.ids)?;
             let shape = ids.dimensions::<3>(path, "[layers, tokens, k]")?;
+            budget = budget.checked_sub(ids.len() as u64).ok_or_else(|| {
+                let limit = format!("at most {EXPANSION} ids for each byte of the file");
+                ids.error(path, "ids", "more", &limit)
+            })?;
             let k = *width.get_or_insert(shape[2]);
             if shape != [layers, record.positions.len(), k] {
                 let limit = format!("expected [{layers}, {}, {k}]", record.positions.len());
@@ -146,6 +152,9 @@ fn read_records(file: &TorchFile) -> Result<Vec<Pass>> {
     }
     Ok(passes)
 }
+
+/// The most ids for each byte of the file; PyTorch does not compress.
+const EXPANSION: u64 = 16;
 
 /// `ForwardMode.DECODE` of SGLang.
 const DECODE: i64 = 2;

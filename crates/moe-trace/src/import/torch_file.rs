@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::archive::Archive;
 use super::array::{IntArray, IntType};
 use super::pickle::{Pickle, Value};
-use super::record;
+use super::{io, record};
 use crate::{Place, Result, TraceError};
 
 /// A file of `torch.save`.
@@ -42,6 +42,11 @@ impl TorchFile {
             record(path, place, "pickle", &error.found, error.allowed)
         })?;
         Ok(TorchFile { path: path.to_owned(), archive, prefix, pickle })
+    }
+
+    /// The length of the file.
+    pub(super) fn bytes(&self) -> Result<u64> {
+        std::fs::metadata(&self.path).map(|metadata| metadata.len()).map_err(io(&self.path, "read the size"))
     }
 
     pub(super) fn pickle(&self) -> &Pickle {

@@ -40,11 +40,13 @@ fn routed_experts_are_read_without_their_dense_layers() {
 
 #[test]
 fn options_that_do_not_fit_the_arrays_are_told() {
-    let message = |options: ImportOptions| import(fixture("routed_experts.npy"), &options).unwrap_err().to_string();
+    let error = |options: ImportOptions| import(fixture("routed_experts.npy"), &options).unwrap_err();
+    let message = |options: ImportOptions| error(options).to_string();
     let short = |message: String| message.rsplit_once("routed_experts.npy").unwrap().1.to_owned();
     let none = ImportOptions::default;
     let largest = usize::from(routed(5).into_iter().max().unwrap());
-    let few = message(ImportOptions { experts: Some(8), ..none() });
+    let few = error(ImportOptions { experts: Some(8), ..none() });
+    let few = std::error::Error::source(&few).unwrap().to_string();
     assert_eq!(few, format!("experts is 8, allowed are {}..=65535", largest + 1));
     assert_eq!(short(message(ImportOptions { top_k: Some(3), ..none() })), ", options: top_k is 3, the arrays have 2");
     let other = ModelConfig { layers: 7, ..config() };
@@ -88,7 +90,7 @@ fn broken_arrays_are_told() {
     assert_eq!(message(&order, &[1, 2]), "f, array: fortran_order is not False, expected row-major order");
     assert_eq!(message("{}", &[]), "f, array: header is {}, expected a type string 'descr'");
     let empty = header("|u1", "False", "(0, 1, 2)");
-    assert_eq!(message(&empty, &[]), "layers is 0, allowed are 1..=65535");
+    assert_eq!(message(&empty, &[]), "f: the file does not make a trace: layers is 0, allowed are 1..=65535");
     let none = header("|u1", "False", "(0, 0, 0)");
     assert_eq!(message(&none, &[]), "f, array: shape is [0, 0, 0], expected [tokens, 0, 0], none of them 0");
     let mut cut = npy(&good, &[1, 2]);

@@ -54,7 +54,7 @@ fn errors_name_line_column_value_and_limit() {
     let head = |from: &str, to: &str| failure(file(ROWS).replacen(from, to, 1), &ImportOptions::default());
     assert_eq!(head("n_expert=8", "n_expert=many"), "f, line 2: n_expert is many, expected a whole number");
     assert_eq!(head("layer=1", "layer=7"), "f, line 4: layer is 7, layers are listed in order, 1 is next");
-    assert_eq!(head("n_expert=8", "n_expert=1"), "top_k is 2, allowed are 1..=1");
+    assert_eq!(head("n_expert=8", "n_expert=1"), "f: the file does not make a trace: top_k is 2, allowed are 1..=1");
     assert_eq!(head("n_expert=8 ", ""), "f, preamble: n_expert is missing, expected a number in the preamble");
     let header = head("expert,weight", "id,weight");
     assert!(

@@ -33,7 +33,10 @@ fn errors_name_prompt_value_and_limit() {
         changed("[1]]", "[1, 2, 3]]"),
         "f, prompt \"zebra\": decode is 3 ids at token 0, layer 1, expected at most 2"
     );
-    assert_eq!(changed("\"top_k\": 2", "\"top_k\": 5"), "top_k is 5, allowed are 1..=4");
+    assert_eq!(
+        changed("\"top_k\": 2", "\"top_k\": 5"),
+        "f: the file does not make a trace: top_k is 5, allowed are 1..=4"
+    );
     assert_eq!(
         changed("[3, 1]", "[3, 4]"),
         "f: invalid sequence: sequence 0, token 0, layer 0: expert 4 is out of range, the layer has 4"
