@@ -3,84 +3,137 @@
 use crate::EMPTY_SLOT;
 use crate::columns::Ids;
 
-/// An id that can be checked many at a time.
-trait Id: Copy + Eq + Into<u16> {
-    /// Marks an empty slot.
-    const EMPTY: Self;
-}
-
-impl Id for u8 {
-    const EMPTY: u8 = u8::MAX;
-}
-
-impl Id for u16 {
-    const EMPTY: u16 = EMPTY_SLOT;
-}
-
 /// Whether every id is below `experts` or empty and no row of `top_k` ids has one twice. Does not say where it is not.
 ///
 /// # Complexity
-/// O(ids x `top_k`) comparisons, in loops without branches that the compiler turns into vector instructions; rows longer
-/// than [`LONGEST`] go through a table of the experts.
+/// O(ids x `top_k`) comparisons, in loops without branches over lanes as wide as an id, which the compiler turns into
+/// vector instructions; rows longer than [`LONGEST`] go through a table of the experts.
 pub(crate) fn rows_are_valid(ids: Ids<'_>, top_k: usize, experts: usize) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        #[expect(unsafe_code, reason = "twice as many lanes as every x86-64 has; reading is bound by this check")]
+        // SAFETY: the processor has AVX2, which is all that the function asks for; it is safe code.
+        return unsafe { valid_with_avx2(ids, top_k, experts) };
+    }
+    valid(ids, top_k, experts)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn valid_with_avx2(ids: Ids<'_>, top_k: usize, experts: usize) -> bool {
+    valid(ids, top_k, experts)
+}
+
+#[inline(always)]
+fn valid(ids: Ids<'_>, top_k: usize, experts: usize) -> bool {
     match ids {
-        Ids::U8(ids) => valid(ids, top_k, experts),
-        Ids::U16(ids) => valid(ids, top_k, experts),
+        Ids::U8(ids) => narrow::valid(ids, top_k, experts),
+        Ids::U16(ids) => wide::valid(ids, top_k, experts),
     }
 }
 
 /// Ids that are compared together; rows fit into it whole.
 const BLOCK: usize = 64;
 /// The longest row whose ids are compared with each other.
-const LONGEST: usize = 16;
+const LONGEST: usize = 12;
 
-fn valid<T: Id>(ids: &[T], top_k: usize, experts: usize) -> bool {
-    if top_k > LONGEST {
-        return valid_by_table(ids, top_k, experts);
-    }
-    let block = BLOCK / top_k * top_k;
-    // same_row[d][i]: ids i and i + d of a block belong to the same row.
-    let mut same_row = [[false; BLOCK]; LONGEST];
-    for (distance, row) in same_row.iter_mut().enumerate().take(top_k).skip(1) {
-        for (index, same) in row.iter_mut().enumerate() {
-            *same = index % top_k + distance < top_k && index + distance < block;
+/// The check for one type of ids: lanes must be as wide as an id, so there is no generic way to write them.
+macro_rules! check {
+    ($module:ident, $id:ty) => {
+        mod $module {
+            use super::{BLOCK, EMPTY_SLOT, LONGEST, valid_by_table};
+
+            const EMPTY: $id = <$id>::MAX;
+
+            fn widen(id: $id) -> u16 {
+                if id == EMPTY { EMPTY_SLOT } else { u16::from(id) }
+            }
+
+            #[inline(always)]
+            pub(super) fn valid(ids: &[$id], top_k: usize, experts: usize) -> bool {
+                // The largest id; all types hold it, because a reader refuses narrow ids of more experts.
+                let Ok(largest) = <$id>::try_from(experts - 1) else {
+                    return valid_by_table(ids, widen, top_k, experts);
+                };
+                match top_k {
+                    1 => rows::<1>(ids, largest),
+                    2 => rows::<2>(ids, largest),
+                    3 => rows::<3>(ids, largest),
+                    4 => rows::<4>(ids, largest),
+                    5 => rows::<5>(ids, largest),
+                    6 => rows::<6>(ids, largest),
+                    7 => rows::<7>(ids, largest),
+                    8 => rows::<8>(ids, largest),
+                    9 => rows::<9>(ids, largest),
+                    10 => rows::<10>(ids, largest),
+                    11 => rows::<11>(ids, largest),
+                    12 => rows::<12>(ids, largest),
+                    _ => valid_by_table(ids, widen, top_k, experts),
+                }
+            }
+
+            #[inline(always)]
+            fn rows<const K: usize>(ids: &[$id], largest: $id) -> bool {
+                let block = BLOCK / K * K;
+                // same_row[d][i]: 1 if ids i and i + d of a block belong to the same row.
+                let mut same_row = [[0; BLOCK]; K];
+                for (distance, row) in same_row.iter_mut().enumerate() {
+                    for (index, same) in row.iter_mut().enumerate().take(block) {
+                        *same = <$id>::from(index % K + distance < K);
+                    }
+                }
+                let mut start = 0;
+                // Whole windows reach over the end of their block; what they see there belongs to other rows.
+                while let Some(window) = ids[start..].first_chunk() {
+                    if !block_is_valid(window, &same_row, largest) {
+                        return false;
+                    }
+                    start += block;
+                }
+                while start < ids.len() {
+                    let rest = &ids[start..ids.len().min(start + block)];
+                    let mut window = [EMPTY; BLOCK + LONGEST];
+                    window[..rest.len()].copy_from_slice(rest);
+                    if !block_is_valid(&window, &same_row, largest) {
+                        return false;
+                    }
+                    start += block;
+                }
+                true
+            }
+
+            #[inline(always)]
+            fn block_is_valid<const K: usize>(
+                ids: &[$id; BLOCK + LONGEST],
+                same_row: &[[$id; BLOCK]; K],
+                largest: $id,
+            ) -> bool {
+                // Sums and not branches, so that this becomes vector instructions. A lane is 1 where something is wrong.
+                let mut bad: [$id; BLOCK] = [0; BLOCK];
+                for index in 0..BLOCK {
+                    let id = ids[index];
+                    let mut wrong = <$id>::from(id > largest);
+                    for distance in 1..K {
+                        wrong |= <$id>::from(id == ids[index + distance]) & same_row[distance][index];
+                    }
+                    bad[index] = wrong & <$id>::from(id != EMPTY);
+                }
+                bad.iter().fold(0, |any, bad| any | bad) == 0
+            }
         }
-    }
-    let mut blocks = ids.chunks_exact(block);
-    let mut padded = [T::EMPTY; BLOCK + LONGEST];
-    for ids in &mut blocks {
-        padded[..block].copy_from_slice(ids);
-        if !block_is_valid(&padded, &same_row[..top_k], experts) {
-            return false;
-        }
-    }
-    padded = [T::EMPTY; BLOCK + LONGEST];
-    padded[..blocks.remainder().len()].copy_from_slice(blocks.remainder());
-    block_is_valid(&padded, &same_row[..top_k], experts)
+    };
 }
 
-fn block_is_valid<T: Id>(ids: &[T; BLOCK + LONGEST], same_row: &[[bool; BLOCK]], experts: usize) -> bool {
-    let mut bad = false;
-    for &id in &ids[..BLOCK] {
-        bad |= (usize::from(id.into()) >= experts) & (id != T::EMPTY);
-    }
-    for (distance, same) in same_row.iter().enumerate().skip(1) {
-        let later: &[T; BLOCK] = ids[distance..].first_chunk().expect("a row is at most LONGEST long");
-        let mut twice = false;
-        for index in 0..BLOCK {
-            twice |= (ids[index] == later[index]) & (ids[index] != T::EMPTY) & same[index];
-        }
-        bad |= twice;
-    }
-    !bad
-}
+check!(narrow, u8);
+check!(wide, u16);
 
-fn valid_by_table<T: Id>(ids: &[T], top_k: usize, experts: usize) -> bool {
+fn valid_by_table<T: Copy>(ids: &[T], widen: impl Fn(T) -> u16, top_k: usize, experts: usize) -> bool {
     let mut last_row = vec![0usize; experts];
     ids.chunks(top_k).enumerate().all(|(row, ids)| {
-        ids.iter().filter(|&&id| id != T::EMPTY).all(|&id| {
-            last_row.get_mut(usize::from(id.into())).is_some_and(|last| std::mem::replace(last, row + 1) != row + 1)
-        })
+        ids.iter()
+            .map(|&id| widen(id))
+            .filter(|&id| id != EMPTY_SLOT)
+            .all(|id| last_row.get_mut(usize::from(id)).is_some_and(|last| std::mem::replace(last, row + 1) != row + 1))
     })
 }
 
