@@ -10,7 +10,7 @@ use super::input::{Foreign, open};
 use super::output::{Layout, append, write};
 
 #[derive(Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// Trace file to write, or directory of shards with --shard-tokens or --append.
     output: PathBuf,
     /// Traces to put together, in this order.
@@ -25,7 +25,7 @@ pub struct Arguments {
     layout: Layout,
 }
 
-pub fn run(arguments: &Arguments) -> Result<()> {
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let open =
         |path: &PathBuf| open(path, &arguments.foreign).with_context(|| format!("cannot open {}", path.display()));
     let sources = arguments.inputs.iter().map(open).collect::<Result<Vec<_>>>()?;

@@ -9,7 +9,7 @@ use super::input::{Foreign, open};
 use super::output::{Layout, write};
 
 #[derive(Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// Trace to read.
     input: PathBuf,
     /// Trace file to write, or directory of shards with --shard-tokens.
@@ -20,7 +20,7 @@ pub struct Arguments {
     layout: Layout,
 }
 
-pub fn run(arguments: &Arguments) -> Result<()> {
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let source = open(&arguments.input, &arguments.foreign)?;
     write(source.as_ref(), &arguments.output, &arguments.layout)
 }

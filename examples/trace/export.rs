@@ -10,7 +10,7 @@ use moe_trace::{exporter, exporters};
 use super::input::{Foreign, open};
 
 #[derive(Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// Trace to read.
     input: PathBuf,
     /// File to write.
@@ -22,7 +22,7 @@ pub struct Arguments {
     foreign: Foreign,
 }
 
-pub fn run(arguments: &Arguments) -> Result<()> {
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let ending = arguments.output.extension().map(|ending| ending.to_string_lossy().into_owned());
     let name = arguments.to.clone().or(ending).unwrap_or_default();
     let exporter = exporter(&name).with_context(|| {

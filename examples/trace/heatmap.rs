@@ -11,7 +11,7 @@ use super::input::{Foreign, open};
 use super::svg::{Cell, Picture};
 
 #[derive(Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// Trace to read.
     input: PathBuf,
     /// SVG file to write.
@@ -32,7 +32,7 @@ pub struct Arguments {
     foreign: Foreign,
 }
 
-pub fn run(arguments: &Arguments) -> Result<()> {
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let source = open(&arguments.input, &arguments.foreign)?;
     let geometry = source.geometry();
     let layer = LayerId(arguments.layer);

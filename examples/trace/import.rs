@@ -9,7 +9,7 @@ use super::input::Foreign;
 use super::output::{Layout, write_stream};
 
 #[derive(Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// File or folder of another recorder.
     input: PathBuf,
     /// Trace file to write, or directory of shards with --shard-tokens.
@@ -20,7 +20,7 @@ pub struct Arguments {
     layout: Layout,
 }
 
-pub fn run(arguments: &Arguments) -> Result<()> {
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let (importer, mut stream) = arguments
         .foreign
         .open(&arguments.input)

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::input::{Foreign, open};
 
 #[derive(Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// Trace to look at.
     input: PathBuf,
     /// Write everything to this file as JSON.
@@ -42,7 +42,7 @@ struct Info {
     domains: Vec<(String, usize, usize)>,
 }
 
-pub fn run(arguments: &Arguments) -> Result<()> {
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let source = open(&arguments.input, &arguments.foreign)?;
     let info = look(source.as_ref())?;
     let mut facts = table(["", ""]);

@@ -12,49 +12,49 @@ use super::numbers::{Numbers, numbers};
 
 /// What a foreign file does not say about itself.
 #[derive(Args, Clone, Debug, Default)]
-pub struct Foreign {
+pub(crate) struct Foreign {
     /// Format of a foreign file; detected from its content by default.
     #[arg(long, value_name = "FORMAT")]
-    pub from: Option<String>,
+    pub(crate) from: Option<String>,
 
     /// Experts a layer, where the file does not say [default: the largest id + 1].
     #[arg(long)]
-    pub experts: Option<usize>,
+    pub(crate) experts: Option<usize>,
 
     /// Experts a token, where the file does not say.
     #[arg(long)]
-    pub top_k: Option<usize>,
+    pub(crate) top_k: Option<usize>,
 
     /// The model's name.
     #[arg(long)]
-    pub model: Option<String>,
+    pub(crate) model: Option<String>,
 
     /// The model's config.json: which layers have experts, and how many.
     #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
 
     /// Phase of tokens where the file does not say: prefill or decode.
     #[arg(long, value_name = "PHASE", value_parser = phase)]
-    pub token_phase: Option<Phase>,
+    pub(crate) token_phase: Option<Phase>,
 
     /// Stack of layers where the file does not say: decoder or encoder.
     #[arg(long, value_parser = stack)]
-    pub stack: Option<Stack>,
+    pub(crate) stack: Option<Stack>,
 
     /// Layers of the model to read, where layers are files, like 0..12.
     #[arg(long, value_name = "LIST", value_parser = numbers)]
-    pub model_layers: Option<Numbers>,
+    pub(crate) model_layers: Option<Numbers>,
 
     /// Read a column from another one of the file, like expert=id; can be given several times.
     #[arg(long, value_name = "COLUMN=NAME", value_parser = column)]
-    pub column: Vec<(String, String)>,
+    pub(crate) column: Vec<(String, String)>,
 }
 
 /// Parses a phase.
 ///
 /// # Errors
 /// What is allowed.
-pub fn phase(text: &str) -> Result<Phase, String> {
+pub(crate) fn phase(text: &str) -> Result<Phase, String> {
     Phase::ALL.into_iter().find(|phase| phase.name() == text).ok_or_else(|| "write prefill or decode".to_owned())
 }
 
@@ -76,7 +76,7 @@ impl Foreign {
     ///
     /// # Errors
     /// A format that is unknown or broken, options that do not fit.
-    pub fn open(&self, path: &Path) -> Result<(&'static dyn Importer, Box<dyn SequenceStream>)> {
+    pub(crate) fn open(&self, path: &Path) -> Result<(&'static dyn Importer, Box<dyn SequenceStream>)> {
         let importer = match &self.from {
             Some(name) => importer(name).with_context(|| format!("no format {name}; see `trace formats`"))?,
             None => detect_importer(path)?,
@@ -100,7 +100,7 @@ impl Foreign {
 ///
 /// # Errors
 /// A file that is neither, or broken.
-pub fn open(path: &Path, foreign: &Foreign) -> Result<Box<dyn RoutingSource>> {
+pub(crate) fn open(path: &Path, foreign: &Foreign) -> Result<Box<dyn RoutingSource>> {
     if !path.exists() {
         bail!("{} does not exist", path.display());
     }

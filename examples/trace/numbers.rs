@@ -2,13 +2,13 @@
 
 /// Numbers and ranges: `0,3..5` is 0, 3, 4 and `3..=5` is 3, 4, 5. As written, not yet checked against a trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Numbers(pub Vec<usize>);
+pub(crate) struct Numbers(pub(crate) Vec<usize>);
 
 /// Parses [`Numbers`].
 ///
 /// # Errors
 /// What is wrong, for a person.
-pub fn numbers(text: &str) -> Result<Numbers, String> {
+pub(crate) fn numbers(text: &str) -> Result<Numbers, String> {
     const MOST: usize = 1 << 24;
     let number = |text: &str| -> Result<usize, String> {
         text.trim().parse().map_err(|_| format!("`{text}` is not a number; write for example 0,3..5 or 3..=5"))

@@ -9,17 +9,17 @@ use moe_trace::{MemoryTrace, RoutingSource, SequenceStream, ShardedWriter, write
 
 /// How a trace is written.
 #[derive(Args, Clone, Debug, Default)]
-pub struct Layout {
+pub(crate) struct Layout {
     /// Write a directory of shards of at least this many tokens instead of one file: for traces larger than memory.
     #[arg(long, value_name = "TOKENS")]
-    pub shard_tokens: Option<usize>,
+    pub(crate) shard_tokens: Option<usize>,
 }
 
 /// Writes a source.
 ///
 /// # Errors
 /// A source that is broken, a file that cannot be written.
-pub fn write(source: &dyn RoutingSource, path: &Path, layout: &Layout) -> Result<()> {
+pub(crate) fn write(source: &dyn RoutingSource, path: &Path, layout: &Layout) -> Result<()> {
     let Some(shard_tokens) = layout.shard_tokens else {
         write_trace(path, source).with_context(|| format!("cannot write {}", path.display()))?;
         println!("{}: {} sequences", path.display(), source.len());
@@ -37,7 +37,7 @@ pub fn write(source: &dyn RoutingSource, path: &Path, layout: &Layout) -> Result
 ///
 /// # Errors
 /// A source that is broken or does not fit, a file that cannot be written.
-pub fn append(source: &dyn RoutingSource, writer: &mut ShardedWriter) -> Result<()> {
+pub(crate) fn append(source: &dyn RoutingSource, writer: &mut ShardedWriter) -> Result<()> {
     if source.geometry() != writer.geometry() {
         bail!("the traces differ in their geometry");
     }
@@ -54,7 +54,7 @@ pub fn append(source: &dyn RoutingSource, writer: &mut ShardedWriter) -> Result<
 ///
 /// # Errors
 /// A stream that is broken, a file that cannot be written.
-pub fn write_stream(stream: &mut dyn SequenceStream, path: &Path, layout: &Layout) -> Result<usize> {
+pub(crate) fn write_stream(stream: &mut dyn SequenceStream, path: &Path, layout: &Layout) -> Result<usize> {
     let bar = progress_bar(0, "sequences");
     bar.set_style(indicatif::ProgressStyle::default_spinner());
     let count = match layout.shard_tokens {

@@ -11,7 +11,7 @@ use super::numbers::{Numbers, numbers};
 use super::output::{Layout, write};
 
 #[derive(Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// Trace to read.
     input: PathBuf,
     /// Trace file to write, or directory of shards with --shard-tokens.
@@ -34,7 +34,7 @@ pub struct Arguments {
     layout: Layout,
 }
 
-pub fn run(arguments: &Arguments) -> Result<()> {
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let source = open(&arguments.input, &arguments.foreign)?;
     let selection = Selection {
         sequences: arguments.sequences.clone().map(|list| list.0),

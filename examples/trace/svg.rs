@@ -3,29 +3,29 @@
 use std::fmt::Write;
 
 /// One layer of one sequence.
-pub struct Picture {
+pub(crate) struct Picture {
     /// What is shown.
-    pub title: String,
+    pub(crate) title: String,
     /// Rows of the picture.
-    pub experts: usize,
+    pub(crate) experts: usize,
     /// Text of each token.
-    pub labels: Vec<String>,
+    pub(crate) labels: Vec<String>,
     /// Whether each token was decoded.
-    pub decoded: Vec<bool>,
+    pub(crate) decoded: Vec<bool>,
     /// Chosen experts.
-    pub cells: Vec<Cell>,
+    pub(crate) cells: Vec<Cell>,
 }
 
 /// An expert that a token chose.
-pub struct Cell {
+pub(crate) struct Cell {
     /// Column.
-    pub token: usize,
+    pub(crate) token: usize,
     /// Row.
-    pub expert: usize,
+    pub(crate) expert: usize,
     /// 0 to 1: how dark it is.
-    pub share: f32,
+    pub(crate) share: f32,
     /// Shown when one points at it.
-    pub note: String,
+    pub(crate) note: String,
 }
 
 /// Side of a cell.
@@ -37,7 +37,7 @@ const BELOW: usize = 150;
 
 impl Picture {
     /// The picture as SVG; nothing outside of it is needed.
-    pub fn svg(&self) -> String {
+    pub(crate) fn svg(&self) -> String {
         let (columns, rows) = (self.labels.len(), self.experts);
         let (width, height) = (LEFT + columns * SIDE + 20, TOP + rows * SIDE + BELOW);
         let bottom = TOP + rows * SIDE;

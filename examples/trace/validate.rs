@@ -9,7 +9,7 @@ use moe_examples::progress_bar;
 use super::input::{Foreign, open};
 
 #[derive(Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// Trace to read.
     input: PathBuf,
     /// How many errors are shown.
@@ -19,7 +19,7 @@ pub struct Arguments {
     foreign: Foreign,
 }
 
-pub fn run(arguments: &Arguments) -> Result<()> {
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let source = open(&arguments.input, &arguments.foreign)?;
     let bar = progress_bar(source.len(), "sequences");
     let (mut tokens, mut wrong) = (0usize, 0usize);
