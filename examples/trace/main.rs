@@ -5,6 +5,8 @@
 //! cargo run --release --example trace -- info trace.safetensors
 //! cargo run --release --example trace -- heatmap trace.safetensors heatmap.svg --layer 3
 //! ```
+//!
+//! Parquet is read and written with `--features parquet`.
 
 mod cat;
 mod convert;
