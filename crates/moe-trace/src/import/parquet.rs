@@ -1,9 +1,11 @@
 //! Parquet files with named columns.
 
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use parquet::errors::ParquetError;
+use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row as Record};
@@ -45,10 +47,42 @@ fn malformed(path: &Path, source: ParquetError) -> TraceError {
     TraceError::Malformed { path: path.to_owned(), format: "Parquet", source: Box::new(source) }
 }
 
+/// Runs the decoder. It panics on some files that are broken; that is an error of the file like any other.
+fn guarded<T>(path: &Path, decode: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
+    // After a panic the error goes up and nothing of the decoder is used again.
+    let decoded = catch_unwind(AssertUnwindSafe(decode));
+    let decoded = decoded.unwrap_or_else(|_| Err(ParquetError::General("the decoder gave up".to_owned())));
+    decoded.map_err(|source| malformed(path, source))
+}
+
+/// Checks that every column of every row group lies within the file.
+fn check_ranges(path: &Path, metadata: &ParquetMetaData, bytes: u64) -> Result<()> {
+    for (number, group) in metadata.row_groups().iter().enumerate() {
+        for column in group.columns() {
+            let start = column.dictionary_page_offset().unwrap_or_else(|| column.data_page_offset());
+            let len = column.compressed_size();
+            let end = start.checked_add(len).and_then(|end| u64::try_from(end).ok());
+            if start < 0 || len < 0 || end.is_none_or(|end| end > bytes) {
+                let place = Place::Entry(format!("row group {number}, column {}", column.column_path().string()));
+                return Err(record(
+                    path,
+                    place,
+                    "bytes",
+                    &format!("{len} from {start}"),
+                    format!("the file has {bytes}"),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
 impl Rows {
     fn open(path: &Path, options: &ImportOptions) -> Result<Rows> {
         let file = File::open(path).map_err(io(path, "open the file"))?;
-        let reader = SerializedFileReader::new(file).map_err(|source| malformed(path, source))?;
+        let bytes = file.metadata().map_err(io(path, "read the size"))?.len();
+        let reader = guarded(path, || SerializedFileReader::new(file))?;
+        check_ranges(path, reader.metadata(), bytes)?;
         let metadata = reader.metadata().file_metadata();
         let columns: Vec<&str> = metadata.schema().get_fields().iter().map(|field| field.name()).collect();
         if options.columns.is_empty() && !are_enough(columns.iter().copied()) {
@@ -140,10 +174,8 @@ fn float(field: &Field) -> Option<f32> {
 
 impl RowSource for Rows {
     fn next(&mut self, row: &mut Row) -> Result<bool> {
-        let record = match self.rows.next() {
-            None => return Ok(false),
-            Some(record) => record.map_err(|source| malformed(&self.path, source))?,
-        };
+        let rows = &mut self.rows;
+        let Some(record) = guarded(&self.path, || rows.next().transpose())? else { return Ok(false) };
         self.number += 1;
         row.sequence = self.text(&record, "sequence").unwrap_or_default();
         row.token = self.must(&record, "token")?;

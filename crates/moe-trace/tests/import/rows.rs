@@ -190,6 +190,9 @@ fn parquet_is_read_by_the_names_of_its_columns() {
     assert_eq!((long.geometry().top_k(), long.sequences()[0].phases.len()), (2, 3));
     assert_eq!(usize::from(long.sequences()[0].experts[5]), id(1, 0, 1, 16));
     assert_eq!(long.sequences()[0].weights.as_deref().unwrap(), [0.5; 12]);
+    let outside = moe_trace::import(crate::fixture("negative_range.parquet"), &ImportOptions::default());
+    let outside = outside.unwrap_err().to_string();
+    assert!(outside.contains("row group ") && outside.contains(", the file has 4980"), "{outside}");
     let cut = std::fs::read(&path).unwrap();
     assert!(failure(&cut[..cut.len() - 9], &ImportOptions::default()).starts_with("f: not a readable Parquet file: "));
 }
