@@ -1,9 +1,32 @@
 //! What can be wrong with a trace.
 
+use std::fmt;
 use std::path::PathBuf;
 
 /// Result of this crate.
 pub type Result<T, E = TraceError> = std::result::Result<T, E>;
+
+/// Where in a foreign file something was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Place {
+    /// A line of a text file, counted from 1.
+    Line(u64),
+    /// A byte of a binary file, counted from 0.
+    Byte(u64),
+    /// An array, a member of an archive, or a key of an object.
+    Entry(String),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Line(line) => write!(f, "line {line}"),
+            Place::Byte(byte) => write!(f, "byte {byte}"),
+            Place::Entry(name) => f.write_str(name),
+        }
+    }
+}
 
 /// An error of capture, of a trace file, or of a trace in memory.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +94,20 @@ pub enum TraceError {
         /// The code found.
         code: u8,
     },
+    /// The text of a token begins or ends where it cannot.
+    #[error("sequence {sequence}, token {token}: text offset {offset} is not in {min}..={max}")]
+    TextOffset {
+        /// Index of the sequence.
+        sequence: usize,
+        /// Token within the sequence.
+        token: usize,
+        /// The offset found.
+        offset: i64,
+        /// The offset before it.
+        min: i64,
+        /// Bytes of text.
+        max: usize,
+    },
     /// A sequence was asked for that the source does not have.
     #[error("there is no sequence {index}, the source has {len}")]
     NoSuchSequence {
@@ -78,6 +115,28 @@ pub enum TraceError {
         index: usize,
         /// Number of sequences.
         len: usize,
+    },
+    /// A layer was asked for that the geometry does not have.
+    #[error("there is no layer {layer}, the geometry has {layers}")]
+    NoSuchLayer {
+        /// The layer asked for.
+        layer: usize,
+        /// Number of layers.
+        layers: usize,
+    },
+    /// Layers were selected of a view that has layers selected.
+    #[error("layers are selected twice; select them once, of the whole trace")]
+    LayersSelectedTwice,
+    /// Nothing was given to concatenate.
+    #[error("there is no source to concatenate")]
+    NoSources,
+    /// A source does not fit those before it.
+    #[error("source {index} has another {field} than the first")]
+    SourcesDiffer {
+        /// Number of the source.
+        index: usize,
+        /// What differs.
+        field: &'static str,
     },
     /// A column of a sequence has the wrong length.
     #[error("sequence column {column} has {len} entries, expected {expected}")]
@@ -99,6 +158,9 @@ pub enum TraceError {
         /// What is wrong.
         problem: &'static str,
     },
+    /// The writer thread behind a queue has ended.
+    #[error("the writer thread has ended; its error is told when the sink is finished")]
+    WriterEnded,
     /// A domain id without a name.
     #[error("domain {domain} has no name, {names} domains are named")]
     UnknownDomain {
@@ -152,6 +214,60 @@ pub enum TraceError {
         path: PathBuf,
         /// Tensor or metadata key.
         field: &'static str,
+    },
+    /// A record of a foreign file has a value that its format does not allow.
+    #[error("{path}, {place}: {field} is {value}, {limit}")]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Where in the file.
+        place: Place,
+        /// Column, key or array.
+        field: String,
+        /// What was found.
+        value: String,
+        /// What is allowed.
+        limit: String,
+    },
+    /// A foreign file is not well-formed.
+    #[error("{path}: not a readable {format} file")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// The format that was expected.
+        format: &'static str,
+        /// The parser's complaint, which says where.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// What a foreign file says cannot be a trace.
+    #[error("{path}: the file does not make a trace")]
+    NotImportable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: Box<TraceError>,
+    },
+    /// No importer knows the content of the file.
+    #[error("{path}: no known trace format; known are {known}")]
+    UnknownFormat {
+        /// The file.
+        path: PathBuf,
+        /// The names of the importers.
+        known: String,
+    },
+    /// A trace does not fit into a foreign format.
+    #[error("{format} cannot hold a trace whose {field} is {value}, {limit}")]
+    NotExportable {
+        /// The format.
+        format: &'static str,
+        /// What does not fit.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What the format allows.
+        limit: &'static str,
     },
     /// A directory of shards has no complete shard.
     #[error("{path}: no complete shard in this directory")]

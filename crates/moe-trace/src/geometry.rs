@@ -94,6 +94,18 @@ impl Geometry {
         Geometry::new(layers.collect(), experts, top_k)
     }
 
+    /// The geometry of some of the layers.
+    ///
+    /// # Errors
+    /// [`TraceError::NoSuchLayer`]; [`TraceError::Geometry`] if there is none.
+    pub fn select(&self, layers: &[LayerId]) -> Result<Geometry> {
+        let layer = |layer: &LayerId| {
+            let no_such = TraceError::NoSuchLayer { layer: layer.index(), layers: self.layers.len() };
+            self.layers.get(layer.index()).copied().ok_or(no_such)
+        };
+        Geometry::new(layers.iter().map(layer).collect::<Result<_>>()?, self.experts(), self.top_k())
+    }
+
     /// Number of MoE layers.
     pub fn layers(&self) -> usize {
         self.layers.len()

@@ -31,30 +31,62 @@
 //! # Ok::<(), moe_trace::TraceError>(())
 //! ```
 
+mod columns;
+mod concatenation;
 mod error;
 mod expert_set;
+#[cfg(feature = "import")]
+mod export;
 mod format;
 mod geometry;
 mod ids;
+#[cfg(feature = "import")]
+mod import;
 mod memory;
 mod observer;
 mod phase;
+mod queued;
 mod recorder;
 mod routing_matrix;
+mod row_check;
 mod sequence;
+mod sequence_buf;
 mod shards;
 mod source;
+mod stream;
+mod synthetic;
+mod token_text;
+mod view;
 
-pub use error::{Result, TraceError};
+pub use concatenation::Concatenation;
+pub use error::{Place, Result, TraceError};
 pub use expert_set::ExpertSet;
+#[cfg(feature = "import")]
+pub use export::{Exporter, exporter, exporters};
 pub use format::{TraceFile, write_trace};
 pub use geometry::{Geometry, MoeLayer, Stack};
 pub use ids::{DomainId, ExpertId, LayerId};
+#[cfg(feature = "import")]
+pub use import::{
+    ImportOptions, Importer, ModelConfig, Sample, detect_importer, import, importer, importers, open_import,
+};
 pub use memory::MemoryTrace;
 pub use observer::{IgnoreRouting, RouterObserver, RoutingEvent};
 pub use phase::Phase;
+pub use queued::{BackPressure, QueuedSink};
 pub use recorder::{Recorder, SequenceSink};
 pub use routing_matrix::RoutingMatrix;
-pub use sequence::{EMPTY_SLOT, Sequence, SequenceBuf};
+pub use sequence::{EMPTY_SLOT, Sequence};
+pub use sequence_buf::SequenceBuf;
 pub use shards::{ShardedTrace, ShardedWriter};
 pub use source::{RoutingSource, open};
+pub use stream::SequenceStream;
+pub use synthetic::{Synthetic, SyntheticOptions};
+pub use token_text::TokenText;
+pub use view::{Selection, TraceView};
+
+/// Private parsers, for the fuzz targets alone.
+#[cfg(all(fuzzing, feature = "import"))]
+pub mod fuzzing {
+    pub use crate::import::read_pickle as pickle;
+}

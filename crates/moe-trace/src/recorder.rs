@@ -71,6 +71,23 @@ impl<S: SequenceSink> Recorder<S> {
         self.open.entry(sequence).or_default().buf.domain = Some(domain);
     }
 
+    /// Says which token the model held most likely to come next after each of the next tokens of a sequence. By the end of
+    /// the sequence there must be one for each of its tokens, or none at all.
+    pub fn predicted(&mut self, sequence: usize, token_ids: &[u32]) {
+        if self.error.is_none() {
+            let buf = &mut self.open.entry(sequence).or_default().buf;
+            buf.predictions.get_or_insert_default().extend_from_slice(token_ids);
+        }
+    }
+
+    /// Says the text of the next tokens of a sequence. By the end of the sequence there must be one for each of its tokens,
+    /// or none at all.
+    pub fn spelled(&mut self, sequence: usize, tokens: impl IntoIterator<Item = impl AsRef<[u8]>>) {
+        if self.error.is_none() {
+            self.open.entry(sequence).or_default().buf.text.get_or_insert_default().extend(tokens);
+        }
+    }
+
     /// The first error so far; after it nothing more is recorded.
     pub fn error(&self) -> Option<&TraceError> {
         self.error.as_ref()
@@ -227,6 +244,27 @@ mod tests {
         assert_eq!((second.len(), second.phase(1), second.phase(2)), (3, Phase::Prefill, Phase::Decode));
         assert_eq!(second.experts(1, LayerId(1)).map(|e| e.0).collect::<Vec<_>>(), [6, 7]);
         assert_eq!(second.experts(2, LayerId(0)).map(|e| e.0).collect::<Vec<_>>(), [7, 6]);
+    }
+
+    #[test]
+    fn predictions_and_text_must_be_of_every_token() {
+        let mut recorder = recorder();
+        for layer in [0, 1] {
+            recorder.routed(&event(0, layer, &[0, 1, 2, 3], &[]));
+        }
+        recorder.predicted(0, &[5]);
+        recorder.predicted(0, &[6]);
+        recorder.spelled(0, ["a", "bc"]);
+        recorder.sequence_end(0);
+        for layer in [0, 1] {
+            recorder.routed(&event(0, layer, &[0, 1], &[]));
+        }
+        recorder.spelled(0, ["a", "b"]);
+        let (trace, error) = recorder.into_parts();
+        let sequence = trace.sequence(0).unwrap();
+        assert_eq!((sequence.predictions(), sequence.text(1)), (Some(&[5, 6][..]), Some(&b"bc"[..])));
+        let message = "sequence column text_offsets has 3 entries, expected 2";
+        assert_eq!(error.map(|error| error.to_string()).as_deref(), Some(message));
     }
 
     #[test]

@@ -1,77 +1,11 @@
 //! One sequence of a trace, borrowed or owned.
 
-use half::f16;
-
-use crate::{DomainId, ExpertId, Geometry, LayerId, Phase, Result, TraceError};
+use crate::columns::{Columns, Phases};
+use crate::row_check::rows_are_valid;
+use crate::{DomainId, ExpertId, Geometry, LayerId, Phase, Result, SequenceBuf, TraceError};
 
 /// Marks a slot without an expert: a dropped token, a router with adaptive k, a dense layer.
 pub const EMPTY_SLOT: u16 = u16::MAX;
-
-/// Expert ids as the source stores them, `[tokens x layers x top_k]`; the largest value of the type is an empty slot.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Ids<'a> {
-    U8(&'a [u8]),
-    U16(&'a [u16]),
-}
-
-/// Router weights as the source stores them, `[tokens x layers x top_k]`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Weights<'a> {
-    F16(&'a [f16]),
-    F32(&'a [f32]),
-}
-
-impl Ids<'_> {
-    pub(crate) fn len(&self) -> usize {
-        match self {
-            Ids::U8(ids) => ids.len(),
-            Ids::U16(ids) => ids.len(),
-        }
-    }
-
-    fn get(&self, index: usize) -> u16 {
-        match self {
-            Ids::U8(ids) if ids[index] == u8::MAX => EMPTY_SLOT,
-            Ids::U8(ids) => u16::from(ids[index]),
-            Ids::U16(ids) => ids[index],
-        }
-    }
-}
-
-impl Weights<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Weights::F16(weights) => weights.len(),
-            Weights::F32(weights) => weights.len(),
-        }
-    }
-
-    fn get(&self, index: usize) -> f32 {
-        match self {
-            Weights::F16(weights) => weights[index].to_f32(),
-            Weights::F32(weights) => weights[index],
-        }
-    }
-}
-
-/// The columns of a sequence before they are checked.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Columns<'a> {
-    pub(crate) experts: Ids<'a>,
-    pub(crate) weights: Option<Weights<'a>>,
-    pub(crate) token_ids: Option<&'a [u32]>,
-    pub(crate) phases: PhaseColumn<'a>,
-    pub(crate) domain: Option<DomainId>,
-}
-
-/// Phases of the tokens.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum PhaseColumn<'a> {
-    /// Every token has this phase.
-    All(Phase),
-    /// Codes, `[tokens]`.
-    Codes(&'a [u8]),
-}
 
 /// A checked view of one sequence: for every token and layer the chosen experts in rank order.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +13,16 @@ pub struct Sequence<'a> {
     geometry: &'a Geometry,
     tokens: usize,
     columns: Columns<'a>,
+    stored: Stored<'a>,
+}
+
+/// Which layers the columns hold.
+#[derive(Clone, Copy, Debug)]
+enum Stored<'a> {
+    /// Those of the geometry.
+    All,
+    /// `layers` layers; layer `i` of the geometry is layer `of[i]` of them.
+    Subset { layers: usize, of: &'a [LayerId] },
 }
 
 impl<'a> Sequence<'a> {
@@ -86,24 +30,27 @@ impl<'a> Sequence<'a> {
     pub(crate) fn checked(geometry: &'a Geometry, index: usize, columns: Columns<'a>) -> Result<Sequence<'a>> {
         let row = geometry.layers() * geometry.top_k();
         let tokens = columns.experts.len() / row;
-        let check = |column, len, expected| {
-            if len == expected { Ok(()) } else { Err(TraceError::ColumnLength { column, len, expected }) }
+        let check = |column, len: Option<usize>, expected| match len {
+            Some(len) if len != expected => Err(TraceError::ColumnLength { column, len, expected }),
+            _ => Ok(()),
         };
-        check("experts", columns.experts.len(), tokens * row)?;
-        if let Some(weights) = columns.weights {
-            check("weights", weights.len(), tokens * row)?;
-        }
-        if let Some(ids) = columns.token_ids {
-            check("token_ids", ids.len(), tokens)?;
-        }
-        if let PhaseColumn::Codes(codes) = columns.phases {
-            check("phase", codes.len(), tokens)?;
+        check("experts", Some(columns.experts.len()), tokens * row)?;
+        check("weights", columns.weights.map(|weights| weights.len()), tokens * row)?;
+        let logits = tokens * geometry.layers() * geometry.experts();
+        check("logits", columns.logits.map(|logits| logits.len()), logits)?;
+        check("token_ids", columns.token_ids.map(<[u32]>::len), tokens)?;
+        check("predictions", columns.predictions.map(<[u32]>::len), tokens)?;
+        check("text_offsets", columns.text.map(|text| text.offsets.len()), tokens + 1)?;
+        if let Phases::Codes(codes) = columns.phases {
+            check("phase", Some(codes.len()), tokens)?;
             if let Some(token) = codes.iter().position(|&code| Phase::from_code(code).is_none()) {
                 return Err(TraceError::PhaseCode { sequence: index, token, code: codes[token] });
             }
         }
         let sequence = Sequence::trusted(geometry, columns);
-        sequence.check_ids(index)?;
+        if !rows_are_valid(columns.experts, geometry.top_k(), geometry.experts()) {
+            sequence.check_ids(index)?;
+        }
         sequence.check_weights(index)?;
         Ok(sequence)
     }
@@ -111,9 +58,10 @@ impl<'a> Sequence<'a> {
     /// Views columns that were checked before.
     pub(crate) fn trusted(geometry: &'a Geometry, columns: Columns<'a>) -> Sequence<'a> {
         let tokens = columns.experts.len() / (geometry.layers() * geometry.top_k());
-        Sequence { geometry, tokens, columns }
+        Sequence { geometry, tokens, columns, stored: Stored::All }
     }
 
+    /// Finds the first id that is wrong.
     fn check_ids(&self, sequence: usize) -> Result<()> {
         let (k, experts) = (self.geometry.top_k(), self.geometry.experts());
         let mut last_seen = vec![0usize; experts];
@@ -138,7 +86,7 @@ impl<'a> Sequence<'a> {
     }
 
     fn check_weights(&self, sequence: usize) -> Result<()> {
-        let Some(weights) = self.columns.weights else { return Ok(()) };
+        let Some(weights) = self.columns.weights.filter(|weights| !weights.all_finite()) else { return Ok(()) };
         let k = self.geometry.top_k();
         for slot in 0..weights.len() {
             let value = weights.get(slot);
@@ -149,6 +97,36 @@ impl<'a> Sequence<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The tokens of a range as a sequence.
+    ///
+    /// # Panics
+    /// If a token of the range does not exist.
+    pub fn tokens(self, range: std::ops::Range<usize>) -> Sequence<'a> {
+        assert!(range.start <= range.end && range.end <= self.tokens, "tokens {range:?} of {}", self.tokens);
+        let layers = self.stored_layers();
+        let (slots, logits) = (layers * self.geometry.top_k(), layers * self.geometry.experts());
+        Sequence { tokens: range.len(), columns: self.columns.slice(range, slots, logits), ..self }
+    }
+
+    /// The layers `of` as a sequence of the geometry that has just these.
+    ///
+    /// # Errors
+    /// [`TraceError::LayersSelectedTwice`] if layers were selected before: the map of the map would have no owner.
+    pub(crate) fn layers(self, geometry: &'a Geometry, of: &'a [LayerId]) -> Result<Sequence<'a>> {
+        match self.stored {
+            Stored::All => {
+                Ok(Sequence { geometry, stored: Stored::Subset { layers: self.geometry.layers(), of }, ..self })
+            }
+            Stored::Subset { .. } => Err(TraceError::LayersSelectedTwice),
+        }
+    }
+
+    /// The sequence with another domain.
+    pub(crate) fn with_domain(mut self, domain: Option<DomainId>) -> Sequence<'a> {
+        self.columns.domain = domain;
+        self
     }
 
     /// The geometry of the trace that the sequence belongs to.
@@ -189,6 +167,24 @@ impl<'a> Sequence<'a> {
         Some(slots.filter(|&(id, _)| id != EMPTY_SLOT).map(|(id, weight)| (ExpertId(id), weight)))
     }
 
+    /// Router logits of a token in a layer, one an expert; `None` if the trace has no logits. They are as the model made
+    /// them: a router may mask experts by `-inf`.
+    ///
+    /// # Panics
+    /// If the token or the layer does not exist.
+    pub fn logits(&self, token: usize, layer: LayerId) -> Option<impl ExactSizeIterator<Item = f32> + use<'a>> {
+        let (logits, experts) = (self.columns.logits?, self.geometry.experts());
+        let start = self.row(token, layer) * experts;
+        Some((start..start + experts).map(move |index| logits.get(index)))
+    }
+
+    /// All slots of a token in a layer, empty ones too.
+    #[cfg(feature = "import")]
+    pub(crate) fn slot_ids(&self, token: usize, layer: LayerId) -> impl Iterator<Item = u16> + use<'a> {
+        let ids = self.columns.experts;
+        self.slots(token, layer).map(move |slot| ids.get(slot))
+    }
+
     /// Replaces `out` by the ids of one layer, `[tokens x top_k]`, [`EMPTY_SLOT`] where a token used fewer experts.
     ///
     /// # Panics
@@ -197,13 +193,27 @@ impl<'a> Sequence<'a> {
         out.clear();
         out.reserve(self.tokens * self.geometry.top_k());
         for token in 0..self.tokens {
-            out.extend(self.slots(token, layer).map(|slot| self.columns.experts.get(slot)));
+            self.columns.experts.append(self.slots(token, layer), out);
         }
     }
 
     /// Token ids, `[tokens]`, if the trace has them.
     pub fn token_ids(&self) -> Option<&'a [u32]> {
         self.columns.token_ids
+    }
+
+    /// The token that the model held most likely to come next after each token, `[tokens]`, if the trace has them.
+    pub fn predictions(&self) -> Option<&'a [u32]> {
+        self.columns.predictions
+    }
+
+    /// The bytes of a token's text, if the trace has them.
+    ///
+    /// # Panics
+    /// If the token does not exist.
+    pub fn text(&self, token: usize) -> Option<&'a [u8]> {
+        assert!(token < self.tokens, "token {token} of {}", self.tokens);
+        self.columns.text.map(|text| text.get(token))
     }
 
     /// The phase in which a token was served.
@@ -213,8 +223,8 @@ impl<'a> Sequence<'a> {
     pub fn phase(&self, token: usize) -> Phase {
         assert!(token < self.tokens, "token {token} of {}", self.tokens);
         match self.columns.phases {
-            PhaseColumn::All(phase) => phase,
-            PhaseColumn::Codes(codes) => Phase::from_code(codes[token]).expect("checked in Sequence::checked"),
+            Phases::All(phase) => phase,
+            Phases::Codes(codes) => Phase::from_code(codes[token]).expect("checked in Sequence::checked"),
         }
     }
 
@@ -228,73 +238,73 @@ impl<'a> Sequence<'a> {
         self.columns.weights.is_some()
     }
 
+    /// Whether the trace has router logits.
+    pub fn has_logits(&self) -> bool {
+        self.columns.logits.is_some()
+    }
+
+    /// Whether the trace has the text of its tokens.
+    pub fn has_text(&self) -> bool {
+        self.columns.text.is_some()
+    }
+
     /// Copies the view into an owned sequence.
     pub fn to_buf(&self) -> SequenceBuf {
-        let slots = 0..self.columns.experts.len();
+        let mut experts = Vec::with_capacity(self.tokens * self.geometry.layers() * self.geometry.top_k());
+        match self.stored {
+            Stored::All => self.columns.experts.append(0..self.columns.experts.len(), &mut experts),
+            Stored::Subset { .. } => {
+                self.rows().for_each(|(token, layer)| {
+                    self.columns.experts.append(self.slots(token, layer), &mut experts);
+                });
+            }
+        }
+        let weights = self.columns.weights.map(|weights| {
+            self.rows().flat_map(|(token, layer)| self.slots(token, layer)).map(|slot| weights.get(slot)).collect()
+        });
+        let logits = self
+            .columns
+            .logits
+            .map(|_| self.rows().filter_map(|(token, layer)| self.logits(token, layer)).flatten().collect());
         SequenceBuf {
-            experts: slots.clone().map(|slot| self.columns.experts.get(slot)).collect(),
-            weights: self.columns.weights.map(|weights| slots.map(|slot| weights.get(slot)).collect()),
+            experts,
+            weights,
+            logits,
             token_ids: self.columns.token_ids.map(<[u32]>::to_vec),
+            predictions: self.columns.predictions.map(<[u32]>::to_vec),
+            text: self.columns.text.map(|text| (0..self.tokens).map(|token| text.get(token)).collect()),
             phases: (0..self.tokens).map(|token| self.phase(token).code()).collect(),
             domain: self.columns.domain,
         }
     }
 
-    fn slots(&self, token: usize, layer: LayerId) -> std::ops::Range<usize> {
+    /// Every token with every layer, as the columns are ordered.
+    fn rows(&self) -> impl Iterator<Item = (usize, LayerId)> + use<'a> {
+        let geometry = self.geometry;
+        (0..self.tokens).flat_map(move |token| geometry.layer_ids().map(move |layer| (token, layer)))
+    }
+
+    fn stored_layers(&self) -> usize {
+        match self.stored {
+            Stored::All => self.geometry.layers(),
+            Stored::Subset { layers, .. } => layers,
+        }
+    }
+
+    /// The row of a token and layer in the columns.
+    fn row(&self, token: usize, layer: LayerId) -> usize {
         assert!(token < self.tokens, "token {token} of {}", self.tokens);
         assert!(layer.index() < self.geometry.layers(), "{layer} of {}", self.geometry.layers());
+        match self.stored {
+            Stored::All => token * self.geometry.layers() + layer.index(),
+            Stored::Subset { layers, of } => token * layers + of[layer.index()].index(),
+        }
+    }
+
+    fn slots(&self, token: usize, layer: LayerId) -> std::ops::Range<usize> {
         let k = self.geometry.top_k();
-        let start = (token * self.geometry.layers() + layer.index()) * k;
+        let start = self.row(token, layer) * k;
         start..start + k
-    }
-}
-
-/// An owned sequence, as a recorder or a generator makes it.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct SequenceBuf {
-    /// Expert ids, `[tokens x layers x top_k]` in rank order, [`EMPTY_SLOT`] where a token used fewer.
-    pub experts: Vec<u16>,
-    /// Router weights, `[tokens x layers x top_k]`.
-    pub weights: Option<Vec<f32>>,
-    /// Token ids, `[tokens]`.
-    pub token_ids: Option<Vec<u32>>,
-    /// [Phase codes](Phase::code), `[tokens]`.
-    pub phases: Vec<u8>,
-    /// Domain of the text.
-    pub domain: Option<DomainId>,
-}
-
-impl SequenceBuf {
-    /// Creates a sequence of tokens of one phase from expert ids alone, `[tokens x layers x top_k]`.
-    ///
-    /// # Errors
-    /// [`TraceError::ColumnLength`] if the ids are no whole number of tokens.
-    pub fn from_experts(geometry: &Geometry, experts: Vec<u16>, phase: Phase) -> Result<SequenceBuf> {
-        let row = geometry.layers() * geometry.top_k();
-        let tokens = experts.len() / row;
-        if tokens * row != experts.len() {
-            return Err(TraceError::ColumnLength { column: "experts", len: experts.len(), expected: tokens * row });
-        }
-        Ok(SequenceBuf { experts, phases: vec![phase.code(); tokens], ..SequenceBuf::default() })
-    }
-
-    /// Checks the sequence and views it; `index` is its number for messages.
-    ///
-    /// # Errors
-    /// [`TraceError::ColumnLength`], [`TraceError::PhaseCode`], [`TraceError::ExpertOutOfRange`],
-    /// [`TraceError::DuplicateExpert`], [`TraceError::WeightNotFinite`].
-    pub fn view<'a>(&'a self, geometry: &'a Geometry, index: usize) -> Result<Sequence<'a>> {
-        Sequence::checked(geometry, index, self.columns())
-    }
-
-    pub(crate) fn columns(&self) -> Columns<'_> {
-        Columns {
-            experts: Ids::U16(&self.experts),
-            weights: self.weights.as_deref().map(Weights::F32),
-            token_ids: self.token_ids.as_deref(),
-            phases: PhaseColumn::Codes(&self.phases),
-            domain: self.domain,
-        }
     }
 }
 

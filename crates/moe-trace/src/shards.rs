@@ -5,11 +5,28 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::format::{Columns, Header, sync_directory, write_atomically};
+use crate::format::{Columns, Header, TEMPORARY, sync_directory, write_atomically};
 use crate::memory::check_domain;
 use crate::{Geometry, Result, RoutingSource, Sequence, SequenceBuf, TraceError, TraceFile};
 
 const INDEX: &str = "index.json";
+
+/// Names in a directory.
+fn list(directory: &Path) -> Result<Vec<String>> {
+    let io = |source| TraceError::Io { path: directory.to_owned(), action: "list the directory", source };
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory).map_err(io)? {
+        names.push(entry.map_err(io)?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Whether a name is one that a capture uses: the index, a shard, or a temporary name of these.
+fn is_ours(name: &str) -> bool {
+    let shard = name.strip_prefix("shard-").is_some_and(|rest| rest.contains(".safetensors"));
+    shard || name == INDEX || (name.starts_with(INDEX) && name.ends_with(TEMPORARY))
+}
 
 fn shard_name(number: usize) -> String {
     format!("shard-{number:05}.safetensors")
@@ -27,6 +44,12 @@ struct ShardEntry {
     file: String,
     sequences: usize,
     tokens: usize,
+}
+
+impl ShardEntry {
+    fn of(number: usize, shard: &TraceFile) -> ShardEntry {
+        ShardEntry { file: shard_name(number), sequences: shard.len(), tokens: shard.tokens() }
+    }
 }
 
 /// Writes sequences into a directory, a shard at a time.
@@ -67,10 +90,8 @@ impl ShardedWriter {
         if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             sync_directory(parent).map_err(io("create the directory"))?;
         }
-        for entry in fs::read_dir(&directory).map_err(io("list the directory"))? {
-            let name = entry.map_err(io("list the directory"))?.file_name();
-            let name = name.to_string_lossy();
-            if name == INDEX || (name.starts_with("shard-") && name.ends_with(".safetensors")) {
+        for name in list(&directory)? {
+            if is_ours(&name) && !name.ends_with(TEMPORARY) {
                 return Err(TraceError::Field {
                     path: directory.clone(),
                     field: "directory".to_owned(),
@@ -85,6 +106,37 @@ impl ShardedWriter {
         Ok(ShardedWriter { directory, geometry, header, shard_tokens, columns, index: Index::default(), written: 0 })
     }
 
+    /// Opens a capture to append to it, whether it was finished or interrupted. The geometry, the domains and the model
+    /// are those of its shards.
+    ///
+    /// A shard that an interruption left without its entry in the index is entered; unfinished temporary files are
+    /// removed.
+    ///
+    /// # Errors
+    /// As [`ShardedTrace::open`]; [`TraceError::Io`].
+    pub fn append(directory: impl AsRef<Path>, shard_tokens: usize) -> Result<ShardedWriter> {
+        let directory = directory.as_ref().to_owned();
+        let trace = ShardedTrace::open(&directory)?;
+        for entry in list(&directory)? {
+            if is_ours(&entry) && entry.ends_with(TEMPORARY) {
+                let path = directory.join(entry);
+                fs::remove_file(&path).map_err(|source| TraceError::Io { path, action: "remove the file", source })?;
+            }
+        }
+        let shards = trace.shards.iter().enumerate().map(|(number, shard)| ShardEntry::of(number, shard)).collect();
+        let writer = ShardedWriter {
+            geometry: trace.geometry().clone(),
+            header: Header::new(trace.geometry(), trace.domains(), trace.model()),
+            shard_tokens: shard_tokens.max(1),
+            columns: Columns::new(trace.geometry()),
+            index: Index { complete: false, shards },
+            written: trace.len(),
+            directory,
+        };
+        writer.write_index()?;
+        Ok(writer)
+    }
+
     /// The geometry of the sequences.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
@@ -93,7 +145,7 @@ impl ShardedWriter {
     /// Appends a sequence, and writes a shard if it is full. If that fails the sequence is kept for another try: do not
     /// push it again.
     ///
-    /// A shard has router weights and token ids if all its sequences (that have a token) have them.
+    /// A shard has an optional column if all its sequences (that have a token) have it.
     ///
     /// # Errors
     /// What [`SequenceBuf::view`] finds; [`TraceError::UnknownDomain`]; [`TraceError::DomainLimit`]; [`TraceError::Io`].
@@ -155,7 +207,7 @@ impl ShardedTrace {
         let mut shards = Vec::new();
         for (number, entry) in index.shards.iter().enumerate() {
             let shard = TraceFile::open(directory.join(shard_name(number)))?;
-            let found = ShardEntry { file: shard_name(number), sequences: shard.len(), tokens: shard.tokens() };
+            let found = ShardEntry::of(number, &shard);
             if found != *entry {
                 return Err(shard_field(&shard, "shard", &format!("{found:?}"), &format!("the index says {entry:?}")));
             }

@@ -42,6 +42,39 @@ pub trait RoutingSource: Send + Sync {
     }
 }
 
+macro_rules! forward_to_inner {
+    ($type:ty) => {
+        impl<S: RoutingSource + ?Sized> RoutingSource for $type {
+            fn geometry(&self) -> &Geometry {
+                (**self).geometry()
+            }
+
+            fn len(&self) -> usize {
+                (**self).len()
+            }
+
+            fn sequence(&self, index: usize) -> Result<Sequence<'_>> {
+                (**self).sequence(index)
+            }
+
+            fn sequence_len(&self, index: usize) -> Result<usize> {
+                (**self).sequence_len(index)
+            }
+
+            fn domains(&self) -> &[String] {
+                (**self).domains()
+            }
+
+            fn model(&self) -> Option<&str> {
+                (**self).model()
+            }
+        }
+    };
+}
+
+forward_to_inner!(&S);
+forward_to_inner!(Box<S>);
+
 /// Opens a trace file or a directory of shards.
 ///
 /// # Errors

@@ -29,6 +29,26 @@ fn sample(experts: usize) -> MemoryTrace {
                 token_ids: Some((0..).take(tokens).collect()),
                 phases: [Phase::Prefill.code(), Phase::Decode.code()][..tokens].to_vec(),
                 domain,
+                ..SequenceBuf::default()
+            })
+            .unwrap();
+    }
+    trace
+}
+
+/// The same trace with every optional column.
+fn full_sample(experts: usize) -> MemoryTrace {
+    let plain = sample(experts);
+    let mut trace = MemoryTrace::new(plain.geometry().clone()).with_model("tiny").with_domains(plain.domains());
+    for sequence in plain.sequences() {
+        let tokens = sequence.phases.len();
+        let logits = (0..tokens * 2 * experts).map(|index| (index % 7) as f32 / 8.0 - 0.5);
+        trace
+            .push(SequenceBuf {
+                logits: Some(logits.map(|value| if value == 0.0 { f32::NEG_INFINITY } else { value }).collect()),
+                predictions: Some((100..).take(tokens).collect()),
+                text: Some(["Mo", "\u{20ac}\n"].iter().take(tokens).collect()),
+                ..sequence.clone()
             })
             .unwrap();
     }
@@ -56,6 +76,23 @@ fn files_give_back_every_column_for_narrow_and_wide_ids() {
         assert_eq!(weighted, [(moe_trace::ExpertId(2), 2.0 / 300.0)]);
         let message = file.sequence(2).unwrap_err().to_string();
         assert_eq!(message, "there is no sequence 2, the source has 2");
+    }
+}
+
+#[test]
+fn optional_columns_come_back_too() {
+    let directory = tempfile::tempdir().unwrap();
+    for experts in [4, 256] {
+        let trace = full_sample(experts);
+        let file = TraceFile::open(write(directory.path(), &trace)).unwrap();
+        assert_eq!(MemoryTrace::from_source(&file).unwrap(), trace);
+        let sequence = file.sequence(0).unwrap();
+        assert_eq!(sequence.predictions(), Some(&[100, 101][..]));
+        assert_eq!((sequence.text(0), sequence.text(1)), (Some(&b"Mo"[..]), Some("\u{20ac}\n".as_bytes())));
+        let logits: Vec<f32> = sequence.logits(1, LayerId(1)).unwrap().take(2).collect();
+        let first = (3 * experts) % 7;
+        assert_eq!(logits[0], if first == 4 { f32::NEG_INFINITY } else { first as f32 / 8.0 - 0.5 });
+        assert!(file.sequence(1).unwrap().has_text());
     }
 }
 
@@ -106,7 +143,7 @@ proptest! {
 #[test]
 fn damaged_files_never_panic() {
     let directory = tempfile::tempdir().unwrap();
-    let path = write(directory.path(), &sample(64));
+    let path = write(directory.path(), &full_sample(8));
     let valid = std::fs::read(&path).unwrap();
     let damaged = directory.path().join("damaged.safetensors");
     for at in 0..valid.len() {
@@ -182,6 +219,13 @@ fn the_plain_layout_is_read() {
 /// A way to break a file, and what reading it says.
 type Case<'a> = (&'a dyn Fn(&mut Plain), &'a str);
 
+/// Adds three bytes of text with the given offsets.
+fn text(plain: &mut Plain, offsets: &[i64]) {
+    let bytes: Vec<u8> = offsets.iter().flat_map(|offset| offset.to_le_bytes()).collect();
+    plain.extra.push(("text", Dtype::U8, vec![3], vec![b'x'; 3]));
+    plain.extra.push(("text_offsets", Dtype::I64, vec![offsets.len()], bytes));
+}
+
 #[test]
 fn every_broken_field_has_its_message() {
     let message = |change: &dyn Fn(&mut Plain)| {
@@ -189,7 +233,7 @@ fn every_broken_field_has_its_message() {
         change(&mut plain);
         plain.error()
     };
-    let cases: [Case<'_>; 23] = [
+    let cases: [Case<'_>; 29] = [
         (
             &|p| p.experts.2[4] = 8,
             "invalid sequence: sequence 1, token 0, layer 0: expert 8 is out of range, the layer has 8",
@@ -232,7 +276,7 @@ fn every_broken_field_has_its_message() {
         ),
         (
             &|p| p.extra.push(("weights", Dtype::F64, vec![3, 2, 2], vec![0; 96])),
-            "weights is of type F64, expected one of [F16, F32]",
+            "weights is of type F64, expected one of [F16, BF16, F32]",
         ),
         (
             &|p| p.extra.push(("weights", Dtype::F16, vec![3, 2, 1], vec![0; 12])),
@@ -243,6 +287,18 @@ fn every_broken_field_has_its_message() {
             "invalid sequence: sequence 1, token 0, layer 0: router weight NaN is not finite",
         ),
         (&|p| p.extra.push(("token_ids", Dtype::U32, vec![2], vec![0; 8])), "token_ids is of shape [2], expected [3]"),
+        (
+            &|p| p.extra.push(("predictions", Dtype::I64, vec![3], vec![0; 24])),
+            "predictions is of type I64, expected one of [U32]",
+        ),
+        (
+            &|p| p.extra.push(("logits", Dtype::F16, vec![3, 2, 2], vec![0; 24])),
+            "logits is of shape [3, 2, 2], expected [3, 2, 8]",
+        ),
+        (&|p| p.extra.push(("text", Dtype::U8, vec![3], vec![0; 3])), "tensor text_offsets is missing"),
+        (&|p| p.extra.push(("text_offsets", Dtype::I64, vec![4], vec![0; 32])), "tensor text is missing"),
+        (&|p| text(p, &[0, 1, 2, 4]), "text_offsets is Some(0)..Some(4), expected 0 first and 3 last"),
+        (&|p| text(p, &[0, 2, 1, 3]), "invalid sequence: sequence 1, token 1: text offset 1 is not in 2..=3"),
     ];
     for (change, expected) in cases {
         assert_eq!(message(change), expected);
@@ -313,14 +369,15 @@ fn our_own_header_is_checked_field_by_field() {
 /// `UPDATE_GOLDEN` set the test makes the file first.
 #[test]
 fn the_golden_file_is_read_and_written() {
-    let golden = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/trace-1.0.safetensors"));
-    let trace = sample(64);
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        write_trace(golden, &trace).unwrap();
-    }
-    assert_eq!(MemoryTrace::from_source(&TraceFile::open(golden).unwrap()).unwrap(), trace);
     let directory = tempfile::tempdir().unwrap();
-    assert_eq!(std::fs::read(write(directory.path(), &trace)).unwrap(), std::fs::read(golden).unwrap());
+    for (name, trace) in [("trace-1.0", sample(64)), ("trace-1.0-all-columns", full_sample(64))] {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.safetensors"));
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            write_trace(&golden, &trace).unwrap();
+        }
+        assert_eq!(MemoryTrace::from_source(&TraceFile::open(&golden).unwrap()).unwrap(), trace);
+        assert_eq!(std::fs::read(write(directory.path(), &trace)).unwrap(), std::fs::read(golden).unwrap());
+    }
 }
 
 #[test]

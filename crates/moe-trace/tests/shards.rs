@@ -102,6 +102,34 @@ fn every_point_of_interruption_leaves_complete_shards_only() {
 }
 
 #[test]
+fn captures_are_appended_to_whether_finished_or_interrupted() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let mut first = writer(path);
+    (0..3).for_each(|number| first.push(&sequence(number)).unwrap());
+    first.finish().unwrap();
+    let mut second = ShardedWriter::append(path, 12).unwrap();
+    assert!(!ShardedTrace::open(path).unwrap().is_complete());
+    (3..6).for_each(|number| second.push(&sequence(number)).unwrap());
+    drop(second); // interrupted: the sixth sequence is lost
+    fs::write(path.join("shard-00003.safetensors.7.tmp"), "half a shard").unwrap();
+    // A shard without its entry.
+    let index = fs::read_to_string(path.join("index.json")).unwrap();
+    let third = ShardedWriter::append(path, 12).unwrap();
+    assert!(!path.join("shard-00003.safetensors.7.tmp").exists());
+    drop(third);
+    assert_eq!(fs::read_to_string(path.join("index.json")).unwrap(), index);
+    let mut fourth = ShardedWriter::append(path, 1).unwrap();
+    fourth.push(&sequence(5)).unwrap();
+    fs::write(path.join("index.json"), &index).unwrap();
+    let fifth = ShardedWriter::append(path, 12).unwrap();
+    fifth.finish().unwrap();
+    let trace = ShardedTrace::open(path).unwrap();
+    assert!(trace.is_complete());
+    assert_eq!(sequences(&trace), (0..6).map(sequence).collect::<Vec<_>>());
+}
+
+#[test]
 fn broken_directories_are_told() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();

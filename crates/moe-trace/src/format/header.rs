@@ -14,7 +14,11 @@ pub(crate) const METADATA_KEY: &str = "moe_trace";
 
 pub(crate) const EXPERTS: &str = "experts";
 pub(crate) const WEIGHTS: &str = "weights";
+pub(crate) const LOGITS: &str = "logits";
 pub(crate) const TOKEN_IDS: &str = "token_ids";
+pub(crate) const PREDICTIONS: &str = "predictions";
+pub(crate) const TEXT: &str = "text";
+pub(crate) const TEXT_OFFSETS: &str = "text_offsets";
 pub(crate) const PHASE: &str = "phase";
 pub(crate) const DOMAIN: &str = "domain";
 pub(crate) const OFFSETS: &str = "sequence_offsets";

@@ -3,14 +3,16 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use half::f16;
+use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensors};
 
 use super::column::{Column, check};
-use super::header::{DOMAIN, EXPERTS, Header, OFFSETS, PHASE, TOKEN_IDS, WEIGHTS, field};
-use crate::sequence::{Columns, Ids, PhaseColumn, Weights};
+use super::header::{
+    DOMAIN, EXPERTS, Header, LOGITS, OFFSETS, PHASE, PREDICTIONS, TEXT, TEXT_OFFSETS, TOKEN_IDS, WEIGHTS, field,
+};
+use crate::columns::{Columns, Floats, Ids, Phases, Text};
 use crate::{DomainId, Geometry, Result, RoutingSource, Sequence, TraceError};
 
 #[cfg(target_endian = "big")]
@@ -29,8 +31,11 @@ pub struct TraceFile {
     offsets: Vec<usize>,
     domain_of: Option<Vec<i16>>,
     experts: ExpertColumn,
-    weights: Option<WeightColumn>,
+    weights: Option<FloatColumn>,
+    logits: Option<FloatColumn>,
     token_ids: Option<Column<u32>>,
+    predictions: Option<Column<u32>>,
+    text: Option<TextColumn>,
     phases: Option<Column<u8>>,
 }
 
@@ -41,9 +46,53 @@ enum ExpertColumn {
 }
 
 #[derive(Debug)]
-enum WeightColumn {
+enum FloatColumn {
     F16(Column<f16>),
+    BF16(Column<bf16>),
     F32(Column<f32>),
+}
+
+#[derive(Debug)]
+struct TextColumn {
+    bytes: Column<u8>,
+    offsets: Column<i64>,
+}
+
+const FLOATS: [Dtype; 3] = [Dtype::F16, Dtype::BF16, Dtype::F32];
+
+impl FloatColumn {
+    fn find(map: &Mmap, data_start: usize, metadata: &Metadata, name: &str) -> Option<FloatColumn> {
+        Some(match metadata.info(name)?.dtype {
+            Dtype::F16 => FloatColumn::F16(Column::find(map, data_start, metadata, name, Dtype::F16)?),
+            Dtype::BF16 => FloatColumn::BF16(Column::find(map, data_start, metadata, name, Dtype::BF16)?),
+            _ => FloatColumn::F32(Column::find(map, data_start, metadata, name, Dtype::F32)?),
+        })
+    }
+
+    fn floats<'a>(&'a self, map: &'a Mmap) -> Floats<'a> {
+        match self {
+            FloatColumn::F16(column) => Floats::F16(column.as_slice(map)),
+            FloatColumn::BF16(column) => Floats::BF16(column.as_slice(map)),
+            FloatColumn::F32(column) => Floats::F32(column.as_slice(map)),
+        }
+    }
+}
+
+impl TextColumn {
+    /// The text of a range of tokens, its offsets checked.
+    fn text<'a>(&'a self, map: &'a Mmap, sequence: usize, tokens: std::ops::Range<usize>) -> Result<Text<'a>> {
+        let bytes = self.bytes.as_slice(map);
+        let offsets = &self.offsets.as_slice(map)[tokens.start..=tokens.end];
+        let (mut last, max) = (0, bytes.len());
+        for (token, &offset) in offsets.iter().enumerate() {
+            if offset < last || usize::try_from(offset).is_ok_and(|offset| offset > max) {
+                return Err(TraceError::TextOffset { sequence, token, offset, min: last, max });
+            }
+            last = offset;
+        }
+        let at = |index: usize| usize::try_from(offsets[index]).expect("checked above");
+        Ok(Text { bytes: &bytes[at(0)..at(offsets.len() - 1)], offsets })
+    }
 }
 
 impl TraceFile {
@@ -71,8 +120,10 @@ impl TraceFile {
         let narrow = geometry.experts() <= usize::from(u8::MAX);
         let id_types: &[Dtype] = if narrow { &[Dtype::U8, Dtype::U16] } else { &[Dtype::U16] };
         check(path, &metadata, EXPERTS, id_types, &shape)?;
-        check(path, &metadata, WEIGHTS, &[Dtype::F16, Dtype::F32], &shape)?;
+        check(path, &metadata, WEIGHTS, &FLOATS, &shape)?;
+        check(path, &metadata, LOGITS, &FLOATS, &[shape[0], shape[1], geometry.experts()])?;
         check(path, &metadata, TOKEN_IDS, &[Dtype::U32], &shape[..1])?;
+        check(path, &metadata, PREDICTIONS, &[Dtype::U32], &shape[..1])?;
         check(path, &metadata, PHASE, &[Dtype::U8], &shape[..1])?;
         let offsets = read_offsets(path, &map, data_start, &metadata, shape[0])?
             .ok_or_else(|| missing("tensor sequence_offsets"))?;
@@ -84,13 +135,21 @@ impl TraceFile {
                 .map(ExpertColumn::U16)
                 .ok_or_else(|| missing("tensor experts"))?,
         };
-        let weights = Column::find(&map, data_start, &metadata, WEIGHTS, Dtype::F16)
-            .map(WeightColumn::F16)
-            .or_else(|| Column::find(&map, data_start, &metadata, WEIGHTS, Dtype::F32).map(WeightColumn::F32));
-        let token_ids = Column::find(&map, data_start, &metadata, TOKEN_IDS, Dtype::U32);
-        let phases = Column::find(&map, data_start, &metadata, PHASE, Dtype::U8);
-        let path = path.to_owned();
-        Ok(TraceFile { path, map, geometry, header, offsets, domain_of, experts, weights, token_ids, phases })
+        Ok(TraceFile {
+            path: path.to_owned(),
+            weights: FloatColumn::find(&map, data_start, &metadata, WEIGHTS),
+            logits: FloatColumn::find(&map, data_start, &metadata, LOGITS),
+            token_ids: Column::find(&map, data_start, &metadata, TOKEN_IDS, Dtype::U32),
+            predictions: Column::find(&map, data_start, &metadata, PREDICTIONS, Dtype::U32),
+            text: find_text(path, &map, data_start, &metadata, shape[0])?,
+            phases: Column::find(&map, data_start, &metadata, PHASE, Dtype::U8),
+            map,
+            geometry,
+            header,
+            offsets,
+            domain_of,
+            experts,
+        })
     }
 
     /// The file.
@@ -105,7 +164,7 @@ impl TraceFile {
 }
 
 #[expect(unsafe_code, reason = "mapping a file is what makes reading zero-copy")]
-fn map_file(file: &File) -> std::io::Result<Mmap> {
+pub(crate) fn map_file(file: &File) -> std::io::Result<Mmap> {
     // SAFETY: the map is read only. As with every mapped file, somebody who truncates it while it is open makes reads
     // fault; writers of this crate never change a file in place, they rename complete files.
     unsafe { Mmap::map(file) }
@@ -139,6 +198,36 @@ fn read_offsets(
         return Err(field(path, OFFSETS, &value, &format!("expected 0 first and {tokens} last")));
     }
     Ok(Some(offsets))
+}
+
+/// The two tensors of the text; both or none must be there.
+fn find_text(
+    path: &Path,
+    map: &Mmap,
+    data_start: usize,
+    metadata: &Metadata,
+    tokens: usize,
+) -> Result<Option<TextColumn>> {
+    let Some(info) = metadata.info(TEXT) else {
+        return match metadata.info(TEXT_OFFSETS) {
+            Some(_) => Err(TraceError::MissingField { path: path.to_owned(), field: "tensor text" }),
+            None => Ok(None),
+        };
+    };
+    let bytes = info.shape.iter().product();
+    check(path, metadata, TEXT, &[Dtype::U8], &[bytes])?;
+    let missing = || TraceError::MissingField { path: path.to_owned(), field: "tensor text_offsets" };
+    if !check(path, metadata, TEXT_OFFSETS, &[Dtype::I64], &[tokens + 1])? {
+        return Err(missing());
+    }
+    let offsets = Column::find(map, data_start, metadata, TEXT_OFFSETS, Dtype::I64).ok_or_else(missing)?;
+    let text = Column::find(map, data_start, metadata, TEXT, Dtype::U8).ok_or_else(missing)?;
+    let ends: &[i64] = offsets.as_slice(map);
+    if ends.first() != Some(&0) || ends.last().and_then(|&last| usize::try_from(last).ok()) != Some(bytes) {
+        let value = format!("{:?}..{:?}", ends.first(), ends.last());
+        return Err(field(path, TEXT_OFFSETS, &value, &format!("expected 0 first and {bytes} last")));
+    }
+    Ok(Some(TextColumn { bytes: text, offsets }))
 }
 
 fn read_domains(
@@ -184,23 +273,29 @@ impl RoutingSource for TraceFile {
         let tokens = self.offsets[index]..self.offsets[index + 1];
         let row = self.geometry.layers() * self.geometry.top_k();
         let slots = tokens.start * row..tokens.end * row;
+        let source = |source| TraceError::InvalidSequence { path: self.path.clone(), source: Box::new(source) };
+        let map = &self.map;
+        let logits = self.geometry.layers() * self.geometry.experts();
+        let logits = tokens.start * logits..tokens.end * logits;
         let columns = Columns {
             experts: match &self.experts {
-                ExpertColumn::U8(column) => Ids::U8(&column.as_slice(&self.map)[slots.clone()]),
-                ExpertColumn::U16(column) => Ids::U16(&column.as_slice(&self.map)[slots.clone()]),
+                ExpertColumn::U8(column) => Ids::U8(&column.as_slice(map)[slots.clone()]),
+                ExpertColumn::U16(column) => Ids::U16(&column.as_slice(map)[slots.clone()]),
             },
-            weights: self.weights.as_ref().map(|weights| match weights {
-                WeightColumn::F16(column) => Weights::F16(&column.as_slice(&self.map)[slots.clone()]),
-                WeightColumn::F32(column) => Weights::F32(&column.as_slice(&self.map)[slots.clone()]),
-            }),
-            token_ids: self.token_ids.as_ref().map(|column| &column.as_slice(&self.map)[tokens.clone()]),
+            weights: self.weights.as_ref().map(|column| column.floats(map).slice(slots.clone())),
+            logits: self.logits.as_ref().map(|column| column.floats(map).slice(logits)),
+            token_ids: self.token_ids.as_ref().map(|column| &column.as_slice(map)[tokens.clone()]),
+            predictions: self.predictions.as_ref().map(|column| &column.as_slice(map)[tokens.clone()]),
+            text: match &self.text {
+                Some(text) => Some(text.text(map, index, tokens.clone()).map_err(source)?),
+                None => None,
+            },
             phases: match &self.phases {
-                Some(column) => PhaseColumn::Codes(&column.as_slice(&self.map)[tokens.clone()]),
-                None => PhaseColumn::All(self.header.phase),
+                Some(column) => Phases::Codes(&column.as_slice(map)[tokens.clone()]),
+                None => Phases::All(self.header.phase),
             },
             domain: self.domain_of.as_ref().and_then(|domains| u16::try_from(domains[index]).ok()).map(DomainId),
         };
-        let source = |source| TraceError::InvalidSequence { path: self.path.clone(), source: Box::new(source) };
         Sequence::checked(&self.geometry, index, columns).map_err(source)
     }
 

@@ -1,20 +1,21 @@
 //! Writing complete files.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
 use std::path::Path;
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensorError};
 
-use super::header::{DOMAIN, EXPERTS, Header, OFFSETS, PHASE, TOKEN_IDS, WEIGHTS};
+use super::atomic_file::write_atomically;
+use super::header::{
+    DOMAIN, EXPERTS, Header, LOGITS, OFFSETS, PHASE, PREDICTIONS, TEXT, TEXT_OFFSETS, TOKEN_IDS, WEIGHTS,
+};
+use super::narrow::narrowest;
 use super::reader::NO_DOMAIN;
-use crate::{EMPTY_SLOT, Geometry, Result, RoutingSource, SequenceBuf, TraceError};
+use crate::{EMPTY_SLOT, Geometry, Result, RoutingSource, SequenceBuf, TokenText, TraceError};
 
 /// Writes a source as one trace file. The file is complete or absent.
 ///
-/// Router weights and token ids are written if all sequences (that have a token) have them. The columns are held in
-/// memory; for a long capture use a [`ShardedWriter`](crate::ShardedWriter).
+/// An optional column is written if all sequences (that have a token) have it. The columns are held in memory; for a long capture use a [`ShardedWriter`](crate::ShardedWriter).
 ///
 /// # Errors
 /// What reading the source finds; [`TraceError::DomainLimit`], [`TraceError::Io`], [`TraceError::Safetensors`].
@@ -32,7 +33,10 @@ pub fn write_trace(path: impl AsRef<Path>, source: &dyn RoutingSource) -> Result
 pub(crate) struct Columns {
     experts: Vec<u16>,
     weights: Option<Vec<f32>>,
+    logits: Option<Vec<f32>>,
     token_ids: Option<Vec<u32>>,
+    predictions: Option<Vec<u32>>,
+    text: Option<TokenText>,
     phases: Vec<u8>,
     domains: Vec<i16>,
     offsets: Vec<i64>,
@@ -44,7 +48,10 @@ impl Columns {
         Columns {
             experts: Vec::new(),
             weights: Some(Vec::new()),
+            logits: Some(Vec::new()),
             token_ids: Some(Vec::new()),
+            predictions: Some(Vec::new()),
+            text: Some(TokenText::default()),
             phases: Vec::new(),
             domains: Vec::new(),
             offsets: vec![0],
@@ -70,12 +77,19 @@ impl Columns {
         self.offsets.push(i64::try_from(self.phases.len()).expect("a Vec holds at most isize::MAX bytes"));
         if !sequence.phases.is_empty() {
             extend_or_drop(&mut self.weights, sequence.weights.as_deref());
+            extend_or_drop(&mut self.logits, sequence.logits.as_deref());
             extend_or_drop(&mut self.token_ids, sequence.token_ids.as_deref());
+            extend_or_drop(&mut self.predictions, sequence.predictions.as_deref());
+            match (self.text.as_mut(), &sequence.text) {
+                (Some(column), Some(text)) => column.append(text),
+                _ => self.text = None,
+            }
         }
         Ok(())
     }
 
-    pub(crate) fn write(&self, path: &Path, header: &Header) -> Result<()> {
+    /// Hands the tensors of the file to `take`, which see them borrowed.
+    pub(crate) fn tensors<T>(&self, take: impl FnOnce(Vec<Tensor<'_>>) -> T) -> T {
         let (tokens, sequences) = (self.phases.len(), self.domains.len());
         let ids = vec![tokens, self.geometry.layers(), self.geometry.top_k()];
         let narrow: Vec<u8>;
@@ -91,21 +105,40 @@ impl Columns {
             (DOMAIN, Dtype::I16, vec![sequences], bytemuck::cast_slice(&self.domains)),
             (OFFSETS, Dtype::I64, vec![sequences + 1], bytemuck::cast_slice(&self.offsets)),
         ];
-        if let Some(weights) = self.weights.as_deref().filter(|weights| !weights.is_empty()) {
-            tensors.push((WEIGHTS, Dtype::F32, ids, bytemuck::cast_slice(weights)));
+        let logits = vec![tokens, self.geometry.layers(), self.geometry.experts()];
+        let weights = self.weights.as_deref().filter(|weights| !weights.is_empty()).map(narrowest);
+        let scores = self.logits.as_deref().filter(|logits| !logits.is_empty()).map(narrowest);
+        for (name, column, shape) in [(WEIGHTS, &weights, ids), (LOGITS, &scores, logits)] {
+            if let Some((dtype, bytes)) = column {
+                tensors.push((name, *dtype, shape, bytes));
+            }
         }
-        if let Some(token_ids) = self.token_ids.as_deref().filter(|token_ids| !token_ids.is_empty()) {
-            tensors.push((TOKEN_IDS, Dtype::U32, vec![tokens], bytemuck::cast_slice(token_ids)));
+        for (name, column) in [(TOKEN_IDS, &self.token_ids), (PREDICTIONS, &self.predictions)] {
+            if let Some(column) = column.as_deref().filter(|column| !column.is_empty()) {
+                tensors.push((name, Dtype::U32, vec![tokens], bytemuck::cast_slice(column)));
+            }
         }
-        let bytes = tensors
-            .into_iter()
-            .map(|(name, dtype, shape, bytes)| Ok((name, TensorView::new(dtype, shape, bytes)?)))
-            .collect::<Result<Vec<_>, SafeTensorError>>()
-            .and_then(|views| safetensors::serialize(views, Some(header.to_metadata())))
-            .map_err(|source| TraceError::Safetensors { path: path.to_owned(), source })?;
-        write_atomically(path, &bytes)
+        if let Some(text) = self.text.as_ref().filter(|text| !text.is_empty()) {
+            tensors.push((TEXT, Dtype::U8, vec![text.bytes().len()], text.bytes()));
+            tensors.push((TEXT_OFFSETS, Dtype::I64, vec![tokens + 1], bytemuck::cast_slice(text.offsets())));
+        }
+        take(tensors)
+    }
+
+    pub(crate) fn write(&self, path: &Path, header: &Header) -> Result<()> {
+        let bytes = self.tensors(|tensors| {
+            tensors
+                .into_iter()
+                .map(|(name, dtype, shape, bytes)| Ok((name, TensorView::new(dtype, shape, bytes)?)))
+                .collect::<Result<Vec<_>, SafeTensorError>>()
+                .and_then(|views| safetensors::serialize(views, Some(header.to_metadata())))
+        });
+        write_atomically(path, &bytes.map_err(|source| TraceError::Safetensors { path: path.to_owned(), source })?)
     }
 }
+
+/// Name, type, shape and bytes.
+pub(crate) type Tensor<'a> = (&'static str, Dtype, Vec<usize>, &'a [u8]);
 
 fn narrow_id(id: u16) -> u8 {
     if id == EMPTY_SLOT { u8::MAX } else { u8::try_from(id).expect("ids are below 255 here, checked on push") }
@@ -116,28 +149,4 @@ fn extend_or_drop<T: Copy>(column: &mut Option<Vec<T>>, values: Option<&[T]>) {
         (Some(column), Some(values)) => column.extend_from_slice(values),
         _ => *column = None,
     }
-}
-
-/// Writes a file under a temporary name, syncs it and renames it, so that the name never shows half a file.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(name);
-    let write = || -> io::Result<()> {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        sync_directory(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
-    };
-    write().map_err(|source| {
-        // It may not exist; what matters is the first error.
-        let _ = fs::remove_file(&temporary);
-        TraceError::Io { path: path.to_owned(), action: "write the file", source }
-    })
-}
-
-/// Makes the names in a directory durable. Not every platform can open one; then there is nothing to sync.
-pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory).map_or(Ok(()), |directory| directory.sync_all())
 }

@@ -1,0 +1,193 @@
+//! Delimited text with named columns.
+
+use std::path::Path;
+
+use super::rows::{Claims, Row, RowSource, are_enough, names, open, phase};
+use super::table::{Column, Table, delimiter};
+use super::{ImportOptions, Importer, Sample};
+use crate::{EMPTY_SLOT, Geometry, Result, SequenceStream, TraceError};
+
+/// Comma-, semicolon- or tab-separated values with a row of names: `token`, `layer` and experts.
+///
+/// Experts come as one a row (`expert`, optional `slot`), as columns `expert_0`, `expert_1`, ... (an empty field is an empty
+/// slot), or as a list in a field (`experts`, numbers with anything between them). Weights come likewise (`weight`,
+/// `weight_0`, ..., `weights`). Optional: `sequence`, `stack` (`encoder`, `decoder`), `phase` (`prefill`, `decode`, 0, 1),
+/// `domain`, `token_id`, `prediction`. Usual other names are known, and options can name any column.
+pub(super) struct Delimited;
+
+impl Importer for Delimited {
+    fn name(&self) -> &'static str {
+        "csv"
+    }
+
+    fn description(&self) -> &'static str {
+        "delimited text with named columns: token, layer, expert (or experts, or expert_0, ...), ..."
+    }
+
+    fn detects(&self, sample: &Sample) -> bool {
+        sample.first_line().is_some_and(|line| {
+            let fields = line.split(char::from(delimiter(line.as_bytes())));
+            are_enough(fields.map(|field| field.trim().trim_matches('"')))
+        })
+    }
+
+    fn open(&self, path: &Path, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
+        open(options, || Rows::open(path, options))
+    }
+}
+
+struct Rows {
+    table: Table,
+    columns: Columns,
+    claims: Claims,
+}
+
+struct Columns {
+    sequence: Option<Column>,
+    token: Column,
+    layer: Column,
+    stack: Option<Column>,
+    slot: Option<Column>,
+    experts: Values,
+    weights: Option<Values>,
+    phase: Option<Column>,
+    domain: Option<Column>,
+    token_id: Option<Column>,
+    prediction: Option<Column>,
+}
+
+/// Where the experts or weights of a row stand.
+enum Values {
+    One(Column),
+    Each(Vec<Column>),
+    List(Column),
+}
+
+impl Rows {
+    fn open(path: &Path, options: &ImportOptions) -> Result<Rows> {
+        let table = Table::open(path, |_, _| Ok(()))?;
+        let find = |column: &str| names(column, options).iter().find_map(|name| table.find(name));
+        let must = |column: &str| find(column).map_or_else(|| table.column(&names(column, options)[0]), Ok);
+        let values = |one: &str, list: &str| {
+            let each: Vec<Column> =
+                (0..Geometry::MAX_EXPERTS).map_while(|slot| table.find(&format!("{one}_{slot}"))).collect();
+            match (find(one), find(list)) {
+                (Some(column), _) => Some(Values::One(column)),
+                (None, Some(column)) => Some(Values::List(column)),
+                (None, None) => (!each.is_empty()).then_some(Values::Each(each)),
+            }
+        };
+        let columns = Columns {
+            sequence: find("sequence"),
+            token: must("token")?,
+            layer: must("layer")?,
+            stack: find("stack"),
+            slot: find("slot"),
+            experts: match values("expert", "experts") {
+                Some(values) => values,
+                None => Values::One(must("expert")?),
+            },
+            weights: values("weight", "weights"),
+            phase: find("phase"),
+            domain: find("domain"),
+            token_id: find("token_id"),
+            prediction: find("prediction"),
+        };
+        Ok(Rows { table, columns, claims: Claims::default() })
+    }
+
+    /// The fields of experts or weights in the row, with their column.
+    fn fields<'a>(&'a self, values: &'a Values) -> Result<Vec<(Column, &'a str)>> {
+        Ok(match values {
+            Values::One(column) => vec![(*column, self.table.text(*column)?)],
+            Values::Each(columns) => {
+                columns.iter().map(|&column| Ok((column, self.table.text(column)?))).collect::<Result<_>>()?
+            }
+            Values::List(column) => {
+                let inside = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '+');
+                let text = self.table.text(*column)?;
+                text.split(|c| !inside(c)).filter(|field| !field.is_empty()).map(|field| (*column, field)).collect()
+            }
+        })
+    }
+
+    /// An optional number: an empty field is none.
+    fn optional<T: std::str::FromStr>(&self, column: Option<Column>, expected: &str) -> Result<Option<T>> {
+        match column {
+            Some(column) if !self.table.text(column)?.is_empty() => self.table.value(column, expected).map(Some),
+            _ => Ok(None),
+        }
+    }
+}
+
+impl RowSource for Rows {
+    fn next(&mut self, row: &mut Row) -> Result<bool> {
+        if !self.table.next()? {
+            return Ok(false);
+        }
+        let (table, columns) = (&self.table, &self.columns);
+        row.sequence.clear();
+        if let Some(column) = columns.sequence {
+            row.sequence.push_str(table.text(column)?);
+        }
+        row.token = table.value(columns.token, "expected a token's number")?;
+        row.layer = table.value(columns.layer, "expected a layer's number")?;
+        row.encoder = match columns.stack {
+            None => None,
+            Some(column) => match table.text(column)? {
+                "" => None,
+                "encoder" => Some(true),
+                "decoder" => Some(false),
+                other => return Err(table.error(column, other, "expected encoder or decoder")),
+            },
+        };
+        row.slot = self.optional(columns.slot, "expected a slot's number")?;
+        row.phase = match columns.phase {
+            Some(column) if !table.text(column)?.is_empty() => {
+                let text = table.text(column)?;
+                Some(phase(text).ok_or_else(|| table.error(column, text, "expected prefill, decode, 0 or 1"))?)
+            }
+            _ => None,
+        };
+        row.domain = match columns.domain {
+            Some(column) => Some(table.text(column)?).filter(|domain| !domain.is_empty()).map(str::to_owned),
+            None => None,
+        };
+        row.token_id = self.optional(columns.token_id, "expected a token id")?;
+        row.prediction = self.optional(columns.prediction, "expected a token id")?;
+        row.experts.clear();
+        for (column, field) in self.fields(&columns.experts)? {
+            let below = |id: &u16| usize::from(*id) < Geometry::MAX_EXPERTS;
+            row.experts.push(match field {
+                "" | "-1" => EMPTY_SLOT,
+                _ => field.parse().ok().filter(below).ok_or_else(|| {
+                    table.error(column, field, &format!("expected an expert below {}", Geometry::MAX_EXPERTS))
+                })?,
+            });
+        }
+        row.weights.clear();
+        if let Some(values) = &columns.weights {
+            for (column, field) in self.fields(values)? {
+                if !field.is_empty() || row.experts.get(row.weights.len()) == Some(&EMPTY_SLOT) {
+                    let weight = if field.is_empty() { Ok(0.0) } else { field.parse::<f32>() };
+                    let finite = weight.ok().filter(|weight| weight.is_finite());
+                    row.weights.push(finite.ok_or_else(|| table.error(column, field, "expected a finite number"))?);
+                }
+            }
+            if !row.weights.is_empty() && row.weights.len() != row.experts.len() {
+                let (found, limit) =
+                    (format!("{} numbers", row.weights.len()), format!("there are {} experts", row.experts.len()));
+                return Err(self.error("weights", &found, &limit));
+            }
+        }
+        Ok(true)
+    }
+
+    fn claims(&self) -> &Claims {
+        &self.claims
+    }
+
+    fn error(&self, field: &str, value: &str, limit: &str) -> TraceError {
+        self.table.line_error(field, value, limit)
+    }
+}

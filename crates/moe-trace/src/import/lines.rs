@@ -1,0 +1,66 @@
+//! Lines of JSON.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+
+use super::{io, record};
+use crate::{Place, Result, TraceError};
+
+/// A file of one JSON object a line.
+pub(super) struct JsonLines {
+    path: PathBuf,
+    file: BufReader<File>,
+    line: Vec<u8>,
+    number: u64,
+}
+
+impl JsonLines {
+    /// The longest line.
+    const LONGEST: u64 = 16 << 20;
+
+    pub(super) fn open(path: &Path) -> Result<JsonLines> {
+        let file = File::open(path).map_err(io(path, "open the file"))?;
+        Ok(JsonLines {
+            path: path.to_owned(),
+            file: BufReader::with_capacity(1 << 16, file),
+            line: Vec::new(),
+            number: 0,
+        })
+    }
+
+    /// Reads the next line that is not blank.
+    pub(super) fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>> {
+        loop {
+            self.line.clear();
+            let mut limited = self.file.by_ref().take(Self::LONGEST);
+            let read = limited.read_until(b'\n', &mut self.line).map_err(io(&self.path, "read the file"))?;
+            if read == 0 {
+                return Ok(None);
+            }
+            self.number += 1;
+            if read as u64 == Self::LONGEST && self.line.last() != Some(&b'\n') {
+                return Err(self.error("line", "longer", &format!("at most {} bytes", Self::LONGEST)));
+            }
+            let line = self.line.trim_ascii();
+            if !line.is_empty() {
+                let parsed = serde_json::from_slice(line);
+                return parsed.map(Some).map_err(|error| {
+                    let column = error.column();
+                    self.error("record", &String::from_utf8_lossy(line), &format!("column {column}: {error}"))
+                });
+            }
+        }
+    }
+
+    /// The line that was read last.
+    pub(super) fn place(&self) -> Place {
+        Place::Line(self.number)
+    }
+
+    pub(super) fn error(&self, field: &str, value: &str, limit: &str) -> TraceError {
+        record(&self.path, self.place(), field, value, limit)
+    }
+}

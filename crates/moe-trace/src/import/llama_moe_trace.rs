@@ -1,0 +1,170 @@
+//! Traces of llama-moe-trace: CSV without a header.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use csv::ByteRecord;
+
+use super::passes::Passes;
+use super::token_table::Refusal;
+use super::{ImportOptions, Importer, Sample, io, record};
+use crate::{Geometry, MoeLayer, Phase, Place, Result, SequenceBuf, SequenceStream, TraceError};
+
+/// `pos,layer,id0,id1,...`, one row a token and layer.
+///
+/// Positions of prompt tokens are negative and begin anew with every micro-batch, so tokens are put in the order in which
+/// they came. In the last layer llama.cpp computes only the tokens whose logits are wanted; the others have no row there.
+/// A prompt token after a generated one begins another sequence. The number of experts is not in the file.
+pub(super) struct LlamaMoeTrace;
+
+impl Importer for LlamaMoeTrace {
+    fn name(&self) -> &'static str {
+        "llama-moe-trace"
+    }
+
+    fn description(&self) -> &'static str {
+        "llama-moe-trace: CSV without header, pos,layer,id0,id1,..."
+    }
+
+    fn detects(&self, sample: &Sample) -> bool {
+        let numbers =
+            |line: &str| line.split(',').map(|field| field.trim().parse::<i64>()).collect::<Result<Vec<_>, _>>();
+        sample.first_line().and_then(|line| numbers(line).ok()).is_some_and(|fields| fields.len() > 2 && fields[1] >= 0)
+    }
+
+    fn open(&self, path: &Path, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
+        let mut scan = Reader::open(path)?;
+        let (mut layers, mut largest, mut top_k) = (BTreeSet::new(), None, 0);
+        while scan.next()? {
+            layers.insert(scan.layer);
+            top_k = top_k.max(scan.experts.len());
+            largest = largest.max(scan.experts.iter().max().copied());
+            if layers.len() > Geometry::MAX_LAYERS {
+                let limit = format!("at most {} layers", Geometry::MAX_LAYERS);
+                return Err(scan.error("layer", &scan.layer.to_string(), &limit));
+            }
+        }
+        let layers: Vec<u32> = layers.into_iter().collect();
+        let moe_layers = layers.iter().map(|&model_layer| MoeLayer { model_layer, stack: options.stack() }).collect();
+        let top_k = options.known_top_k().unwrap_or(top_k).max(top_k);
+        let geometry = Geometry::new(moe_layers, options.experts_for(largest.map(usize::from))?, top_k)?;
+        Ok(Box::new(Sequences {
+            rows: Reader::open(path)?,
+            passes: Passes::new(&geometry),
+            geometry,
+            layers,
+            decoding: false,
+            ended: false,
+            model: options.model.clone(),
+        }))
+    }
+}
+
+/// The rows of a file.
+struct Reader {
+    path: PathBuf,
+    reader: csv::Reader<File>,
+    row: ByteRecord,
+    position: i64,
+    layer: u32,
+    experts: Vec<u16>,
+}
+
+impl Reader {
+    fn open(path: &Path) -> Result<Reader> {
+        let file = File::open(path).map_err(io(path, "open the file"))?;
+        let mut builder = csv::ReaderBuilder::new();
+        builder.has_headers(false).flexible(true).trim(csv::Trim::All).comment(Some(b'#'));
+        let reader = builder.from_reader(file);
+        Ok(Reader { path: path.to_owned(), reader, row: ByteRecord::new(), position: 0, layer: 0, experts: Vec::new() })
+    }
+
+    fn next(&mut self) -> Result<bool> {
+        let read = self.reader.read_byte_record(&mut self.row);
+        if !read.map_err(|source| TraceError::Malformed {
+            path: self.path.clone(),
+            format: "CSV",
+            source: source.into(),
+        })? {
+            return Ok(false);
+        }
+        self.position = self.number("pos", 0)?;
+        self.layer = self.number("layer", 1)?;
+        self.experts.clear();
+        for index in 2..self.row.len() {
+            let expert = self.number::<u16>("id", index)?;
+            if usize::from(expert) >= Geometry::MAX_EXPERTS {
+                return Err(self.error("id", &expert.to_string(), "the largest id is 65534"));
+            }
+            self.experts.push(expert);
+        }
+        if self.experts.is_empty() {
+            return Err(self.error("row", "without ids", "expected pos,layer,id0,..."));
+        }
+        Ok(true)
+    }
+
+    fn number<T: std::str::FromStr>(&self, field: &str, index: usize) -> Result<T> {
+        let bytes = self.row.get(index).unwrap_or_default();
+        let value = str::from_utf8(bytes).ok().and_then(|text| text.parse().ok());
+        value.ok_or_else(|| self.error(field, &String::from_utf8_lossy(bytes), "expected a whole number in range"))
+    }
+
+    fn error(&self, field: &str, value: &str, limit: &str) -> TraceError {
+        record(&self.path, Place::Line(self.row.position().map_or(0, csv::Position::line)), field, value, limit)
+    }
+}
+
+struct Sequences {
+    geometry: Geometry,
+    model: Option<String>,
+    /// The model's layer of each MoE layer, ascending.
+    layers: Vec<u32>,
+    rows: Reader,
+    passes: Passes,
+    decoding: bool,
+    ended: bool,
+}
+
+impl Sequences {
+    fn take(&mut self) -> Result<()> {
+        let rows = &self.rows;
+        let layer = self
+            .layers
+            .binary_search(&rows.layer)
+            .map_err(|_| rows.error("layer", &rows.layer.to_string(), "the file was changed while it was read"))?;
+        let phase = if rows.position < 0 { Phase::Prefill } else { Phase::Decode };
+        let refused = |refusal| match refusal {
+            Refusal::Sparse => rows.error("pos", &rows.position.to_string(), "most cells before it are missing"),
+            Refusal::Taken | Refusal::Phase => rows.error("pos", &rows.position.to_string(), "this row came before"),
+        };
+        let row = self.passes.token(rows.position, layer, Some(phase)).map_err(refused)?;
+        self.passes.put(row, layer, &rows.experts, &[]).map_err(refused)
+    }
+}
+
+impl SequenceStream for Sequences {
+    fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    fn model(&self) -> Option<&str> {
+        self.model.as_deref()
+    }
+
+    fn next_sequence(&mut self) -> Result<Option<SequenceBuf>> {
+        while !self.ended && self.rows.next()? {
+            let begins = self.rows.position < 0 && self.decoding;
+            self.decoding = self.rows.position >= 0;
+            let finished = begins.then(|| std::mem::replace(&mut self.passes, Passes::new(&self.geometry)).finish());
+            self.take()?;
+            if finished.is_some() {
+                return Ok(finished);
+            }
+        }
+        self.ended = true;
+        let last = std::mem::replace(&mut self.passes, Passes::new(&self.geometry));
+        Ok(if last.is_empty() { None } else { Some(last.finish()) })
+    }
+}

@@ -1,0 +1,166 @@
+//! Readers of what other recorders write.
+
+mod archive;
+mod array;
+mod big_moe_on_edge;
+mod delimited;
+mod granite;
+mod json_rows;
+mod lines;
+mod llama_moe_trace;
+mod model_config;
+mod npy;
+mod options;
+mod paper_outputs;
+#[cfg(feature = "parquet")]
+mod parquet;
+mod passes;
+mod pickle;
+mod routed_experts;
+mod rows;
+mod sample;
+mod sglang;
+mod streamlx;
+mod table;
+mod token_table;
+mod torch_file;
+mod vllm_logger;
+
+use std::path::{Path, PathBuf};
+
+#[cfg(feature = "parquet")]
+use self::parquet::Parquet;
+use big_moe_on_edge::BigMoeOnEdge;
+use delimited::Delimited;
+use granite::Granite;
+use json_rows::JsonRows;
+use llama_moe_trace::LlamaMoeTrace;
+pub use model_config::ModelConfig;
+pub use options::ImportOptions;
+use paper_outputs::PaperOutputs;
+use routed_experts::RoutedExperts;
+pub use sample::Sample;
+use sglang::SgLang;
+use streamlx::Streamlx;
+use vllm_logger::VllmLogger;
+
+use crate::{MemoryTrace, Place, Result, SequenceStream, TraceError};
+
+/// Reads one foreign format.
+pub trait Importer: Sync {
+    /// A short name without spaces.
+    fn name(&self) -> &'static str;
+
+    /// The recorder and the kind of file, in one line.
+    fn description(&self) -> &'static str;
+
+    /// Whether a file that begins like `sample` is of this format.
+    fn detects(&self, sample: &Sample) -> bool;
+
+    /// Opens a file of this format.
+    ///
+    /// # Errors
+    /// [`TraceError::Io`]; [`TraceError::Record`] and [`TraceError::Malformed`] for a file that breaks its format;
+    /// [`TraceError::Geometry`] and [`TraceError::NotImportable`] for an impossible model.
+    fn open(&self, path: &Path, options: &ImportOptions) -> Result<Box<dyn SequenceStream>>;
+}
+
+/// All importers; where two detect a file, the first counts.
+pub fn importers() -> &'static [&'static dyn Importer] {
+    &[
+        &BigMoeOnEdge,
+        &Granite,
+        &VllmLogger,
+        &Streamlx,
+        &SgLang,
+        &RoutedExperts,
+        &PaperOutputs,
+        &LlamaMoeTrace,
+        &JsonRows,
+        &Delimited,
+        #[cfg(feature = "parquet")]
+        &Parquet,
+    ]
+}
+
+/// The importer of a name.
+pub fn importer(name: &str) -> Option<&'static dyn Importer> {
+    importers().iter().find(|importer| importer.name() == name).copied()
+}
+
+/// Finds the importer of a file or directory by its content.
+///
+/// # Errors
+/// [`TraceError::Io`]; [`TraceError::UnknownFormat`].
+pub fn detect_importer(path: impl AsRef<Path>) -> Result<&'static dyn Importer> {
+    let path = path.as_ref();
+    let sample = Sample::take(path)?;
+    importers().iter().find(|importer| importer.detects(&sample)).copied().ok_or_else(|| {
+        let known = importers().iter().map(|importer| importer.name()).collect::<Vec<_>>().join(", ");
+        TraceError::UnknownFormat { path: path.to_owned(), known }
+    })
+}
+
+/// Opens a foreign file in whatever format it is, to read it sequence by sequence.
+///
+/// # Errors
+/// As [`detect_importer`] and [`Importer::open`].
+pub fn open_import(path: impl AsRef<Path>, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
+    let path = path.as_ref();
+    detect_importer(path)?.open(path, options).map_err(|error| in_file(path, error))
+}
+
+/// Reads a foreign file, in whatever format it is, into memory.
+///
+/// ```
+/// use moe_trace::{ImportOptions, RoutingSource, import};
+/// let directory = tempfile::tempdir().unwrap();
+/// let path = directory.path().join("trace.json");
+/// std::fs::write(&path, r#"{"model": "tiny", "num_layers": 1, "num_experts": 4, "top_k": 2,
+///     "prompts": {"prose": {"prompt_len": 1, "prefill": [[[3, 1]]], "decode": [[[0, 2]]]}}}"#).unwrap();
+/// let trace = import(&path, &ImportOptions::default())?;
+/// assert_eq!((trace.len(), trace.sequence(0)?.len(), trace.domains()), (1, 2, &["prose".to_owned()][..]));
+/// # Ok::<(), moe_trace::TraceError>(())
+/// ```
+///
+/// # Errors
+/// As [`open_import`], and what the sequences break.
+pub fn import(path: impl AsRef<Path>, options: &ImportOptions) -> Result<MemoryTrace> {
+    let path = path.as_ref();
+    open_import(path, options)?.collect().map_err(|error| in_file(path, error))
+}
+
+/// Names the file in an error that does not.
+fn in_file(path: &Path, error: TraceError) -> TraceError {
+    let path = path.to_owned();
+    match error {
+        TraceError::ExpertOutOfRange { .. }
+        | TraceError::DuplicateExpert { .. }
+        | TraceError::WeightNotFinite { .. }
+        | TraceError::ColumnLength { .. } => TraceError::InvalidSequence { path, source: Box::new(error) },
+        TraceError::Geometry { .. } | TraceError::UnknownDomain { .. } => {
+            TraceError::NotImportable { path, source: Box::new(error) }
+        }
+        other => other,
+    }
+}
+
+/// A [`TraceError::Record`], the value shortened.
+fn record(path: &Path, place: Place, field: &str, value: &str, limit: impl Into<String>) -> TraceError {
+    const LONGEST: usize = 80;
+    let shown: String = value.chars().take(LONGEST).collect();
+    let value = if shown.len() < value.len() { format!("{shown}...") } else { shown };
+    TraceError::Record { path: path.to_owned(), place, field: field.to_owned(), value, limit: limit.into() }
+}
+
+/// Turns an I/O error into a [`TraceError::Io`].
+fn io(path: &Path, action: &'static str) -> impl Fn(std::io::Error) -> TraceError {
+    let path: PathBuf = path.to_owned();
+    move |source| TraceError::Io { path: path.clone(), action, source }
+}
+
+/// Reads a pickle and forgets it, for its fuzz target.
+#[cfg(fuzzing)]
+pub fn read_pickle(bytes: &[u8]) {
+    let _ = pickle::Pickle::read(bytes);
+}

@@ -1,0 +1,204 @@
+//! `routed_experts` arrays of vLLM, as NumPy saves them.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use super::archive::Archive;
+use super::array::IntArray;
+use super::{ImportOptions, Importer, Sample, io, npy, record};
+use crate::{EMPTY_SLOT, Geometry, MoeLayer, Place, Result, SequenceBuf, SequenceStream};
+
+/// What vLLM returns with `enable_return_routed_experts`: for each request an array `[tokens, layers, k]` of ids, saved
+/// by `np.save` (one request) or `np.savez` (one array a request).
+///
+/// The array has all layers of the model, and 0 in every slot of a dense one. The model's configuration says which layers
+/// are dense; without it they are those that are 0 everywhere, which is certain where k is at least 2. A row of zeros in
+/// another layer is a token that was not routed, negative ids and the largest unsigned 16-bit number are empty slots.
+pub(super) struct RoutedExperts;
+
+impl Importer for RoutedExperts {
+    fn name(&self) -> &'static str {
+        "routed-experts"
+    }
+
+    fn description(&self) -> &'static str {
+        "vLLM routed_experts: npy or npz of integer arrays [tokens, layers, k]"
+    }
+
+    fn detects(&self, sample: &Sample) -> bool {
+        let archive = sample.is_zip() && sample.names().iter().any(|name| name.ends_with(".npy"));
+        archive || npy::is_npy(sample.head())
+    }
+
+    fn open(&self, path: &Path, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
+        let mut arrays = Arrays::open(path)?;
+        let mut seen: Option<Seen> = None;
+        for index in 0..arrays.names.len() {
+            let bytes = arrays.read(index)?;
+            let array = npy::read(path, &arrays.names[index], &bytes)?;
+            let shape = array.dimensions::<3>(path, "[tokens, layers, k]")?;
+            let seen = seen.get_or_insert_with(|| Seen::new(shape[1], shape[2]));
+            seen.add(path, &array, shape)?;
+        }
+        let seen = seen.ok_or_else(|| {
+            record(path, Place::Entry("archive".to_owned()), "arrays", "0", "expected at least one member NAME.npy")
+        })?;
+        let layers = seen.moe_layers(path, options)?;
+        let moe_layer = |layer: &usize| {
+            let model_layer = u32::try_from(*layer).unwrap_or(u32::MAX);
+            MoeLayer { model_layer, stack: options.stack() }
+        };
+        let experts = options.experts_for(seen.largest)?;
+        let geometry = Geometry::new(layers.iter().map(moe_layer).collect(), experts, seen.top_k)?;
+        if let Some(top_k) = options.known_top_k().filter(|&top_k| top_k != seen.top_k) {
+            let limit = format!("the arrays have {}", seen.top_k);
+            return Err(record(path, Place::Entry("options".to_owned()), "top_k", &top_k.to_string(), limit));
+        }
+        Ok(Box::new(Requests { geometry, layers, arrays, next: 0, options: options.clone(), path: path.to_owned() }))
+    }
+}
+
+/// The arrays of a file, read one at a time.
+struct Arrays {
+    path: PathBuf,
+    archive: Option<Archive>,
+    names: Vec<String>,
+}
+
+impl Arrays {
+    fn open(path: &Path) -> Result<Arrays> {
+        let sample = Sample::take(path)?;
+        if npy::is_npy(sample.head()) {
+            return Ok(Arrays { path: path.to_owned(), archive: None, names: vec!["array".to_owned()] });
+        }
+        let archive = Archive::open(path)?;
+        let names = archive.names()?.into_iter().filter(|name| name.ends_with(".npy")).collect();
+        Ok(Arrays { path: path.to_owned(), archive: Some(archive), names })
+    }
+
+    fn read(&mut self, index: usize) -> Result<Bytes> {
+        match &mut self.archive {
+            Some(archive) => archive.read(&self.names[index]).map(Bytes::Read),
+            None => {
+                let file = File::open(&self.path).map_err(io(&self.path, "open the file"))?;
+                crate::format::map_file(&file).map(Bytes::Mapped).map_err(io(&self.path, "map the file"))
+            }
+        }
+    }
+}
+
+enum Bytes {
+    Mapped(memmap2::Mmap),
+    Read(Vec<u8>),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::Read(bytes) => bytes,
+        }
+    }
+}
+
+/// What all arrays together show.
+struct Seen {
+    top_k: usize,
+    largest: Option<usize>,
+    /// Whether a layer has an id other than 0.
+    used: Vec<bool>,
+}
+
+impl Seen {
+    fn new(layers: usize, top_k: usize) -> Seen {
+        // The array has as many columns, so that this is no larger than the array, or there is no token.
+        Seen { top_k, largest: None, used: vec![false; layers.min(Geometry::MAX_LAYERS + 1)] }
+    }
+
+    fn add(&mut self, path: &Path, array: &IntArray<&[u8]>, [_, layers, top_k]: [usize; 3]) -> Result<()> {
+        if (layers, top_k) != (self.used.len(), self.top_k) || top_k == 0 || layers == 0 {
+            let limit = format!("expected [tokens, {}, {}], none of them 0", self.used.len(), self.top_k);
+            return Err(array.error(path, "shape", &format!("{:?}", array.shape()), &limit));
+        }
+        for index in 0..array.len() {
+            if let Some(id) = id(array.get(index)) {
+                self.largest = self.largest.max(Some(id));
+                self.used[index / top_k % layers] |= id != 0;
+            }
+        }
+        Ok(())
+    }
+
+    fn moe_layers(&self, path: &Path, options: &ImportOptions) -> Result<Vec<usize>> {
+        let all = 0..self.used.len();
+        match &options.config {
+            Some(config) if config.layers == self.used.len() => Ok(config.moe_layers.clone()),
+            Some(config) if config.moe_layers.len() == self.used.len() => Ok(all.collect()),
+            Some(config) => {
+                let limit =
+                    format!("the configuration has {} layers, {} of them MoE", config.layers, config.moe_layers.len());
+                Err(record(path, Place::Entry("array".to_owned()), "layers", &self.used.len().to_string(), limit))
+            }
+            None if self.top_k == 1 => Ok(all.collect()),
+            None => Ok(all.filter(|&layer| self.used[layer]).collect()),
+        }
+    }
+}
+
+/// The expert of an element; `None` for an empty slot.
+pub(super) fn id(value: i64) -> Option<usize> {
+    usize::try_from(value).ok().filter(|&id| id != usize::from(EMPTY_SLOT))
+}
+
+struct Requests {
+    path: PathBuf,
+    geometry: Geometry,
+    /// Columns of the arrays that are MoE layers.
+    layers: Vec<usize>,
+    arrays: Arrays,
+    next: usize,
+    options: ImportOptions,
+}
+
+impl SequenceStream for Requests {
+    fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    fn model(&self) -> Option<&str> {
+        self.options.model.as_deref()
+    }
+
+    fn next_sequence(&mut self) -> Result<Option<SequenceBuf>> {
+        if self.next == self.arrays.names.len() {
+            return Ok(None);
+        }
+        let bytes = self.arrays.read(self.next)?;
+        let array = npy::read(&self.path, &self.arrays.names[self.next], &bytes)?;
+        let [tokens, width, k] = array.dimensions::<3>(&self.path, "[tokens, layers, k]")?;
+        self.next += 1;
+        let mut experts = Vec::new();
+        for (token, &layer) in (0..tokens).flat_map(|token| self.layers.iter().map(move |layer| (token, layer))) {
+            let row = (token * width + layer) * k;
+            let unrouted = k > 1 && (row..row + k).all(|index| array.get(index) == 0);
+            for index in row..row + k {
+                experts.push(match id(array.get(index)) {
+                    Some(id) if !unrouted => narrow(id, &self.geometry).ok_or_else(|| {
+                        let field = format!("id of token {token}, layer {layer}");
+                        let limit = format!("there are {} experts", self.geometry.experts());
+                        array.error(&self.path, &field, &id.to_string(), &limit)
+                    })?,
+                    _ => EMPTY_SLOT,
+                });
+            }
+        }
+        SequenceBuf::from_experts(&self.geometry, experts, self.options.phase()).map(Some)
+    }
+}
+
+/// The id as a trace has it, if there is such an expert.
+pub(super) fn narrow(id: usize, geometry: &Geometry) -> Option<u16> {
+    u16::try_from(id).ok().filter(|&id| usize::from(id) < geometry.experts())
+}

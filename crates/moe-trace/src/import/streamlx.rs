@@ -1,0 +1,166 @@
+//! Routing traces of streamlx: an npz with its description beside it.
+
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::archive::Archive;
+use super::array::IntArray;
+use super::routed_experts::{id, narrow};
+use super::{ImportOptions, Importer, Sample, io, npy};
+use crate::{EMPTY_SLOT, Geometry, MoeLayer, Phase, Result, SequenceBuf, SequenceStream, TraceError};
+
+/// `experts` u16 `[tokens, layers, k]` with 0xFFFF for padding, `seq_id` and `pos` `[tokens]`; `NAME.meta.json` beside
+/// `NAME.npz` has the number of experts and the layers' numbers in the model, where it is absent they are inferred.
+pub(super) struct Streamlx;
+
+impl Importer for Streamlx {
+    fn name(&self) -> &'static str {
+        "streamlx"
+    }
+
+    fn description(&self) -> &'static str {
+        "streamlx trace: npz with experts [tokens, layers, k], seq_id and pos"
+    }
+
+    fn detects(&self, sample: &Sample) -> bool {
+        sample.is_zip() && ["experts.npy", "seq_id.npy", "pos.npy"].iter().all(|name| sample.has(name))
+    }
+
+    fn open(&self, path: &Path, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
+        let mut archive = Archive::open(path)?;
+        let experts = archive.read("experts.npy")?;
+        let (seq_id, pos) = (archive.read("seq_id.npy")?, archive.read("pos.npy")?);
+        let description = Description::beside(path)?;
+        let (seq_id, pos) = (npy::read(path, "seq_id", &seq_id)?, npy::read(path, "pos", &pos)?);
+        let array = npy::read(path, "experts", &experts)?;
+        let [tokens, layers, top_k] = array.dimensions::<3>(path, "[tokens, layers, k]")?;
+        for column in [&seq_id, &pos] {
+            if column.dimensions::<1>(path, "[tokens]")? != [tokens] {
+                return Err(column.error(
+                    path,
+                    "shape",
+                    &format!("{:?}", column.shape()),
+                    &format!("expected [{tokens}]"),
+                ));
+            }
+        }
+        let geometry = geometry(path, &array, [layers, top_k], &description, options)?;
+        let model = options.model.clone().or(description.model);
+        let sequences = split(path, &seq_id, &pos)?.into_iter();
+        let (path, phase) = (path.to_owned(), options.phase());
+        Ok(Box::new(Sequences { path, geometry, model, experts, sequences, phase }))
+    }
+}
+
+/// `NAME.meta.json`.
+#[derive(Debug, Default, Deserialize)]
+struct Description {
+    model: Option<String>,
+    n_experts: Option<usize>,
+    layer_ids: Option<Vec<u32>>,
+}
+
+impl Description {
+    const LARGEST: u64 = 16 << 20;
+
+    fn beside(trace: &Path) -> Result<Description> {
+        let path = trace.with_extension("meta.json");
+        if !path.exists() {
+            return Ok(Description::default());
+        }
+        let mut json = Vec::new();
+        let file = File::open(&path).map_err(io(&path, "open the file"))?;
+        file.take(Self::LARGEST).read_to_end(&mut json).map_err(io(&path, "read the file"))?;
+        serde_json::from_slice(&json).map_err(|source| {
+            let source = Box::new(source);
+            TraceError::Malformed { path: path.clone(), format: "JSON", source }
+        })
+    }
+}
+
+fn geometry(
+    path: &Path,
+    array: &IntArray<&[u8]>,
+    [layers, top_k]: [usize; 2],
+    description: &Description,
+    options: &ImportOptions,
+) -> Result<Geometry> {
+    let model_layers = match &description.layer_ids {
+        Some(ids) if ids.len() != layers => {
+            let limit = format!("{} layers are described", ids.len());
+            return Err(array.error(path, "layers", &layers.to_string(), &limit));
+        }
+        Some(ids) => ids.clone(),
+        None if layers > Geometry::MAX_LAYERS => {
+            let limit = format!("at most {}", Geometry::MAX_LAYERS);
+            return Err(array.error(path, "layers", &layers.to_string(), &limit));
+        }
+        None => (0..).take(layers).collect(),
+    };
+    let largest = (0..array.len()).filter_map(|index| id(array.get(index))).max();
+    let experts = match description.n_experts {
+        Some(experts) => experts,
+        None => options.experts_for(largest)?,
+    };
+    let stack = options.stack();
+    let layers = model_layers.into_iter().map(|model_layer| MoeLayer { model_layer, stack }).collect();
+    Geometry::new(layers, experts, top_k)
+}
+
+/// Tokens of each sequence: runs of equal `seq_id` whose positions count up.
+fn split(path: &Path, seq_id: &IntArray<&[u8]>, pos: &IntArray<&[u8]>) -> Result<Vec<Range<usize>>> {
+    let mut sequences: Vec<Range<usize>> = Vec::new();
+    for token in 0..seq_id.len() {
+        match sequences.last_mut() {
+            Some(last) if seq_id.get(token) == seq_id.get(token - 1) => {
+                let (before, here) = (pos.get(token - 1), pos.get(token));
+                if before.checked_add(1) != Some(here) {
+                    let limit = format!("the token before it in sequence {} is at {before}", seq_id.get(token));
+                    return Err(pos.error(path, &format!("position of token {token}"), &here.to_string(), &limit));
+                }
+                last.end = token + 1;
+            }
+            _ => sequences.push(token..token + 1),
+        }
+    }
+    Ok(sequences)
+}
+
+struct Sequences {
+    path: PathBuf,
+    geometry: Geometry,
+    model: Option<String>,
+    /// The member `experts.npy`.
+    experts: Vec<u8>,
+    sequences: std::vec::IntoIter<Range<usize>>,
+    phase: Phase,
+}
+
+impl SequenceStream for Sequences {
+    fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    fn model(&self) -> Option<&str> {
+        self.model.as_deref()
+    }
+
+    fn next_sequence(&mut self) -> Result<Option<SequenceBuf>> {
+        let Some(tokens) = self.sequences.next() else { return Ok(None) };
+        let array = npy::read(&self.path, "experts", &self.experts)?;
+        let row = self.geometry.layers() * self.geometry.top_k();
+        let expert = |index: usize| match id(array.get(index)) {
+            None => Ok(EMPTY_SLOT),
+            Some(id) => narrow(id, &self.geometry).ok_or_else(|| {
+                let limit = format!("there are {} experts", self.geometry.experts());
+                array.error(&self.path, &format!("id of token {}", index / row), &id.to_string(), &limit)
+            }),
+        };
+        let experts = (tokens.start * row..tokens.end * row).map(expert).collect::<Result<_>>()?;
+        SequenceBuf::from_experts(&self.geometry, experts, self.phase).map(Some)
+    }
+}

@@ -1,0 +1,203 @@
+//! NumPy and PyTorch files, made by `tests/fixtures/make_fixtures.py`.
+
+use moe_trace::{EMPTY_SLOT, ImportOptions, ModelConfig, Phase, RoutingSource, detect_importer, import};
+
+use crate::{failure, fixture};
+
+fn expert(token: usize, layer: usize, slot: usize, experts: usize) -> u16 {
+    u16::try_from((token * 3 + layer * 7 + slot * 5) % experts).unwrap()
+}
+
+/// Ids of the routed-experts fixture: layers 1 and 3 of 4.
+fn routed(tokens: usize) -> Vec<u16> {
+    let rows = (0..tokens).flat_map(|token| [1, 3].map(|layer| (token, layer)));
+    rows.flat_map(|(token, layer)| [0, 1].map(|slot| expert(token, layer, slot, 300))).collect()
+}
+
+fn config() -> ModelConfig {
+    ModelConfig { layers: 4, experts: 300, top_k: 2, moe_layers: vec![1, 3] }
+}
+
+#[test]
+fn routed_experts_are_read_without_their_dense_layers() {
+    let options = ImportOptions { experts: Some(300), ..ImportOptions::default() };
+    for name in ["routed_experts.npy", "routed_experts.npz"] {
+        assert_eq!(detect_importer(fixture(name)).unwrap().name(), "routed-experts");
+    }
+    let trace = import(fixture("routed_experts.npy"), &options).unwrap();
+    let layers: Vec<u32> = trace.geometry().moe_layers().iter().map(|layer| layer.model_layer).collect();
+    assert_eq!((layers, trace.geometry().experts(), trace.geometry().top_k()), (vec![1, 3], 300, 2));
+    assert_eq!(trace.sequences()[0].experts, routed(5));
+    assert_eq!(trace.sequences()[0].phases, [Phase::Prefill.code(); 5]);
+
+    let options = ImportOptions { config: Some(config()), phase: Some(Phase::Decode), ..ImportOptions::default() };
+    let trace = import(fixture("routed_experts.npz"), &options).unwrap();
+    let lengths: Vec<usize> = (0..4).map(|index| trace.sequence_len(index).unwrap()).collect();
+    assert_eq!(lengths, [1, 2, 3, 3], "requests 0, 1, 2 and 10, as people count");
+    assert_eq!(trace.sequences()[3].experts, routed(3));
+    assert_eq!(trace.sequences()[3].phases, [Phase::Decode.code(); 3]);
+}
+
+#[test]
+fn options_that_do_not_fit_the_arrays_are_told() {
+    let error = |options: ImportOptions| import(fixture("routed_experts.npy"), &options).unwrap_err();
+    let message = |options: ImportOptions| error(options).to_string();
+    let short = |message: String| message.rsplit_once("routed_experts.npy").unwrap().1.to_owned();
+    let none = ImportOptions::default;
+    let largest = usize::from(routed(5).into_iter().max().unwrap());
+    let few = error(ImportOptions { experts: Some(8), ..none() });
+    let few = std::error::Error::source(&few).unwrap().to_string();
+    assert_eq!(few, format!("experts is 8, allowed are {}..=65535", largest + 1));
+    assert_eq!(short(message(ImportOptions { top_k: Some(3), ..none() })), ", options: top_k is 3, the arrays have 2");
+    let other = ModelConfig { layers: 7, ..config() };
+    let other = short(message(ImportOptions { config: Some(other), ..none() }));
+    assert_eq!(other, ", array: layers is 4, the configuration has 7 layers, 2 of them MoE");
+}
+
+/// An array file of the given header and data.
+fn npy(header: &str, data: &[u8]) -> Vec<u8> {
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend(u16::try_from(header.len()).unwrap().to_le_bytes());
+    bytes.extend(header.as_bytes());
+    bytes.extend(data);
+    bytes
+}
+
+#[test]
+fn rows_of_zeros_are_unrouted_tokens() {
+    let header = "{'descr': '<i2', 'fortran_order': False, 'shape': (2, 1, 2), }";
+    let data: Vec<u8> = [0i16, 0, 3, -1].iter().flat_map(|id| id.to_le_bytes()).collect();
+    let trace = crate::read(npy(header, &data), &ImportOptions::default()).unwrap();
+    assert_eq!(trace.sequences()[0].experts, [EMPTY_SLOT, EMPTY_SLOT, 3, EMPTY_SLOT]);
+}
+
+#[test]
+fn broken_arrays_are_told() {
+    let message = |header: &str, data: &[u8]| failure(npy(header, data), &ImportOptions::default());
+    let header = |descr: &str, order: &str, shape: &str| {
+        format!("{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}")
+    };
+    let good = header("|u1", "False", "(1, 1, 2)");
+    assert_eq!(message(&good, &[1]), "f, array: shape is [1, 1, 2], the data has 1 bytes of U8");
+    assert_eq!(message(&good, &[1, 1]), "f: invalid sequence: sequence 0, token 0, layer 0: expert 1 appears twice");
+    let flat = header("|u1", "False", "(2,)");
+    assert_eq!(message(&flat, &[1, 2]), "f, array: shape is [2], expected [tokens, layers, k]");
+    let huge = header("<i8", "False", "(18446744073709551615, 9, 9)");
+    assert!(message(&huge, &[1]).starts_with("f, array: shape is [18446744073709551615, 9, 9], the data has 1 bytes"));
+    let float = header("<f4", "False", "(1, 1, 2)");
+    assert_eq!(message(&float, &[0; 8]), "f, array: descr is <f4, expected little-endian integers");
+    let order = header("|u1", "True", "(1, 1, 2)");
+    assert_eq!(message(&order, &[1, 2]), "f, array: fortran_order is not False, expected row-major order");
+    assert_eq!(message("{}", &[]), "f, array: header is {}, expected a type string 'descr'");
+    let empty = header("|u1", "False", "(0, 1, 2)");
+    assert_eq!(message(&empty, &[]), "f: the file does not make a trace: layers is 0, allowed are 1..=65535");
+    let none = header("|u1", "False", "(0, 0, 0)");
+    assert_eq!(message(&none, &[]), "f, array: shape is [0, 0, 0], expected [tokens, 0, 0], none of them 0");
+    let mut cut = npy(&good, &[1, 2]);
+    cut.truncate(20);
+    assert_eq!(
+        failure(&cut, &ImportOptions::default()),
+        "f, array: header length is 62, expected at most 65536 and the file's"
+    );
+    assert!(failure(b"PK\x03\x04 and no more", &ImportOptions::default()).starts_with("f: no known trace format"));
+}
+
+#[test]
+fn streamlx_traces_are_read_with_their_description() {
+    let path = fixture("streamlx.npz");
+    assert_eq!(detect_importer(&path).unwrap().name(), "streamlx");
+    let trace = import(&path, &ImportOptions::default()).unwrap();
+    let layers: Vec<u32> = trace.geometry().moe_layers().iter().map(|layer| layer.model_layer).collect();
+    assert_eq!((layers, trace.geometry().experts(), trace.geometry().top_k()), (vec![1, 2, 3], 16, 2));
+    assert_eq!((trace.model(), trace.len()), (Some("tiny"), 3));
+    let mut expected: Vec<u16> = (0..8)
+        .flat_map(|token| (0..3).map(move |layer| (token, layer)))
+        .flat_map(|(token, layer)| [0, 1].map(|slot| expert(token, layer, slot, 16)))
+        .collect();
+    expected[2 * 6 + 2..2 * 6 + 4].fill(EMPTY_SLOT);
+    let all: Vec<u16> = trace.sequences().iter().flat_map(|sequence| sequence.experts.clone()).collect();
+    assert_eq!(all, expected);
+    let lengths: Vec<usize> = (0..3).map(|index| trace.sequence_len(index).unwrap()).collect();
+    assert_eq!(lengths, [4, 1, 3]);
+
+    // Without its description the geometry is inferred.
+    let directory = tempfile::tempdir().unwrap();
+    let alone = directory.path().join("alone.npz");
+    std::fs::copy(&path, &alone).unwrap();
+    let trace = import(&alone, &ImportOptions::default()).unwrap();
+    assert_eq!((trace.geometry().experts(), trace.geometry().moe_layers()[0].model_layer), (16, 0));
+    std::fs::write(directory.path().join("alone.meta.json"), r#"{"layer_ids": [1]}"#).unwrap();
+    let message = import(&alone, &ImportOptions::default()).unwrap_err().to_string();
+    assert!(message.ends_with("alone.npz, experts: layers is 3, 1 layers are described"), "{message}");
+    std::fs::write(directory.path().join("alone.meta.json"), r#"{"n_experts": 3}"#).unwrap();
+    let message = import(&alone, &ImportOptions::default()).unwrap_err().to_string();
+    assert!(message.ends_with("id of token 0 is 5, there are 3 experts"), "{message}");
+}
+
+#[test]
+fn sglang_records_become_sequences() {
+    let path = fixture("sglang.pt");
+    assert_eq!(detect_importer(&path).unwrap().name(), "sglang");
+    let trace = import(&path, &ImportOptions::default()).unwrap();
+    let layers: Vec<u32> = trace.geometry().moe_layers().iter().map(|layer| layer.model_layer).collect();
+    assert_eq!((layers, trace.geometry().experts(), trace.geometry().top_k()), (vec![1, 2, 3], 8, 2));
+    // Place p of layer l holds expert (p * 3 + l) % 8; the token at position t uses places t + l and t + l + 1.
+    let ids = |positions: usize| -> Vec<u16> {
+        let rows = (0..positions).flat_map(|position| (1..4).map(move |layer| (position, layer)));
+        rows.flat_map(|(position, layer)| {
+            [0, 1].map(|slot| u16::try_from((((position + layer + slot) % 10) * 3 + layer) % 8).unwrap())
+        })
+        .collect()
+    };
+    let [a, b] = trace.sequences() else { panic!("two requests") };
+    assert_eq!((&a.experts, &a.phases[..]), (&ids(5), &[0, 0, 0, 1, 1][..]));
+    assert_eq!((&b.experts, &b.phases[..]), (&ids(3), &[0, 0, 1][..]));
+    assert_eq!(a.token_ids.as_deref(), Some(&[100, 101, 102, 103, 104][..]));
+}
+
+#[test]
+fn torch_files_that_are_no_recording_are_told() {
+    let message = |options: ImportOptions| import(fixture("sglang_stat.pt"), &options).unwrap_err().to_string();
+    let found = message(ImportOptions::default());
+    assert!(
+        found.ends_with("sglang_stat.pt, root: last_physical_to_logical_map is missing, expected a tensor"),
+        "{found}"
+    );
+}
+
+#[test]
+fn outputs_of_the_paper_agree_between_logits_ranks_and_topk() {
+    let options = ImportOptions { top_k: Some(3), experts: Some(160), ..ImportOptions::default() };
+    let traces = ["merged", "rank", "topk"].map(|kind| {
+        let folder = fixture(&format!("paper/{kind}"));
+        assert_eq!(detect_importer(&folder).unwrap().name(), "paper-outputs");
+        import(folder, &options).unwrap()
+    });
+    for trace in &traces {
+        let layers: Vec<u32> = trace.geometry().moe_layers().iter().map(|layer| layer.model_layer).collect();
+        assert_eq!((layers, trace.geometry().experts(), trace.geometry().top_k()), (vec![1, 2], 160, 3));
+        assert_eq!((trace.domains(), trace.model()), (&["code".to_owned(), "wiki".to_owned()][..], Some("tiny")));
+        assert_eq!((trace.len(), trace.sequence_len(0).unwrap()), (3, 4));
+    }
+    let [logits, ranks, topk] = traces;
+    assert!(ranks.sequences().iter().any(|sequence| sequence.experts.iter().any(|&id| id > 127)), "ids wrap");
+    for (a, (b, c)) in logits.sequences().iter().zip(ranks.sequences().iter().zip(topk.sequences())) {
+        assert_eq!((a.domain, b.domain, c.domain), (b.domain, c.domain, a.domain));
+        let scores = a.logits.as_deref().unwrap();
+        for (cell, ((a, b), c)) in a.experts.chunks(3).zip(b.experts.chunks(3)).zip(c.experts.chunks(3)).enumerate() {
+            // Equal logits may be ordered in any way, so values are compared and not ids.
+            let values = |ids: &[u16]| ids.iter().map(|&id| scores[cell * 160 + usize::from(id)]).collect::<Vec<f32>>();
+            assert_eq!(values(a), values(b));
+            assert_eq!(values(a), values(c));
+        }
+    }
+    let one = import(
+        fixture("paper/topk/tiny_02.safetensors"),
+        &ImportOptions { experts: Some(160), ..ImportOptions::default() },
+    );
+    assert_eq!(one.unwrap().sequences(), topk.sequences(), "a file stands for its folder");
+    let second = import(fixture("paper/topk"), &ImportOptions { layers: Some(vec![2]), ..options.clone() }).unwrap();
+    assert_eq!(second.geometry().layers(), 1);
+    let message = import(fixture("paper/rank"), &ImportOptions::default()).unwrap_err().to_string();
+    assert!(message.contains("options: top_k is missing, the files do not say"), "{message}");
+}

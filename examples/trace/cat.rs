@@ -1,0 +1,47 @@
+//! `trace cat`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use moe_trace::{Concatenation, RoutingSource, ShardedWriter};
+
+use super::input::{Foreign, open};
+use super::output::{Layout, append, write};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Trace file to write, or directory of shards with --shard-tokens or --append.
+    output: PathBuf,
+    /// Traces to put together, in this order.
+    #[arg(required = true)]
+    inputs: Vec<PathBuf>,
+    /// Append to the directory of shards OUTPUT, whose capture may be finished or interrupted.
+    #[arg(long, requires = "shard_tokens")]
+    append: bool,
+    #[command(flatten)]
+    foreign: Foreign,
+    #[command(flatten)]
+    layout: Layout,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let open =
+        |path: &PathBuf| open(path, &arguments.foreign).with_context(|| format!("cannot open {}", path.display()));
+    let sources = arguments.inputs.iter().map(open).collect::<Result<Vec<_>>>()?;
+    let all = Concatenation::new(sources).context("these do not fit together")?;
+    match (arguments.append, arguments.layout.shard_tokens) {
+        (true, Some(shard_tokens)) => {
+            let known = moe_trace::open(&arguments.output)?.domains().to_vec();
+            if all.domains() != known {
+                bail!("the domains are {:?}, those of {} are {known:?}", all.domains(), arguments.output.display());
+            }
+            let mut writer = ShardedWriter::append(&arguments.output, shard_tokens)?;
+            append(&all, &mut writer)?;
+            writer.finish()?;
+            println!("{}: {} sequences appended", arguments.output.display(), all.len());
+            Ok(())
+        }
+        _ => write(&all, &arguments.output, &arguments.layout),
+    }
+}

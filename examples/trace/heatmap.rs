@@ -1,0 +1,102 @@
+//! `trace heatmap`.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use moe_trace::{LayerId, Phase, RoutingSource, Sequence};
+
+use super::input::{Foreign, open};
+use super::svg::{Cell, Picture};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Trace to read.
+    input: PathBuf,
+    /// SVG file to write.
+    output: PathBuf,
+    /// Sequence to draw.
+    #[arg(long, default_value_t = 0)]
+    sequence: usize,
+    /// MoE layer to draw, counted from 0.
+    #[arg(long, default_value_t = 0)]
+    layer: u16,
+    /// First token to draw.
+    #[arg(long, default_value_t = 0)]
+    start: usize,
+    /// How many tokens are drawn at most.
+    #[arg(long, default_value_t = 256)]
+    tokens: usize,
+    #[command(flatten)]
+    foreign: Foreign,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let source = open(&arguments.input, &arguments.foreign)?;
+    let geometry = source.geometry();
+    let layer = LayerId(arguments.layer);
+    let Some(place) = geometry.moe_layers().get(layer.index()) else {
+        bail!("there is no layer {}, the trace has {}", arguments.layer, geometry.layers());
+    };
+    let sequence = source.sequence(arguments.sequence)?;
+    let end = sequence.len().min(arguments.start.saturating_add(arguments.tokens));
+    if arguments.start >= end {
+        bail!("there is no token {}, the sequence has {}", arguments.start, sequence.len());
+    }
+    let part = sequence.tokens(arguments.start..end);
+    let mut title = format!("{}, sequence {}", source.model().unwrap_or("unnamed model"), arguments.sequence);
+    if let Some(name) = sequence.domain().and_then(|domain| source.domains().get(domain.index())) {
+        title.push_str(&format!(" ({name})"));
+    }
+    title.push_str(&format!(
+        ", tokens {}..{end} of {}, MoE layer {} (layer {} of the model)",
+        arguments.start,
+        sequence.len(),
+        arguments.layer,
+        place.model_layer
+    ));
+    let picture = Picture {
+        title,
+        experts: geometry.experts(),
+        labels: (0..part.len()).map(|token| label(&part, token, arguments.start)).collect(),
+        decoded: (0..part.len()).map(|token| part.phase(token) == Phase::Decode).collect(),
+        cells: cells(&part, layer),
+    };
+    fs::write(&arguments.output, picture.svg())
+        .with_context(|| format!("cannot write {}", arguments.output.display()))?;
+    println!("{}: {} tokens x {} experts", arguments.output.display(), part.len(), geometry.experts());
+    Ok(())
+}
+
+/// The text of a token, else its id, else its number.
+fn label(sequence: &Sequence<'_>, token: usize, start: usize) -> String {
+    match (sequence.text(token), sequence.token_ids()) {
+        (Some(text), _) => String::from_utf8_lossy(text).into_owned(),
+        (None, Some(ids)) => ids[token].to_string(),
+        (None, None) => (start + token).to_string(),
+    }
+}
+
+/// The experts of each token; as dark as their weight, or as their rank where there are no weights.
+fn cells(sequence: &Sequence<'_>, layer: LayerId) -> Vec<Cell> {
+    let top_k = sequence.geometry().top_k();
+    let mut cells = Vec::new();
+    for token in 0..sequence.len() {
+        match sequence.weighted_experts(token, layer) {
+            Some(experts) => cells.extend(experts.enumerate().map(|(rank, (expert, weight))| Cell {
+                token,
+                expert: expert.index(),
+                share: weight.clamp(0.0, 1.0),
+                note: format!("expert {}, rank {rank}, weight {weight:.4}", expert.0),
+            })),
+            None => cells.extend(sequence.experts(token, layer).enumerate().map(|(rank, expert)| Cell {
+                token,
+                expert: expert.index(),
+                share: 1.0 - rank as f32 / top_k as f32,
+                note: format!("expert {}, rank {rank}", expert.0),
+            })),
+        }
+    }
+    cells
+}

@@ -1,0 +1,57 @@
+//! What the fuzz targets share: bytes become a file, and the file is read to its end.
+
+use std::path::PathBuf;
+
+use moe_trace::{ImportOptions, RoutingSource, TraceFile, importer};
+
+/// A file in memory where the system has such a place. One process writes one file, again and again.
+fn file(bytes: &[u8], name: &str) -> PathBuf {
+    let memory = PathBuf::from("/dev/shm");
+    let folder = if memory.is_dir() { memory } else { std::env::temp_dir() };
+    let path = folder.join(format!("moe-trace-fuzz-{}-{name}", std::process::id()));
+    std::fs::write(&path, bytes).expect("the folder can be written");
+    path
+}
+
+/// Reads bytes with an importer. Whatever it accepts must be a valid trace or be refused with an error.
+pub fn import(name: &str, bytes: &[u8]) {
+    let suffix = if name == "paper-outputs" { "m_00.safetensors" } else { "f" };
+    let path = file(bytes, suffix);
+    let options = ImportOptions { top_k: (name == "paper-outputs").then_some(1), ..ImportOptions::default() };
+    let importer = importer(name).expect("the target names an importer");
+    if let Ok(mut stream) = importer.open(&path, &options)
+        && let Ok(trace) = stream.collect()
+    {
+        for index in 0..trace.len() {
+            let sequence = trace.sequence(index).expect("the trace has the sequence");
+            assert_eq!(sequence.to_buf().phases.len(), sequence.len());
+        }
+    }
+}
+
+/// Opens bytes as a trace file and reads every sequence.
+pub fn trace_file(bytes: &[u8]) {
+    if let Ok(trace) = TraceFile::open(file(bytes, "t")) {
+        for index in 0..trace.len() {
+            if let Ok(sequence) = trace.sequence(index) {
+                let copy = sequence.to_buf();
+                assert!(copy.view(trace.geometry(), index).is_ok(), "a checked sequence stays valid");
+            }
+        }
+    }
+}
+
+/// Opens bytes as the index of a directory of shards.
+pub fn shard_index(bytes: &[u8]) {
+    let folder = file(b"", "shards").with_extension("d");
+    std::fs::create_dir_all(&folder).expect("the folder can be made");
+    std::fs::write(folder.join("index.json"), bytes).expect("the folder can be written");
+    let _ = moe_trace::ShardedTrace::open(&folder);
+}
+
+/// Reads bytes as the configuration of a model.
+pub fn model_config(bytes: &[u8]) {
+    if let Ok(config) = moe_trace::ModelConfig::read(file(bytes, "c")) {
+        assert!(config.moe_layers.iter().all(|&layer| layer < config.layers));
+    }
+}
