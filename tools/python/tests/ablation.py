@@ -10,22 +10,23 @@ from torch import nn
 
 
 @torch.no_grad()
-def used_experts(block: nn.Module, holder: nn.Module, args: tuple, kwargs: dict[str, Any], experts: int) -> torch.Tensor:
-    """Whether the output of each token changes when an expert of `holder` is zeroed, `[tokens, experts]`.
+def used_experts(block: nn.Module, holders: list[nn.Module], args: tuple, kwargs: dict[str, Any], experts: int):
+    """Whether the output of each token changes when an expert is zeroed, `[tokens, experts]`.
 
-    `holder` is the part of `block` whose parameters have a leading dimension of experts, or whose children are them.
+    `holders` are the parts of `block` that hold the experts: their parameters have a leading dimension of experts, or
+    their children are the experts.
     """
     whole = _output(block, args, kwargs)
     used = torch.zeros(len(whole), experts, dtype=torch.bool)
     for expert in range(experts):
-        undo = []
-        for tensor in _weights_of(holder, expert, experts):
-            undo.append((tensor, tensor.clone()))
+        weights = [tensor for holder in holders for tensor in _weights_of(holder, expert, experts)]
+        assert weights, "no weights of experts found"
+        before = [tensor.clone() for tensor in weights]
+        for tensor in weights:
             tensor.zero_()
-        changed = (_output(block, args, kwargs) != whole).any(dim=1)
-        for tensor, value in undo:
+        used[:, expert] = (_output(block, args, kwargs) != whole).any(dim=1)
+        for tensor, value in zip(weights, before, strict=True):
             tensor.copy_(value)
-        used[:, expert] = changed
     return used
 
 
@@ -37,13 +38,8 @@ def _output(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.Tens
 
 
 def _weights_of(holder: nn.Module, expert: int, experts: int) -> list[torch.Tensor]:
-    children = dict(holder.named_children())
-    for name in (str(expert), f"expert_{expert}"):
-        if name in children:
-            return [parameter.data for parameter in children[name].parameters()]
-    found = []
-    for parameter in holder.parameters():
-        if parameter.ndim >= 2 and parameter.shape[0] % experts == 0:
-            found.append(parameter.data.view(experts, -1)[expert])
-    assert found, f"{type(holder).__name__} holds no weights of experts"
-    return found
+    child = dict(holder.named_children()).get(f"expert_{expert}")
+    if child is not None:
+        return [parameter.data for parameter in child.parameters()]
+    parameters = [parameter.data for parameter in holder.parameters()]
+    return [tensor.view(experts, -1)[expert] for tensor in parameters if tensor.shape[0] % experts == 0]

@@ -1,11 +1,11 @@
 """Records which experts a Mixture-of-Experts model uses, as trace files of format 1.0.
 
-    from moe_trace_recorder import Recorder
+from moe_trace_recorder import Recorder
 
-    with Recorder(model, name="olmoe") as recorder:
-        recorder.domain = "english"
-        model.generate(**tokenizer(texts, padding=True, return_tensors="pt"))
-    recorder.save("trace.safetensors")
+with Recorder(model, name="olmoe") as recorder:
+    recorder.domain = "english"
+    model.generate(**tokenizer(texts, padding=True, return_tensors="pt"))
+recorder.save("trace.safetensors")
 """
 
 from .errors import RecorderError

@@ -19,13 +19,20 @@ class Rows:
     """Tokens of one sequence, in parts of one forward each."""
 
     domain: str | None
-    experts: list[np.ndarray] = field(default_factory=list)
-    weights: list[np.ndarray] = field(default_factory=list)
-    token_ids: list[np.ndarray] = field(default_factory=list)
-    phase: list[np.ndarray] = field(default_factory=list)
-    has_token_ids: bool = True
-    has_weights: bool = True
+    parts: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    tokens: list[int] = field(default_factory=list)
     ended: bool = False
+
+    def append(self, columns: dict[str, np.ndarray]) -> None:
+        """Appends the tokens of one forward."""
+        for name, column in columns.items():
+            self.parts.setdefault(name, []).append(column)
+        self.tokens.append(len(columns["experts"]))
+
+    def column(self, name: str) -> list[np.ndarray] | None:
+        """The parts of a column, None if a part lacks it."""
+        parts = self.parts.get(name, [])
+        return parts if len(parts) == len(self.tokens) else None
 
 
 @dataclass
@@ -106,20 +113,16 @@ class Batch:
         if step.cache is not None and self.cache is not None and step.cache is not self.cache:
             raise RecorderError("the forward continues another cache than that of the sequences in progress")
 
-    def append(self, step: Step, choices: dict[str, tuple[np.ndarray, np.ndarray | None]]) -> None:
-        """Appends the choices of every group, ids and weights of shape `[rows, columns, layers, top_k]`."""
+    def append(self, step: Step, choices: dict[str, dict[str, np.ndarray]]) -> None:
+        """Appends the columns of every group, all of shape `[rows, columns, layers, ...]`."""
         for index, sequence in enumerate(self.sequences):
             keep = step.real[index] & self._alive(index, step)
-            for group, (ids, weights) in choices.items():
-                rows = sequence[group]
-                rows.experts.append(ids[index][keep])
-                rows.phase.append(np.full(int(keep.sum()), step.phase, dtype=np.uint8))
-                rows.has_weights &= weights is not None
-                if weights is not None:
-                    rows.weights.append(weights[index][keep])
-                rows.has_token_ids &= step.token_ids is not None
+            for group, columns in choices.items():
+                kept = {name: column[index][keep] for name, column in columns.items()}
+                kept["phase"] = np.full(int(keep.sum()), step.phase, dtype=np.uint8)
                 if step.token_ids is not None:
-                    rows.token_ids.append(step.token_ids[index][keep])
+                    kept["token_ids"] = step.token_ids[index][keep]
+                sequence[group].append(kept)
         self.columns += step.columns
 
     def _alive(self, index: int, step: Step) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .batch import Batch, Rows, domains_of, end_ids_of, read_step
+from .batch import Batch, Rows, Step, domains_of, end_ids_of, read_step
 from .errors import RecorderError
 from .routers import Router, RouterLogits, RouterModules, find_routers
 from .select import Choice
@@ -29,7 +29,7 @@ class Recorder:
 
     Routers are found in the model, or named: `RouterModules` for models whose code is not part of transformers,
     `RouterLogits` for the logits that a model returns. Encoder, decoder and attention routers become traces of
-    their own. `weights=False` leaves the router weights out.
+    their own. `weights=False` leaves the router weights out, `logits=True` adds the logits of all experts.
     """
 
     def __init__(
@@ -39,12 +39,14 @@ class Recorder:
         name: str | None = None,
         routers: RouterModules | RouterLogits | None = None,
         weights: bool = True,
+        logits: bool = False,
     ):
         self.domain: str | Sequence[str | None] | None = None
         self._name = name
         self._weights = weights
+        self._logits = logits
         self._stacks = [
-            _StackRecorder(self, stack, module, routers, end_ids_of(model)) for stack, module in _stacks(model)
+            _StackRecorder(self, stack, module, routers, end_ids_of(model)) for stack, module in _stacks(model, routers)
         ]
         self._stacks = [stack for stack in self._stacks if stack.groups]
         if not self._stacks:
@@ -117,8 +119,8 @@ class _StackRecorder:
         self._recorder = recorder
         self._stack = stack
         self._end_ids = end_ids
-        self._logits = source if isinstance(source, RouterLogits) else None
-        self.groups: dict[str, list[Router]] = {} if self._logits is None else {stack: []}
+        self._returned = source if isinstance(source, RouterLogits) else None
+        self.groups: dict[str, list[Router]] = {} if self._returned is None else {stack: []}
         for router in _routers_of(module, stack, source):
             self.groups.setdefault(router.kind or stack, []).append(router)
         self._group_of = {router.name: group for group, routers in self.groups.items() for router in routers}
@@ -127,8 +129,9 @@ class _StackRecorder:
     def clear(self) -> None:
         self._sequences: list[dict[str, Rows]] = []
         self._batch: Batch | None = None
-        self._step = None
+        self._step: Step | None = None
         self._choices: dict[str, Choice] = {}
+        self._logits: dict[str, Tensor] = {}
         self._refused: Any = None
         self._outside = 0
 
@@ -137,13 +140,21 @@ class _StackRecorder:
             self.module.register_forward_pre_hook(self._begin, with_kwargs=True),
             self.module.register_forward_hook(self._end, with_kwargs=True),
         ]
-        for group in self.groups.values() if self._logits is None else ():
+        for group in self.groups.values() if self._returned is None else ():
             for router in group:
+                if self._recorder._logits:
+                    hooks.append(self._gate_of(router).register_forward_hook(partial(self._rated, router)))
                 # Once a model: a signature costs more than reading the choice.
                 names = list(inspect.signature(router.module.forward).parameters)
                 hook = partial(self._routed, router, names)
                 hooks.append(router.module.register_forward_hook(hook, with_kwargs=True))
         return hooks
+
+    @staticmethod
+    def _gate_of(router: Router) -> nn.Module:
+        if router.gate is None:
+            raise RecorderError(f"where the logits of router {router.name} are is not known")
+        return router.gate
 
     def close(self) -> None:
         """Ends the sequences in progress."""
@@ -155,7 +166,7 @@ class _StackRecorder:
 
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         arguments = _arguments(module, args, kwargs)
-        self._step, self._choices = None, {}
+        self._step, self._choices, self._logits = None, {}, {}
         step = read_step(arguments)
         if step.past == 0:
             self.close()
@@ -167,7 +178,7 @@ class _StackRecorder:
             self._batch.check(step)
         self._step = step
         self._guard(step.cache)
-        return (args, {**kwargs, "output_router_logits": True}) if self._logits is not None else None
+        return (args, {**kwargs, "output_router_logits": True}) if self._returned is not None else None
 
     def _routed(
         self, router: Router, names: list[str], module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any
@@ -181,17 +192,22 @@ class _StackRecorder:
         with torch.no_grad():
             self._choices[router.name] = router.read(module, arguments, output)
 
+    def _rated(self, router: Router, module: nn.Module, args: tuple, output: Any) -> None:
+        if self._step is not None:
+            logits = output if isinstance(output, Tensor) else output[router.gate_output]
+            self._logits[router.name] = logits.detach().float().reshape(-1, logits.shape[-1])[:, : router.experts]
+
     def _end(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         step, self._step = self._step, None
         if step is None or self._batch is None:
             return
-        if self._logits is not None:
+        if self._returned is not None:
             self._read_logits(output)
         choices = {}
         for group, routers in self.groups.items():
             self._check_order(group, routers)
             choices[group] = self._stack_choices(step, [self._choices[router.name] for router in routers], routers)
-        self._choices = {}
+        self._choices, self._logits = {}, {}
         self._batch.append(step, choices)
         self._batch.cache = _cache_of(output, step.cache)
 
@@ -201,10 +217,13 @@ class _StackRecorder:
         if ran != expected:
             missing = [name for name in expected if name not in ran]
             if missing:
-                raise RecorderError(f"router {missing[0]} did not run in this forward; is its block replaced by a kernel?")
+                raise RecorderError(
+                    f"router {missing[0]} did not run in this forward; is its block replaced by a kernel?"
+                )
             raise RecorderError(f"routers ran in the order {ran}, their layers say {expected}")
 
-    def _stack_choices(self, step, choices: list[Choice], routers: list[Router]):
+    def _stack_choices(self, step: Step, choices: list[Choice], routers: list[Router]) -> dict[str, np.ndarray]:
+        """The columns of one group, `[rows, columns, layers, ...]`."""
         tokens = step.rows * step.columns
         for choice, router in zip(choices, routers):
             if choice.ids.ndim != 2 or choice.ids.shape[0] != tokens:
@@ -217,29 +236,37 @@ class _StackRecorder:
                     f"{tuple(choice.ids.shape)}"
                 )
         top_k = max(choice.ids.shape[1] for choice in choices)
-        ids = _to_host([choice.ids.to(torch.int32) for choice in choices], top_k, EMPTY)
-        weights = None
+        columns = {"experts": _to_host([choice.ids.to(torch.int32) for choice in choices], top_k, EMPTY)}
         if self._recorder._weights and all(choice.weights is not None for choice in choices):
-            weights = _to_host([choice.weights.detach().float() for choice in choices], top_k, 0.0)
-            weights = weights.reshape(step.rows, step.columns, len(routers), top_k)
-        return ids.reshape(step.rows, step.columns, len(routers), top_k), weights
+            columns["weights"] = _to_host([choice.weights.detach().float() for choice in choices], top_k, 0.0)
+        if self._recorder._logits:
+            columns["logits"] = self._stack_logits(tokens, routers)
+        return {name: column.reshape(step.rows, step.columns, *column.shape[1:]) for name, column in columns.items()}
+
+    def _stack_logits(self, tokens: int, routers: list[Router]) -> np.ndarray:
+        for router in routers:
+            shape = tuple(self._logits[router.name].shape) if router.name in self._logits else "none"
+            if shape != (tokens, router.experts):
+                raise RecorderError(f"router {router.name} has logits {shape}, expected {(tokens, router.experts)}")
+        return _to_host([self._logits[router.name] for router in routers], routers[0].experts, 0.0)
 
     def _read_logits(self, output: Any) -> None:
         logits = getattr(output, "router_logits", None)
         if logits is None:
             raise RecorderError("the model returned no router_logits")
-        layers = self._logits.layers if self._logits.layers is not None else range(len(logits))
+        layers = self._returned.layers if self._returned.layers is not None else range(len(logits))
         if len(layers) != len(logits):
             raise RecorderError(f"the model returned router_logits of {len(logits)} layers, {len(layers)} are named")
         group = self.groups[self._stack]
         if not group:
-            group += [_logits_router(layer, self._logits) for layer in layers if layer is not None]
+            group += [_logits_router(layer, self._returned) for layer in layers if layer is not None]
             self._group_of = {router.name: self._stack for router in group}
         kept = [entry for entry, layer in zip(logits, layers) if layer is not None]
         for router, entry in zip(group, kept):
-            if entry.shape[-1] != self._logits.experts:
-                raise RecorderError(f"{router.name} has {entry.shape[-1]} experts, expected {self._logits.experts}")
-            self._choices[router.name] = Choice(*self._logits.select(entry))
+            if entry.shape[-1] != router.experts:
+                raise RecorderError(f"{router.name} has {entry.shape[-1]} experts, expected {router.experts}")
+            self._choices[router.name] = Choice(*self._returned.select(entry))
+            self._logits[router.name] = entry.detach().float().reshape(-1, entry.shape[-1])
 
     def _guard(self, cache: Any) -> None:
         """Makes beam search fail on the cache in use: it exchanges rows, and the rows of a trace cannot follow."""
@@ -270,7 +297,11 @@ class _StackRecorder:
         }
 
 
-def _stacks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def _stacks(model: nn.Module, source: RouterModules | RouterLogits | None) -> list[tuple[str, nn.Module]]:
+    """The modules whose forwards define the tokens."""
+    if isinstance(source, RouterLogits):
+        # With its head, a model would compute a loss from the logits, which fails on a cache.
+        return [("decoder", getattr(model, "base_model", model))]
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return [("encoder", model.get_encoder()), ("decoder", model.get_decoder())]
     return [("decoder", model)]
@@ -278,8 +309,6 @@ def _stacks(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def _routers_of(module: nn.Module, stack: str, source: RouterModules | RouterLogits | None) -> list[Router]:
     if isinstance(source, RouterLogits):
-        if stack != "decoder":
-            raise RecorderError("router_logits are read from decoder-only models")
         # Their number is known at the first forward.
         return []
     modules = list(module.named_modules())
@@ -313,28 +342,37 @@ def _to_host(columns: list[Tensor], top_k: int, fill: float) -> np.ndarray:
 
 
 def _assemble(sequences: list[Rows], layers: list[Layer], experts: int, model: str | None) -> Trace:
-    parts = [part for rows in sequences for part in rows.experts]
-    top_k = max((part.shape[-1] for part in parts), default=1)
-    ids = [np.pad(part, ((0, 0), (0, 0), (0, top_k - part.shape[-1])), constant_values=EMPTY) for part in parts]
     domains = list(dict.fromkeys(rows.domain for rows in sequences if rows.domain is not None))
-    trace = Trace(
+    columns = {
+        "experts": _join(sequences, "experts", (len(layers), 1), EMPTY),
+        "weights": _join(sequences, "weights", (len(layers), 1), 0.0),
+        "logits": _join(sequences, "logits", (len(layers), experts), 0.0),
+    }
+    return Trace(
         layers=layers,
         experts=experts,
-        experts_of=_concatenate(ids, (0, len(layers), top_k), np.int32),
-        offsets=np.cumsum([0] + [sum(map(len, rows.experts)) for rows in sequences], dtype=np.int64),
-        phase=_concatenate([part for rows in sequences for part in rows.phase], (0,), np.uint8),
+        experts_of=columns["experts"].astype(np.int32),
+        offsets=np.cumsum([0] + [sum(rows.tokens) for rows in sequences], dtype=np.int64),
+        phase=_join(sequences, "phase", (), 0).astype(np.uint8),
+        weights=columns["weights"],
+        logits=columns["logits"],
+        token_ids=_join(sequences, "token_ids", (), 0),
         domain=np.array([-1 if rows.domain is None else domains.index(rows.domain) for rows in sequences], np.int64),
         domains=domains,
         model=model,
     )
-    if all(rows.has_weights for rows in sequences):
-        weights = [part for rows in sequences for part in rows.weights]
-        weights = [np.pad(part, ((0, 0), (0, 0), (0, top_k - part.shape[-1]))) for part in weights]
-        trace.weights = _concatenate(weights, trace.experts_of.shape, np.float32)
-    if all(rows.has_token_ids for rows in sequences):
-        trace.token_ids = _concatenate([part for rows in sequences for part in rows.token_ids], (0,), np.int64)
-    return trace
 
 
-def _concatenate(parts: list[np.ndarray], shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    return np.concatenate(parts).astype(dtype, copy=False) if parts else np.zeros(shape, dtype)
+def _join(sequences: list[Rows], name: str, shape: tuple[int, ...], fill: float) -> np.ndarray | None:
+    """One column of all sequences, of which an empty one would have `shape`; None if a sequence lacks it."""
+    columns = [rows.column(name) for rows in sequences]
+    if any(column is None for column in columns):
+        return None
+    parts = [part for column in columns for part in column]
+    if not parts:
+        return np.zeros((0, *shape)) if name in ("experts", "phase") else None
+    if parts[0].ndim == 3:
+        # Top-k may differ from forward to forward.
+        width = max(part.shape[2] for part in parts)
+        parts = [np.pad(part, ((0, 0), (0, 0), (0, width - part.shape[2])), constant_values=fill) for part in parts]
+    return np.concatenate(parts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,8 @@ class Router:
     experts: int
     model_layer: int
     kind: str | None = None  # "attention" where the experts are not feed-forward networks
+    gate: nn.Module | None = None  # the module that returns the logits
+    gate_output: int = 0  # which of its outputs they are
 
 
 @dataclass(frozen=True)
@@ -87,14 +90,20 @@ def find_routers(model: nn.Module, modules: list[tuple[str, nn.Module]]) -> list
         if _TOWER.search(name):
             claimed.append(name)
             continue
-        reader = _READERS.get(type(module).__name__)
-        if reader is None and _is_experts(name, module):
-            parent = model.get_submodule(name.rpartition(".")[0])
-            if any(type(child).__name__ in _READERS for child in parent.children() if child is not module):
+        reader, gate, gate_output = _READERS.get(type(module).__name__), None, 0
+        parent = model.get_submodule(name.rpartition(".")[0])
+        if type(module).__name__ in _LOGITS:
+            gate, gate_output = module, _LOGITS[type(module).__name__]
+        elif reader is not None or _is_experts(name, module):
+            if reader is None and any(type(child).__name__ in _READERS for child in parent.children()):
                 continue
-            reader = _unsorted_experts if _leaves_unsorted(parent, module) else _experts
+            gate = next((child for child_name, child in parent.named_children() if _ROUTER.search(child_name)), None)
+            reader = reader or (_unsorted_experts if _leaves_unsorted(parent, gate) else _experts)
+        if reader is _nllb_router:
+            _warn_of_wrong_experts(parent)
         if reader is not None:
-            routers.append(Router(name, module, reader, _number_of_experts(module), _layer_of(name), _kind_of(name)))
+            experts, layer = _number_of_experts(module), _layer_of(name)
+            routers.append(Router(name, module, reader, experts, layer, _kind_of(name), gate, gate_output))
     return routers
 
 
@@ -132,20 +141,29 @@ def _number_of_experts(module: nn.Module) -> int:
     raise RecorderError(f"{type(module).__name__} does not say how many experts it has; name it with RouterModules")
 
 
-def _leaves_unsorted(parent: nn.Module, experts: nn.Module) -> bool:
-    """Whether the router beside `experts` asks for a top-k without order."""
-    routers = [child for name, child in parent.named_children() if child is not experts and _ROUTER.search(name)]
-    for module in [parent, *routers]:
-        try:
-            source = inspect.getsource(type(module))
-        except (OSError, TypeError):
-            continue
-        if re.search(r"topk\([^\n]*sorted\s*=\s*False", source):
-            return True
-    return False
-
-
 _ROUTER = re.compile(r"^(gate|router)$")
+
+
+def _leaves_unsorted(block: nn.Module, gate: nn.Module | None) -> bool:
+    """Whether a block or its router asks for a top-k without order."""
+    return any(re.search(r"topk\([^\n]*sorted\s*=\s*False", _source_of(module)) for module in (block, gate))
+
+
+def _source_of(module: nn.Module | None) -> str:
+    try:
+        return inspect.getsource(type(module))
+    except (OSError, TypeError):
+        return ""
+
+
+def _warn_of_wrong_experts(block: nn.Module) -> None:
+    """Some releases of transformers 5 take the router's 0/1 mask for ids: experts 0 and 1 serve every token."""
+    if re.search(r"one_hot\(\s*router_mask", _source_of(getattr(block, "experts", None))):
+        warnings.warn(
+            "this version of transformers computes NLLB-MoE with experts 0 and 1 only; what is recorded is what the "
+            "router chose, on hidden states that are wrong after the first MoE layer",
+            stacklevel=5,
+        )
 
 
 def _experts(module: nn.Module, arguments: dict[str, Any], output: Any) -> Choice:
@@ -166,7 +184,7 @@ def _longcat_experts(module: nn.Module, arguments: dict[str, Any], output: Any) 
 def _skipping_experts(module: nn.Module, arguments: dict[str, Any], output: Any) -> Choice:
     """A token that the router sends to no expert arrives as expert 0 with weight 0."""
     ids, weights = _experts(module, arguments, output)
-    return Choice(ids.masked_fill(weights == 0, -1), weights)
+    return Choice(ids.masked_fill((ids == 0) & (weights == 0), -1), weights)
 
 
 def _switch_router(module: nn.Module, arguments: dict[str, Any], output: Any) -> Choice:
@@ -207,6 +225,15 @@ def _product_keys(module: nn.Module, arguments: dict[str, Any], output: Any) -> 
     scores, positions = scores.topk(module.top_k, dim=-1)
     return Choice(ids.gather(-1, positions), scores.softmax(-1))
 
+
+# Which output of a router with a reader of its own are the logits; where it is not listed, the block's router has them.
+_LOGITS = {
+    "GraniteMoeTopKGating": 4,
+    "JetMoeTopKGating": 4,
+    "Llama4Router": 1,
+    "NllbMoeTop2Router": 2,
+    "SwitchTransformersTop1Router": 2,
+}
 
 _READERS: dict[str, Reader] = {
     "DogeCDMoE": _product_keys,

@@ -34,7 +34,8 @@ class Layer:
 class Trace:
     """Which experts every token of some sequences used in every MoE layer.
 
-    `experts_of` is int32 `[tokens, layers, top_k]`, best first, -1 where a token used fewer than `top_k` experts.
+    `experts_of` is int32 `[tokens, layers, top_k]`, best first, -1 where a token used fewer than `top_k` experts;
+    `weights` has the same shape, `logits` is `[tokens, layers, experts]`.
     """
 
     layers: list[Layer]
@@ -43,6 +44,7 @@ class Trace:
     offsets: np.ndarray
     phase: np.ndarray
     weights: np.ndarray | None = None
+    logits: np.ndarray | None = None
     token_ids: np.ndarray | None = None
     domain: np.ndarray | None = None
     domains: list[str] = field(default_factory=list)
@@ -82,6 +84,10 @@ class Trace:
             _check_shape("weights", self.weights, self.experts_of.shape)
             if not np.isfinite(self.weights[self.experts_of != EMPTY]).all():
                 raise RecorderError("a router weight is not finite")
+        if self.logits is not None:
+            _check_shape("logits", self.logits, (self.tokens, len(self.layers), self.experts))
+            if not np.isfinite(self.logits).all():
+                raise RecorderError("a router logit is not finite")
         if self.token_ids is not None:
             _check_shape("token_ids", self.token_ids, (self.tokens,))
             if self.tokens and not (0 <= self.token_ids.min() and self.token_ids.max() < 1 << 32):
@@ -121,6 +127,8 @@ class Trace:
         if self.weights is not None:
             used = self.experts_of != EMPTY
             tensors["weights"] = np.where(used, self.weights, 0).astype(np.float32)
+        if self.logits is not None:
+            tensors["logits"] = self.logits.astype(np.float32)
         if self.token_ids is not None:
             tensors["token_ids"] = self.token_ids.astype(np.uint32)
         tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
