@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -83,9 +84,8 @@ def _randomize(model: nn.Module) -> None:
             tensor.copy_(rows)
         elif name.endswith(("correction_bias", "expert_bias", "balancing_biases")):
             tensor.copy_(0.1 * torch.randn_like(tensor))
-        elif "expert" in name or "gate" in name or "router" in name or "linear" in name:
-            if tensor.is_floating_point() and tensor.ndim >= 2:
-                tensor.normal_(std=tensor.shape[-1] ** -0.5)
+        elif re.search("expert|gate|router|linear", name) and tensor.is_floating_point() and tensor.ndim >= 2:
+            tensor.normal_(std=tensor.shape[-1] ** -0.5)
 
 
 SOFTMAX = Rule()

@@ -18,7 +18,7 @@ import pytest
 import torch
 from ablation import used_experts
 from families import FAMILIES, VOCABULARY, Family
-from reference import Rule, choose, product_keys, sparse_mixer, switch
+from reference import choose, product_keys, sparse_mixer, switch
 from safetensors import safe_open
 from torch import nn
 

@@ -114,16 +114,23 @@ def test_wrong_names_and_functions_are_refused() -> None:
     model, ids = Model(LinearGate), torch.tensor([[1, 2, 3]])
     with pytest.raises(RecorderError, match="no module's name matches 'router'"):
         Recorder(model, routers=RouterModules("router", from_logits(2), EXPERTS))
+    with pytest.raises(RecorderError, match="the logits of router layers.1.gate are is not known"):
+        Recorder(model, routers=RouterModules("gate", from_logits(2), EXPERTS), logits=True)
+    with (
+        pytest.raises(RecorderError, match="chose experts of type torch.float32"),
+        Recorder(model, routers=RouterModules("gate", lambda _: (torch.ones(3, 2), None), EXPERTS)),
+    ):
+        model(ids)
     with pytest.raises(ValueError, match="score is 'tanh'"):
         from_logits(2, score="tanh")
     with (
         pytest.raises(RecorderError, match=r"layers.1.gate chose experts of shape \(1, 3, 6\), expected \[3, top_k\]"),
-        Recorder(model, routers=RouterModules("gate", lambda output: (output, output), EXPERTS)),
+        Recorder(model, routers=RouterModules("gate", lambda output: (output.int(), output), EXPERTS)),
     ):
         model(ids)
     with (
         pytest.raises(RecorderError, match=r"weights of shape \(3, 1\) for experts of shape \(3, 2\)"),
-        Recorder(model, routers=RouterModules("gate", lambda _: (torch.ones(3, 2), torch.ones(3, 1)), EXPERTS)),
+        Recorder(model, routers=RouterModules("gate", lambda _: (torch.ones(3, 2).int(), torch.ones(3, 1)), EXPERTS)),
     ):
         model(ids)
     recorder = Recorder(model, routers=RouterModules("gate", from_logits(2), 3))
@@ -138,9 +145,9 @@ def test_wrong_names_and_functions_are_refused() -> None:
     ):
         model(ids)
     model = Model(LinearGate)
+    model.layers[3].forward = lambda hidden: hidden
     routers = RouterModules("gate", from_logits(2), EXPERTS)
     with pytest.raises(RecorderError, match="layers.3.gate did not run"), Recorder(model, routers=routers):
-        model.layers[3].forward = lambda hidden: hidden
         model(ids)
 
 

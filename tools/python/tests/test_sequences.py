@@ -138,7 +138,24 @@ def test_a_forward_that_fails_leaves_no_tokens(model: nn.Module) -> None:
         with pytest.raises(IndexError):
             model(input_ids=torch.tensor([[VOCABULARY + 1]]))
         model(input_ids=torch.tensor([PROMPTS[0]]))
+        with pytest.raises(IndexError):
+            model(input_ids=torch.tensor([[VOCABULARY + 1]]))
     assert recorder.trace().token_ids.tolist() == PROMPTS[0]
+    assert recorder.trace().sequences == 1
+
+
+def test_end_tokens_can_be_kept(model: nn.Module) -> None:
+    """A loop that decodes over the end token: a row alone always keeps it, a batch if the caller says so."""
+    recorders = [Recorder(model), Recorder(model, end_token_ids=())]
+    for rows, kept in ((1, (6, 6)), (2, (3, 6))):
+        for recorder, tokens in zip(recorders, kept, strict=True):
+            recorder.clear()
+            with recorder, torch.no_grad():
+                cache = None
+                for step in ([5, 17, 42], [model.generation_config.eos_token_id], [8], [9]):
+                    ids = torch.tensor([step] * rows)
+                    cache = model(input_ids=ids, past_key_values=cache, use_cache=True).past_key_values
+            assert np.diff(recorder.trace().offsets).tolist() == [tokens] * rows
 
 
 def test_what_cannot_be_recorded_is_refused(model: nn.Module) -> None:
@@ -162,14 +179,34 @@ def test_what_cannot_be_recorded_is_refused(model: nn.Module) -> None:
                 recorder.__enter__()
             with pytest.raises(RecorderError, match="beam search"):
                 model.generate(input_ids=ids, num_beams=2, do_sample=False, max_new_tokens=4)
+            with pytest.raises(RecorderError, match="continues 2 sequences, 1 are in progress"):
+                cache = model(input_ids=ids, use_cache=True).past_key_values
+                cache.batch_repeat_interleave(2)
+                model(input_ids=ids[:, :1].repeat(2, 1), past_key_values=cache)
     # Without a recorder the model does what it did.
     assert model.generate(input_ids=ids, num_beams=2, do_sample=False, max_new_tokens=4).shape[0] == 1
+
+
+def test_a_cache_that_was_recorded_may_be_used_for_beam_search_later(model: nn.Module) -> None:
+    ids = torch.tensor([PROMPTS[0]])
+    recorder = Recorder(model)
+    with torch.no_grad():
+        with recorder:
+            cache = model(input_ids=ids, use_cache=True).past_key_values
+            model(input_ids=ids[:, :1], past_key_values=cache)
+            with pytest.raises(RecorderError, match="beam search"):
+                cache.reorder_cache(torch.tensor([0]))
+            recorder.clear()
+            cache.reorder_cache(torch.tensor([0]))
+        cache.reorder_cache(torch.tensor([0]))
 
 
 def test_models_without_routers_and_forwards_beside_the_recorder(model: nn.Module) -> None:
     with pytest.raises(RecorderError, match="Linear has no router that this recorder knows"):
         Recorder(nn.Linear(2, 2))
     recorder = Recorder(model)
+    with pytest.raises(RecorderError, match="nothing was recorded"):
+        recorder.save("never.safetensors")
     with recorder, torch.no_grad():
         model.model(input_ids=torch.tensor([PROMPTS[0]]))
     with pytest.raises(RecorderError, match="routers ran 4 times outside of a forward of MixtralForCausalLM"):
@@ -195,3 +232,11 @@ def test_clear_and_weights_off(model: nn.Module) -> None:
     trace = recorder.trace()
     assert trace.weights is None
     assert trace.token_ids.tolist() == PROMPTS[1]
+
+
+def test_half_precision(model: nn.Module) -> None:
+    half = FAMILY.build().to(torch.bfloat16)
+    trace = record(half, padded("left"))
+    assert trace.weights.dtype == np.float32
+    np.testing.assert_allclose(trace.weights.sum(axis=2), 1, rtol=2e-2)
+    assert trace.experts_of.shape == (12, 4, 3)

@@ -68,8 +68,8 @@ def read_step(arguments: dict[str, Any]) -> Step:
         if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[0] != rows or mask.shape[1] < columns:
             what = f"of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
             raise RecorderError(
-                f"attention_mask is {what}, expected a tensor [batch, tokens] that covers the input_ids, {tuple(shape)}; "
-                "for generate(), use the dynamic cache"
+                f"attention_mask is {what}, expected a tensor [batch, tokens] that covers the input_ids, "
+                f"{tuple(shape)}; for generate(), use the dynamic cache"
             )
         past = max(past, mask.shape[1] - columns)
         real = (mask[:, -columns:] != 0).cpu().numpy()
@@ -129,7 +129,7 @@ class Batch:
         """Whether a row still generates: after its end token, a batch feeds it padding until the others are done."""
         groups = self.sequences[index].values()
         ended = any(rows.ended for rows in groups) and step.phase == DECODE
-        if step.phase == DECODE and step.token_ids is not None:
+        if step.phase == DECODE and step.token_ids is not None and self.rows > 1:
             ended |= int(step.token_ids[index, 0]) in self._end_ids
         for rows in groups:
             rows.ended = ended

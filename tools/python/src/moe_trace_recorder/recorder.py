@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,10 @@ class Recorder:
     Routers are found in the model, or named: `RouterModules` for models whose code is not part of transformers,
     `RouterLogits` for the logits that a model returns. Encoder, decoder and attention routers become traces of
     their own. `weights=False` leaves the router weights out, `logits=True` adds the logits of all experts.
+
+    A batch feeds rows that have ended until the others are done: from the first of `end_token_ids` that a row decodes,
+    it is left out. They are by default the end and padding tokens of the model's generation configuration; a batch of
+    one row never ends.
     """
 
     def __init__(
@@ -40,25 +44,30 @@ class Recorder:
         routers: RouterModules | RouterLogits | None = None,
         weights: bool = True,
         logits: bool = False,
+        end_token_ids: Collection[int] | None = None,
     ):
         self.domain: str | Sequence[str | None] | None = None
         self._name = name
         self._weights = weights
         self._logits = logits
-        self._stacks = [
-            _StackRecorder(self, stack, module, routers, end_ids_of(model)) for stack, module in _stacks(model, routers)
-        ]
-        self._stacks = [stack for stack in self._stacks if stack.groups]
+        end_ids = end_ids_of(model) if end_token_ids is None else frozenset(end_token_ids)
+        stacks = [_StackRecorder(self, stack, module, routers, end_ids) for stack, module in _stacks(model, routers)]
+        self._stacks = [stack for stack in stacks if stack.groups]
+        if not self._stacks and isinstance(routers, RouterModules):
+            raise RecorderError(f"no module's name matches {routers.pattern!r}")
         if not self._stacks:
             raise RecorderError(
                 f"{type(model).__name__} has no router that this recorder knows; name its routers with RouterModules"
             )
+        unrated = [router.name for stack in self._stacks for router in stack.routers() if router.gate is None]
+        if logits and unrated and not isinstance(routers, RouterLogits):
+            raise RecorderError(f"where the logits of router {unrated[0]} are is not known")
         self._hooks: list[Any] = []
 
     @property
     def routers(self) -> list[str]:
         """Names of the modules that are read, in order of layers."""
-        return [router.name for stack in self._stacks for group in stack.groups.values() for router in group]
+        return [router.name for stack in self._stacks for router in stack.routers()]
 
     def __enter__(self) -> Recorder:
         if self._hooks:
@@ -97,6 +106,8 @@ class Recorder:
         """Writes `path`, or one file a trace: `trace.encoder.safetensors`, `trace.decoder.safetensors`."""
         path = Path(path)
         traces = self.traces()
+        if not traces:
+            raise RecorderError("nothing was recorded")
         for trace in traces.values():
             trace.check()
         if len(traces) == 1:
@@ -124,54 +135,54 @@ class _StackRecorder:
         for router in _routers_of(module, stack, source):
             self.groups.setdefault(router.kind or stack, []).append(router)
         self._group_of = {router.name: group for group, routers in self.groups.items() for router in routers}
+        self._refused: Any = None
         self.clear()
+
+    def routers(self) -> list[Router]:
+        return [router for group in self.groups.values() for router in group]
 
     def clear(self) -> None:
         self._sequences: list[dict[str, Rows]] = []
         self._batch: Batch | None = None
+        self._next: Batch | None = None
         self._step: Step | None = None
         self._choices: dict[str, Choice] = {}
         self._logits: dict[str, Tensor] = {}
-        self._refused: Any = None
         self._outside = 0
+        self._guard(None)
 
     def attach(self) -> list[Any]:
         hooks = [
             self.module.register_forward_pre_hook(self._begin, with_kwargs=True),
             self.module.register_forward_hook(self._end, with_kwargs=True),
         ]
-        for group in self.groups.values() if self._returned is None else ():
-            for router in group:
-                if self._recorder._logits:
-                    hooks.append(self._gate_of(router).register_forward_hook(partial(self._rated, router)))
-                # Once a model: a signature costs more than reading the choice.
-                names = list(inspect.signature(router.module.forward).parameters)
-                hook = partial(self._routed, router, names)
-                hooks.append(router.module.register_forward_hook(hook, with_kwargs=True))
+        for router in self.routers() if self._returned is None else ():
+            if self._recorder._logits:
+                hooks.append(router.gate.register_forward_hook(partial(self._rated, router)))
+            # Once a model: a signature costs more than reading the choice.
+            names = list(inspect.signature(router.module.forward).parameters)
+            hook = partial(self._routed, router, names)
+            hooks.append(router.module.register_forward_hook(hook, with_kwargs=True))
         return hooks
 
-    @staticmethod
-    def _gate_of(router: Router) -> nn.Module:
-        if router.gate is None:
-            raise RecorderError(f"where the logits of router {router.name} are is not known")
-        return router.gate
-
     def close(self) -> None:
-        """Ends the sequences in progress."""
+        """Ends the sequences in progress, and a forward that failed."""
+        self._close_batch()
+        self._step = None
+        self._guard(None)
+
+    def _close_batch(self) -> None:
         if self._batch is not None:
             self._sequences += self._batch.sequences
             self._batch = None
-        self._step = None
-        self._guard(None)
 
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         arguments = _arguments(module, args, kwargs)
         self._step, self._choices, self._logits = None, {}, {}
         step = read_step(arguments)
         if step.past == 0:
-            self.close()
-            domains = domains_of(self._recorder.domain, step.rows)
-            self._batch = Batch(list(self.groups), step, domains, self._end_ids)
+            # It takes the place of the sequences in progress when the forward has succeeded.
+            self._next = Batch(list(self.groups), step, domains_of(self._recorder.domain, step.rows), self._end_ids)
         elif self._batch is None:
             raise RecorderError(f"the forward continues {step.past} tokens that were not recorded")
         else:
@@ -188,7 +199,8 @@ class _StackRecorder:
             return
         if router.name in self._choices:
             raise RecorderError(f"router {router.name} ran twice in one forward")
-        arguments = dict(zip(names, args)) | kwargs
+        given = dict(zip(names, args)) | kwargs
+        arguments = {name: given[name] for name in names if name in given}
         with torch.no_grad():
             self._choices[router.name] = router.read(module, arguments, output)
 
@@ -199,7 +211,7 @@ class _StackRecorder:
 
     def _end(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         step, self._step = self._step, None
-        if step is None or self._batch is None:
+        if step is None:
             return
         if self._returned is not None:
             self._read_logits(output)
@@ -208,6 +220,9 @@ class _StackRecorder:
             self._check_order(group, routers)
             choices[group] = self._stack_choices(step, [self._choices[router.name] for router in routers], routers)
         self._choices, self._logits = {}, {}
+        if step.past == 0:
+            self._close_batch()
+            self._batch = self._next
         self._batch.append(step, choices)
         self._batch.cache = _cache_of(output, step.cache)
 
@@ -230,10 +245,12 @@ class _StackRecorder:
                 raise RecorderError(
                     f"router {router.name} chose experts of shape {tuple(choice.ids.shape)}, expected [{tokens}, top_k]"
                 )
+            if choice.ids.is_floating_point():
+                raise RecorderError(f"router {router.name} chose experts of type {choice.ids.dtype}, expected integers")
             if choice.weights is not None and choice.weights.shape != choice.ids.shape:
                 raise RecorderError(
-                    f"router {router.name} returned weights of shape {tuple(choice.weights.shape)} for experts of shape "
-                    f"{tuple(choice.ids.shape)}"
+                    f"router {router.name} returned weights of shape {tuple(choice.weights.shape)} "
+                    f"for experts of shape {tuple(choice.ids.shape)}"
                 )
         top_k = max(choice.ids.shape[1] for choice in choices)
         columns = {"experts": _to_host([choice.ids.to(torch.int32) for choice in choices], top_k, EMPTY)}
@@ -311,13 +328,12 @@ def _routers_of(module: nn.Module, stack: str, source: RouterModules | RouterLog
     if isinstance(source, RouterLogits):
         # Their number is known at the first forward.
         return []
-    modules = list(module.named_modules())
-    routers = find_routers(module, modules) if source is None else source.find(modules)
+    routers = find_routers(module) if source is None else source.find(module)
     return sorted(routers, key=lambda router: router.model_layer)
 
 
 def _logits_router(layer: int, source: RouterLogits) -> Router:
-    return Router(f"router_logits of layer {layer}", nn.Identity(), lambda *_: None, source.experts, layer)
+    return Router(f"router_logits of layer {layer}", None, None, source.experts, layer)
 
 
 def _arguments(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

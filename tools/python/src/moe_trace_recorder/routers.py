@@ -10,12 +10,12 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import RecorderError
 from .select import Choice, Select, by_weight, from_weights
@@ -29,8 +29,8 @@ class Router:
     """One router of a model: a module to hook, and how to read it."""
 
     name: str
-    module: nn.Module
-    read: Reader
+    module: nn.Module | None  # None where the model returns the logits
+    read: Reader | None
     experts: int
     model_layer: int
     kind: str | None = None  # "attention" where the experts are not feed-forward networks
@@ -51,16 +51,14 @@ class RouterModules:
     select: Select
     experts: int
 
-    def find(self, modules: Iterator[tuple[str, nn.Module]]) -> list[Router]:
+    def find(self, model: nn.Module) -> list[Router]:
         routers = []
-        for name, module in modules:
+        for name, module in model.named_modules():
             match = re.search(self.pattern, name)
             if match is not None:
                 layer = match.groupdict().get("layer")
                 layer = _layer_of(name) if layer is None else int(layer)
                 routers.append(Router(name, module, self._read, self.experts, layer))
-        if not routers:
-            raise RecorderError(f"no module's name matches {self.pattern!r}")
         return routers
 
     def _read(self, module: nn.Module, arguments: dict[str, Any], output: Any) -> Choice:
@@ -81,14 +79,11 @@ class RouterLogits:
     layers: Sequence[int | None] | None = None
 
 
-def find_routers(model: nn.Module, modules: list[tuple[str, nn.Module]]) -> list[Router]:
-    """The routers among some modules of a model, vision and audio towers left out."""
-    routers, claimed = [], []
-    for name, module in modules:
-        if any(_inside(name, tower) for tower in claimed):
-            continue
+def find_routers(model: nn.Module) -> list[Router]:
+    """The routers of a model, vision and audio towers left out."""
+    routers = []
+    for name, module in model.named_modules():
         if _TOWER.search(name):
-            claimed.append(name)
             continue
         reader, gate, gate_output = _READERS.get(type(module).__name__), None, 0
         parent = model.get_submodule(name.rpartition(".")[0])
@@ -109,10 +104,6 @@ def find_routers(model: nn.Module, modules: list[tuple[str, nn.Module]]) -> list
 
 _TOWER = re.compile(r"(^|[._])(vision|visual|audio|image|speech|talker|code2wav|token2wav)")
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
-
-
-def _inside(name: str, parent: str) -> bool:
-    return name.startswith(parent + ".")
 
 
 def _layer_of(name: str) -> int:

@@ -90,11 +90,11 @@ class Trace:
                 raise RecorderError("a router logit is not finite")
         if self.token_ids is not None:
             _check_shape("token_ids", self.token_ids, (self.tokens,))
-            if self.tokens and not (0 <= self.token_ids.min() and self.token_ids.max() < 1 << 32):
+            if self.tokens and not (self.token_ids.min() >= 0 and self.token_ids.max() < 1 << 32):
                 raise RecorderError("a token id is outside of 0..2^32")
         if self.domain is not None:
             _check_shape("domain", self.domain, (self.sequences,))
-            if self.sequences and not (-1 <= self.domain.min() and self.domain.max() < len(self.domains)):
+            if self.sequences and not (self.domain.min() >= -1 and self.domain.max() < len(self.domains)):
                 raise RecorderError(f"a domain is not -1 or one of the {len(self.domains)} named ones")
 
     def _check_ids(self) -> None:
