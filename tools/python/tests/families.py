@@ -84,6 +84,8 @@ def _randomize(model: nn.Module) -> None:
             tensor.copy_(rows)
         elif name.endswith(("correction_bias", "expert_bias", "balancing_biases")):
             tensor.copy_(0.1 * torch.randn_like(tensor))
+            if name.endswith("balancing_biases"):
+                tensor[-1] = tensor.max()  # the last one is that of no expert
         elif re.search("expert|gate|router|linear", name) and tensor.is_floating_point() and tensor.ndim >= 2:
             tensor.normal_(std=tensor.shape[-1] ** -0.5)
 

@@ -31,6 +31,10 @@ IN_ORDER_OF_CHOICE = {
 LOGITS_OUTPUT = {"jetmoe": 4, "llama4": 1, "nllb_moe": 2, "switch_transformers": 2}
 
 
+# Identity experts, full experts, a skipped layer.
+LEAVES_SLOTS_EMPTY = {"longcat_flash", "switch_transformers", "zaya"}
+
+
 @dataclass
 class Watched:
     """One router of a run, and what hooks of the test saw of it."""
@@ -134,6 +138,9 @@ def test_geometry_and_columns(run: Run) -> None:
     family = run.family
     groups = {"encoder", "decoder"} if family.encoder_decoder else {"decoder"}
     assert set(run.traces) == groups | ({"attention"} if family.name == "jetmoe" else set())
+    empty = np.concatenate([(trace.experts_of < 0).reshape(-1) for trace in run.traces.values()])
+    assert empty.any() == (family.name in LEAVES_SLOTS_EMPTY)
+    assert not empty.all()
     for group, trace in run.traces.items():
         trace.check()
         assert tuple(layer.model_layer for layer in trace.layers) == family.layers

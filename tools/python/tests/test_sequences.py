@@ -9,6 +9,7 @@ from families import FAMILIES, VOCABULARY
 from torch import nn
 
 from moe_trace_recorder import Recorder, RecorderError, Trace
+from moe_trace_recorder.batch import cached_tokens, read_step
 
 FAMILY = next(family for family in FAMILIES if family.name == "mixtral")
 PROMPTS = [[5, 17, 42, 8, 99], [33, 4, 61], [12, 90, 7, 55]]
@@ -240,3 +241,22 @@ def test_half_precision(model: nn.Module) -> None:
     assert trace.weights.dtype == np.float32
     np.testing.assert_allclose(trace.weights.sum(axis=2), 1, rtol=2e-2)
     assert trace.experts_of.shape == (12, 4, 3)
+
+
+def test_the_past_of_a_forward() -> None:
+    """Told by the cache, of either generation of transformers, or by a mask that is longer than the tokens."""
+    keys = torch.zeros(1, 2, 5, 4)
+    assert [cached_tokens(cache) for cache in (None, (), ((keys, keys),) * 3)] == [0, 0, 5]
+    with pytest.raises(RecorderError, match="past_key_values is a dict"):
+        cached_tokens({})
+    ids = torch.ones(1, 1, dtype=torch.long)
+    step = read_step({"input_ids": ids, "attention_mask": torch.tensor([[0, 1, 1, 1, 1, 1]])})
+    assert (step.past, step.phase, step.real.tolist()) == (5, 1, [[True]])
+    step = read_step({"input_ids": ids, "past_key_values": ((keys, keys),)})
+    assert (step.past, step.phase) == (5, 1)
+    with pytest.raises(RecorderError, match="neither input_ids nor inputs_embeds"):
+        read_step({})
+    with pytest.raises(RecorderError, match=r"input_ids are of shape \(1,\)"):
+        read_step({"input_ids": ids[0]})
+    with pytest.raises(RecorderError, match=r"attention_mask is a dict"):
+        read_step({"input_ids": ids, "attention_mask": {}})
