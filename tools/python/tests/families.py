@@ -50,6 +50,11 @@ class Family:
     experts: int = EXPERTS
     encoder_decoder: bool = False
     generates: bool = True
+    variant: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}-{self.variant}" if self.variant else self.name
 
     def build(self, seed: int = 0) -> nn.Module:
         module = importlib.import_module(f"transformers.models.{self.name}.modeling_{self.name}")
@@ -138,6 +143,14 @@ FAMILIES = [
         Rule(group="best", scale="routed_scaling_factor"),
         {**MLA, "topk_method": "group_limited_greedy"},
         layers=DENSE_FIRST,
+    ),
+    Family(
+        "deepseek_v2",
+        "DeepseekV2ForCausalLM",
+        replace(SOFTMAX, scale="routed_scaling_factor"),
+        {**MLA, "topk_method": "greedy"},
+        layers=DENSE_FIRST,
+        variant="greedy",
     ),
     Family("deepseek_v3", "DeepseekV3ForCausalLM", CORRECTED_IN_GROUPS, MLA, layers=DENSE_FIRST),
     Family("deepseek_v32", "DeepseekV32ForCausalLM", CORRECTED_IN_GROUPS, MLA, layers=DENSE_FIRST),
@@ -339,6 +352,7 @@ FAMILIES = [
     Family("qwen2_moe", "Qwen2MoeForCausalLM", SOFTMAX),
     Family("qwen3_5_moe", "Qwen3_5MoeForCausalLM", RENORMALIZED),
     Family("qwen3_moe", "Qwen3MoeForCausalLM", SOFTMAX),
+    Family("qwen3_moe", "Qwen3MoeForCausalLM", RENORMALIZED, {"norm_topk_prob": True}, variant="renormalized"),
     Family("qwen3_next", "Qwen3NextForCausalLM", RENORMALIZED),
     Family("qwen3_omni_moe", "Qwen3OmniMoeThinkerTextModel", RENORMALIZED, generates=False),
     Family("qwen3_vl_moe", "Qwen3VLMoeTextModel", RENORMALIZED, generates=False),

@@ -59,7 +59,7 @@ class Run:
     warned: bool
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.label)
 def run(request: pytest.FixtureRequest) -> Run:
     family: Family = request.param
     model = family.build()
@@ -232,7 +232,7 @@ def test_logits_are_those_of_the_router(run: Run) -> None:
 
 def test_file_reads_back(run: Run, traces_dir: Path) -> None:
     for group, trace in run.traces.items():
-        path = trace.write(traces_dir / f"{run.family.name}.{group}.safetensors")
+        path = trace.write(traces_dir / f"{run.family.label}.{group}.safetensors")
         with safe_open(path, "np") as file:
             ids = file.get_tensor("experts").astype(int)
             assert np.where(ids == 255, -1, ids).tolist() == trace.experts_of.tolist()
@@ -240,7 +240,7 @@ def test_file_reads_back(run: Run, traces_dir: Path) -> None:
             assert file.get_tensor("weights").dtype == np.float32
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family.generates], ids=lambda family: family.name)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family.generates], ids=lambda family: family.label)
 def test_generation(family: Family, traces_dir: Path) -> None:
     """Prefill and decode of a padded batch; the same tokens in one forward have the same experts."""
     model = family.build()
@@ -259,7 +259,7 @@ def test_generation(family: Family, traces_dir: Path) -> None:
             max_new_tokens=4,
             suppress_tokens=[0],
         )
-    recorder.save(traces_dir / f"{family.name}.generated.safetensors")
+    recorder.save(traces_dir / f"{family.label}.generated.safetensors")
     trace = recorder.traces()["decoder"]
     # The last token is never fed; a decoder of its own begins with one start token.
     given = [1, 1] if family.encoder_decoder else [5, 3]

@@ -10,8 +10,8 @@ recorder.save("trace.safetensors")
 
 from .errors import RecorderError
 from .recorder import Recorder
-from .routers import Choice, RouterLogits, RouterModules
-from .select import from_logits, from_weights
+from .routers import RouterLogits, RouterModules
+from .select import Choice, by_weight, from_logits, from_weights
 from .trace import Layer, Trace
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "RouterLogits",
     "RouterModules",
     "Trace",
+    "by_weight",
     "from_logits",
     "from_weights",
 ]
