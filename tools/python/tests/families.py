@@ -59,14 +59,14 @@ class Family:
     def build(self, seed: int = 0) -> nn.Module:
         module = importlib.import_module(f"transformers.models.{self.name}.modeling_{self.name}")
         model_class = getattr(module, self.model)
-        config = _config(model_class.config_class, self.sizes)
+        config = tiny_config(model_class.config_class, self.sizes)
         torch.manual_seed(seed)
         model = model_class._from_config(config, attn_implementation="eager", experts_implementation="eager").eval()
         _randomize(model)
         return model
 
 
-def _config(config_class: type, sizes: dict[str, Any]) -> Any:
+def tiny_config(config_class: type, sizes: dict[str, Any]) -> Any:
     default = config_class()
     chosen = {}
     for name, size in SIZES.items():
