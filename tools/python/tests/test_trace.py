@@ -102,7 +102,8 @@ def test_the_header_has_the_form_of_the_golden_file(tmp_path: Path) -> None:
         ({"phase": np.array([0, 1])}, r"phase is of shape \(2,\), expected \(3,\)"),
         ({"weights": np.full((3, 2, 2), np.nan)}, "a router weight is not finite"),
         ({"logits": np.zeros((3, 2, 2))}, r"expected \(3, 2, 8\)"),
-        ({"logits": np.full((3, 2, 8), np.inf)}, "a router logit is not finite"),
+        ({"logits": np.full((3, 2, 8), np.inf)}, "a router logit is neither finite nor -inf"),
+        ({"logits": np.full((3, 2, 8), np.nan)}, "a router logit is neither finite nor -inf"),
         ({"token_ids": np.array([1, 2, -1])}, r"outside of 0\.\.2\^32"),
         ({"domain": np.array([0, 2])}, "one of the 2 named"),
     ],
@@ -122,6 +123,15 @@ def test_a_weight_beside_an_empty_slot_does_not_count(tmp_path: Path) -> None:
     trace.weights[0, 1, 1] = np.nan
     with safe_open(trace.write(tmp_path / "trace.safetensors"), "np") as file:
         assert file.get_tensor("weights")[0, 1].tolist() == [2, 0]
+
+
+def test_masked_logits_are_kept(tmp_path: Path) -> None:
+    trace = example()
+    trace.logits = np.zeros((3, 2, 8), np.float32)
+    trace.logits[1, 0, 3] = -np.inf
+    with safe_open(trace.write(tmp_path / "trace.safetensors"), "np") as file:
+        assert file.get_tensor("logits").dtype == np.float32
+        assert file.get_tensor("logits")[1, 0].tolist() == [0, 0, 0, -np.inf, 0, 0, 0, 0]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

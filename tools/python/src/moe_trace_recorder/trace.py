@@ -35,7 +35,7 @@ class Trace:
     """Which experts every token of some sequences used in every MoE layer.
 
     `experts_of` is int32 `[tokens, layers, top_k]`, best first, -1 where a token used fewer than `top_k` experts;
-    `weights` has the same shape, `logits` is `[tokens, layers, experts]`.
+    `weights` has the same shape, `logits` is `[tokens, layers, experts]` and -inf where a router masks.
     """
 
     layers: list[Layer]
@@ -86,8 +86,8 @@ class Trace:
                 raise RecorderError("a router weight is not finite")
         if self.logits is not None:
             _check_shape("logits", self.logits, (self.tokens, len(self.layers), self.experts))
-            if not np.isfinite(self.logits).all():
-                raise RecorderError("a router logit is not finite")
+            if np.isnan(self.logits).any() or np.isposinf(self.logits).any():
+                raise RecorderError("a router logit is neither finite nor -inf")
         if self.token_ids is not None:
             _check_shape("token_ids", self.token_ids, (self.tokens,))
             if self.tokens and not (self.token_ids.min() >= 0 and self.token_ids.max() < 1 << 32):
