@@ -1,0 +1,157 @@
+"""The sequences of a batch: which tokens are real, which forward they belong to, which phase they are in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import RecorderError
+from .trace import DECODE, PREFILL
+
+
+@dataclass
+class Rows:
+    """Tokens of one sequence, in parts of one forward each."""
+
+    domain: str | None
+    parts: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    tokens: list[int] = field(default_factory=list)
+    ended: bool = False
+
+    def append(self, columns: dict[str, np.ndarray]) -> None:
+        """Appends the tokens of one forward."""
+        for name, column in columns.items():
+            self.parts.setdefault(name, []).append(column)
+        self.tokens.append(len(columns["experts"]))
+
+    def column(self, name: str) -> list[np.ndarray] | None:
+        """The parts of a column, None if a part lacks it."""
+        parts = self.parts.get(name, [])
+        return parts if len(parts) == len(self.tokens) else None
+
+
+@dataclass
+class Step:
+    """The tokens of one forward."""
+
+    rows: int
+    columns: int
+    past: int
+    real: np.ndarray  # bool [rows, columns]
+    token_ids: np.ndarray | None  # [rows, columns]
+    cache: Any
+
+    @property
+    def phase(self) -> int:
+        return DECODE if self.past > 0 and self.columns == 1 else PREFILL
+
+
+def read_step(arguments: dict[str, Any]) -> Step:
+    """Reads the arguments of a model's forward."""
+    ids, embeddings = arguments.get("input_ids"), arguments.get("inputs_embeds")
+    if not isinstance(ids, Tensor) and not isinstance(embeddings, Tensor):
+        raise RecorderError("the forward has neither input_ids nor inputs_embeds")
+    shape = ids.shape if isinstance(ids, Tensor) else embeddings.shape[:2]
+    if len(shape) != 2:
+        raise RecorderError(f"input_ids are of shape {tuple(shape)}, expected [batch, tokens]")
+    rows, columns = shape
+    cache = arguments.get("past_key_values")
+    mask = arguments.get("attention_mask")
+    past = cached_tokens(cache)
+    real = np.ones((rows, columns), dtype=bool)
+    if mask is not None:
+        if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[0] != rows or mask.shape[1] < columns:
+            what = f"of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+            raise RecorderError(
+                f"attention_mask is {what}, expected a tensor [batch, tokens] that covers the input_ids, "
+                f"{tuple(shape)}; for generate(), use the dynamic cache"
+            )
+        past = max(past, mask.shape[1] - columns)
+        real = (mask[:, -columns:] != 0).cpu().numpy()
+    token_ids = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else None
+    return Step(rows, columns, past, real, token_ids, cache)
+
+
+def cached_tokens(cache: Any) -> int:
+    """Tokens in a key-value cache of any generation of transformers."""
+    if cache is None:
+        return 0
+    if hasattr(cache, "get_seq_length"):
+        try:
+            return int(cache.get_seq_length())
+        except ValueError:  # of layers that keep no keys: only the attention mask tells
+            return 0
+    if isinstance(cache, (tuple, list)):
+        return int(cache[0][0].shape[-2]) if cache else 0
+    raise RecorderError(f"past_key_values is a {type(cache).__name__}, expected a cache of transformers")
+
+
+class Batch:
+    """Sequences that are in progress: those of the last forward without a past, and all that continue it."""
+
+    def __init__(self, groups: Sequence[str], step: Step, domains: Sequence[str | None], end_ids: frozenset[int]):
+        self.sequences = [{group: Rows(domain) for group in groups} for domain in domains]
+        self.columns = 0
+        self.rows = step.rows
+        self.cache: Any = None
+        self._end_ids = end_ids
+
+    def check(self, step: Step) -> None:
+        """Refuses a forward that does not continue this batch."""
+        if step.rows != self.rows:
+            raise RecorderError(f"the forward continues {step.rows} sequences, {self.rows} are in progress")
+        if step.past != self.columns:
+            raise RecorderError(
+                f"the forward continues {step.past} tokens, {self.columns} were recorded; "
+                "shortened caches (assisted generation) cannot be recorded"
+            )
+        if step.cache is not None and self.cache is not None and step.cache is not self.cache:
+            raise RecorderError("the forward continues another cache than that of the sequences in progress")
+
+    def append(self, step: Step, choices: dict[str, dict[str, np.ndarray]]) -> None:
+        """Appends the columns of every group, all of shape `[rows, columns, layers, ...]`."""
+        for index, sequence in enumerate(self.sequences):
+            keep = step.real[index] & self._alive(index, step)
+            for group, columns in choices.items():
+                kept = {name: column[index][keep] for name, column in columns.items()}
+                kept["phase"] = np.full(int(keep.sum()), step.phase, dtype=np.uint8)
+                if step.token_ids is not None:
+                    kept["token_ids"] = step.token_ids[index][keep]
+                sequence[group].append(kept)
+        self.columns += step.columns
+
+    def _alive(self, index: int, step: Step) -> bool:
+        """Whether a row still generates: after its end token, a batch feeds it padding until the others are done."""
+        groups = self.sequences[index].values()
+        ended = any(rows.ended for rows in groups) and step.phase == DECODE
+        if step.phase == DECODE and step.token_ids is not None and self.rows > 1:
+            ended |= int(step.token_ids[index, 0]) in self._end_ids
+        for rows in groups:
+            rows.ended = ended
+        return not ended
+
+
+def domains_of(domain: str | Sequence[str | None] | None, rows: int) -> list[str | None]:
+    """One domain a row, from one for all or a list."""
+    if domain is None or isinstance(domain, str):
+        return [domain] * rows
+    if len(domain) != rows:
+        raise RecorderError(f"there are {len(domain)} domains for a batch of {rows} sequences")
+    return list(domain)
+
+
+def end_ids_of(model: Any) -> frozenset[int]:
+    """Tokens that a generating model feeds only to rows that have ended."""
+    config = getattr(model, "generation_config", None) or getattr(model, "config", None)
+    ids: set[int] = set()
+    for name in ("eos_token_id", "pad_token_id"):
+        value = getattr(config, name, None)
+        if isinstance(value, torch.Tensor):
+            value = value.tolist()
+        ids.update(value if isinstance(value, (list, tuple)) else [] if value is None else [value])
+    return frozenset(ids)

@@ -1,0 +1,181 @@
+"""A trace in memory, and trace files of format 1.0 (docs/trace-format.md)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save
+
+from .errors import RecorderError
+
+VERSION = "1.0"
+PREFILL, DECODE = 0, 1
+EMPTY = -1  # in memory; the largest value of the id type in a file
+MAX_EXPERTS = 65535
+MAX_LAYERS = 65535
+MAX_POOL = 1 << 24
+MAX_DOMAINS = 32767
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Where an MoE layer stands in its model."""
+
+    model_layer: int
+    stack: str = "decoder"
+
+
+@dataclass
+class Trace:
+    """Which experts every token of some sequences used in every MoE layer.
+
+    `experts_of` is int32 `[tokens, layers, top_k]`, best first, -1 where a token used fewer than `top_k` experts;
+    `weights` has the same shape, `logits` is `[tokens, layers, experts]` and -inf where a router masks.
+    """
+
+    layers: list[Layer]
+    experts: int
+    experts_of: np.ndarray
+    offsets: np.ndarray
+    phase: np.ndarray
+    weights: np.ndarray | None = None
+    logits: np.ndarray | None = None
+    token_ids: np.ndarray | None = None
+    domain: np.ndarray | None = None
+    domains: list[str] = field(default_factory=list)
+    model: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        return self.experts_of.shape[0]
+
+    @property
+    def top_k(self) -> int:
+        return self.experts_of.shape[2]
+
+    @property
+    def sequences(self) -> int:
+        return len(self.offsets) - 1
+
+    def check(self) -> None:
+        """Raises a RecorderError for what a reader of the format would refuse."""
+        if self.experts_of.ndim != 3:
+            raise RecorderError(f"experts are of shape {self.experts_of.shape}, expected [tokens, layers, top_k]")
+        _check_range("layers", len(self.layers), 1, MAX_LAYERS)
+        _check_range("experts", self.experts, 1, MAX_EXPERTS)
+        _check_range("top_k", self.top_k, 1, self.experts)
+        _check_range("layers x experts", len(self.layers) * self.experts, 1, MAX_POOL)
+        _check_range("number of domains", len(self.domains), 0, MAX_DOMAINS)
+        _check_shape("experts", self.experts_of, (self.tokens, len(self.layers), self.top_k))
+        _check_shape("phase", self.phase, (self.tokens,))
+        if not np.isin(self.phase, (PREFILL, DECODE)).all():
+            raise RecorderError("a phase is neither 0 (prefill) nor 1 (decode)")
+        if len(self.offsets) < 1 or self.offsets[0] != 0 or self.offsets[-1] != self.tokens:
+            raise RecorderError(f"sequence offsets do not run from 0 to the number of tokens, {self.tokens}")
+        if (np.diff(self.offsets) < 0).any():
+            raise RecorderError("sequence offsets descend")
+        self._check_ids()
+        if self.weights is not None:
+            _check_shape("weights", self.weights, self.experts_of.shape)
+            if not np.isfinite(self.weights[self.experts_of != EMPTY]).all():
+                raise RecorderError("a router weight is not finite")
+        if self.logits is not None:
+            _check_shape("logits", self.logits, (self.tokens, len(self.layers), self.experts))
+            if np.isnan(self.logits).any() or np.isposinf(self.logits).any():
+                raise RecorderError("a router logit is neither finite nor -inf")
+        if self.token_ids is not None:
+            _check_shape("token_ids", self.token_ids, (self.tokens,))
+            if self.tokens and not (self.token_ids.min() >= 0 and self.token_ids.max() < 1 << 32):
+                raise RecorderError("a token id is outside of 0..2^32")
+        if self.domain is not None:
+            _check_shape("domain", self.domain, (self.sequences,))
+            if self.sequences and not (self.domain.min() >= -1 and self.domain.max() < len(self.domains)):
+                raise RecorderError(f"a domain is not -1 or one of the {len(self.domains)} named ones")
+
+    def _check_ids(self) -> None:
+        ids = self.experts_of
+        bad = (ids < EMPTY) | (ids >= self.experts)
+        if bad.any():
+            token, layer, slot = np.argwhere(bad)[0]
+            raise RecorderError(
+                f"expert {ids[token, layer, slot]} at token {token}, layer {layer}, slot {slot}: "
+                f"expected one of 0..{self.experts}"
+            )
+        ordered = np.sort(ids, axis=2)
+        twice = ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] != EMPTY)).any(axis=2)
+        if twice.any():
+            token, layer = np.argwhere(twice)[0]
+            raise RecorderError(f"token {token} uses an expert twice in layer {layer}: {ids[token, layer].tolist()}")
+
+    def write(self, path: str | os.PathLike) -> Path:
+        """Writes the trace as one file, which is complete or absent."""
+        self.check()
+        dtype = np.uint8 if self.experts <= 255 else np.uint16
+        ids = np.where(self.experts_of == EMPTY, np.iinfo(dtype).max, self.experts_of).astype(dtype)
+        domain = np.full(self.sequences, -1) if self.domain is None else self.domain
+        tensors = {
+            "experts": ids,
+            "phase": self.phase.astype(np.uint8),
+            "domain": domain.astype(np.int16),
+            "sequence_offsets": self.offsets.astype(np.int64),
+        }
+        if self.weights is not None:
+            used = self.experts_of != EMPTY
+            tensors["weights"] = np.where(used, self.weights, 0).astype(np.float32)
+        if self.logits is not None:
+            tensors["logits"] = self.logits.astype(np.float32)
+        if self.token_ids is not None:
+            tensors["token_ids"] = self.token_ids.astype(np.uint32)
+        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        path = Path(path)
+        _write_atomically(path, save(tensors, {"moe_trace": self._metadata()}))
+        return path
+
+    def _metadata(self) -> str:
+        header = {
+            "version": VERSION,
+            "layers": [{"model_layer": layer.model_layer, "stack": layer.stack} for layer in self.layers],
+            "experts": self.experts,
+            "top_k": self.top_k,
+            "domains": self.domains,
+        }
+        if self.model is not None:
+            header["model"] = self.model
+        return json.dumps(header, separators=(",", ":"), ensure_ascii=False)
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise RecorderError(f"{name} is {value}, allowed are {low}..={high}")
+
+
+def _check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    if array.shape != tuple(shape):
+        raise RecorderError(f"{name} is of shape {array.shape}, expected {tuple(shape)}")
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    """Writes under a temporary name, syncs and renames, so that the name never shows half a file."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    # Makes the name durable; not every platform can open a directory.
+    with contextlib.suppress(OSError):
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
