@@ -36,7 +36,7 @@ pub(crate) fn measure(
     let geometry = trace.geometry();
     let layers: Vec<LayerId> = geometry.layer_ids().collect();
     let options = MetricsOptions { windows: windows.to_vec(), ..MetricsOptions::default() };
-    let empty = TraceIntervals::new(geometry, &options, false)?;
+    let empty = TraceIntervals::new(geometry, &options)?;
     let metrics = fold(trace, "sequences measured", &ByDomain::new(&empty, trace.domains().len()))?;
     let load = ByDomain::new(&LoadBalance::new(geometry), trace.domains().len());
     let load = fold(trace, "sequences counted by domain", &load)?.finish()?;
@@ -75,7 +75,7 @@ fn fold<A: Accumulator>(trace: &dyn RoutingSource, what: &str, empty: &A) -> Res
 fn estimate(metrics: &TraceIntervals, bootstrap: &Bootstrap) -> lrc_metrics::Result<MetricsIntervals> {
     match metrics.finish(bootstrap) {
         Err(MetricError::TooFewSequences { .. }) => {
-            let value = metrics.metrics().finish()?;
+            let value = metrics.value()?;
             Ok(MetricsIntervals { low: value.clone(), high: value.clone(), value })
         }
         result => result,

@@ -108,17 +108,27 @@ pub enum MetricError {
         /// The limit.
         limit: usize,
     },
+    /// More windows in one group of sequences than 32 bits count.
+    #[error("a group of sequences has {windows} windows, the limit is {limit}")]
+    GroupWindows {
+        /// Windows of one length in the group.
+        windows: u64,
+        /// The limit.
+        limit: u64,
+    },
     /// A horizon of no token.
     #[error("horizon is {horizon} tokens, it must be at least 1")]
     Horizon {
         /// The horizon asked for.
         horizon: u64,
     },
-    /// A bootstrap without resamples.
-    #[error("number of resamples is {resamples}, it must be at least 1")]
+    /// A bootstrap of no or of too many resamples.
+    #[error("number of resamples is {resamples}, allowed are 1..={limit}")]
     Resamples {
         /// The number asked for.
         resamples: usize,
+        /// The limit.
+        limit: usize,
     },
     /// A confidence that no interval can have.
     #[error("confidence is {confidence}, it must be between 0 and 1")]

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    MetricError, Result,
+    Merge, MetricError, Result,
     selection::Selection,
     serialized::{MOST, Restore, checked_serde, intact, within},
 };
@@ -106,6 +106,12 @@ impl Saturation {
     /// The saturation of each layer, in `0..=1`.
     pub fn finish(&self) -> Vec<f64> {
         self.kept.iter().zip(&self.chosen).map(|(&kept, &chosen)| kept as f64 / chosen.max(1) as f64).collect()
+    }
+}
+
+impl Merge for Saturation {
+    fn add(&mut self, other: &Saturation) -> Result<()> {
+        self.merge(other)
     }
 }
 

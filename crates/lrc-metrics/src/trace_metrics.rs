@@ -93,7 +93,11 @@ impl TraceMetrics {
     /// # Errors
     /// [`MetricError::WindowTooLong`](crate::MetricError::WindowTooLong) if a window fits into no sequence.
     pub fn finish(&self) -> Result<MetricsReport> {
-        let srp: Vec<SrpReport> = self.srp.iter().map(Srp::finish).collect::<Result<_>>()?;
+        Ok(self.report(&self.srp.iter().map(Srp::finish).collect::<Result<Vec<_>>>()?))
+    }
+
+    /// The measurements with SRP that was measured apart, window lengths ascending.
+    pub(crate) fn report(&self, srp: &[SrpReport]) -> MetricsReport {
         let by_window = |value: &dyn Fn(&SrpReport) -> SrpValue| -> BTreeMap<usize, SrpValue> {
             srp.iter().map(|report| (report.window, value(report))).collect()
         };
@@ -114,7 +118,7 @@ impl TraceMetrics {
             let curves = mean_curves(stacks().filter(|(_, of_layer)| **of_layer == stack).map(|(layer, _)| layer));
             self.selection.stacks().contains(&stack).then_some(ModelReport { srp, curves })
         };
-        Ok(MetricsReport {
+        MetricsReport {
             sequences: self.sequences,
             tokens: self.tokens,
             top_k: self.top_k,
@@ -123,17 +127,18 @@ impl TraceMetrics {
             decoder: by_stack(Stack::Decoder, |report| report.decoder),
             layers,
             pool: self.pool.as_ref().map(|pool| PoolReport { curves: by_label(pool) }),
-        })
+        }
+    }
+
+    /// The same metrics but SRP, and its window lengths in ascending order.
+    pub(crate) fn without_srp(mut self) -> (TraceMetrics, Vec<usize>) {
+        let windows = std::mem::take(&mut self.srp).iter().map(Srp::window).collect();
+        (self, windows)
     }
 
     /// The layers in the order in which they were selected.
     pub(crate) fn selection(&self) -> &Selection {
         &self.selection
-    }
-
-    /// SRP of each window length in ascending order.
-    pub(crate) fn srp(&self) -> &[Srp] {
-        &self.srp
     }
 
     /// Uses of every expert.
@@ -156,9 +161,29 @@ impl TraceMetrics {
         self.tokens
     }
 
-    fn update_layers(&mut self, sequence: &Sequence<'_>, accesses: &mut Accesses) -> Result<()> {
+    /// Adds a sequence, and shows the accesses of each layer to `layer(position, accesses)`.
+    pub(crate) fn update_and(&mut self, sequence: &Sequence<'_>, layer: impl FnMut(usize, &Accesses)) -> Result<()> {
+        self.selection.check(sequence)?;
+        let mut accesses = std::mem::take(&mut self.scratch);
+        let result = self.update_layers(sequence, &mut accesses, layer);
+        self.scratch = accesses;
+        result?;
+        self.srp.iter_mut().for_each(|srp| srp.count_sequence(sequence.len()));
+        self.load.count_sequence(sequence.len());
+        self.sequences += 1;
+        self.tokens += sequence.len() as u64;
+        Ok(())
+    }
+
+    fn update_layers(
+        &mut self,
+        sequence: &Sequence<'_>,
+        accesses: &mut Accesses,
+        mut also: impl FnMut(usize, &Accesses),
+    ) -> Result<()> {
         for (position, layer) in self.selection.layers().iter().enumerate() {
             accesses.fill(sequence, std::slice::from_ref(layer))?;
+            also(position, accesses);
             self.srp.iter_mut().for_each(|srp| srp.update_layer(position, accesses));
             self.load.update_layer(position, accesses);
             self.curves[position].update_accesses(accesses)?;
@@ -177,16 +202,7 @@ fn by_label(curves: &Curves) -> BTreeMap<String, Vec<f64>> {
 
 impl Accumulator for TraceMetrics {
     fn update(&mut self, sequence: &Sequence<'_>) -> Result<()> {
-        self.selection.check(sequence)?;
-        let mut accesses = std::mem::take(&mut self.scratch);
-        let result = self.update_layers(sequence, &mut accesses);
-        self.scratch = accesses;
-        result?;
-        self.srp.iter_mut().for_each(|srp| srp.count_sequence(sequence.len()));
-        self.load.count_sequence(sequence.len());
-        self.sequences += 1;
-        self.tokens += sequence.len() as u64;
-        Ok(())
+        self.update_and(sequence, |_, _| {})
     }
 
     fn merge(&mut self, other: &TraceMetrics) -> Result<()> {

@@ -162,13 +162,19 @@ fn reference_routing() {
 #[test]
 fn trace_intervals() {
     let options = MetricsOptions { windows: vec![2], pool: true, ..MetricsOptions::default() };
-    let metrics = folded(TraceIntervals::new(&geometry(), &options, false).unwrap());
+    let metrics = folded(TraceIntervals::new(&geometry(), &options).unwrap());
     damage(
         &metrics,
         &[
-            ("\"grouped\":false", "\"grouped\":true", "number of rows is 1, expected 512..=512"),
-            ("\"rows\":[[", "\"rows\":[[1,", "number of columns is"),
-            ("\"rows\":[[", "\"rows\":[[9", "sum of a column is 9"),
+            ("\"grouped\":false", "\"grouped\":true", "number of rows is 1, expected 128..=128"),
+            ("\"limit\":128", "\"limit\":64", "number of groups is 64, expected 128"),
+            ("\"lengths\":[2]", "\"lengths\":[0]", "window length is 0, expected 1..=4096"),
+            // A is used once by two windows and twice by one, B once by two.
+            ("\"counts\":[2,1,2,0,1]", "\"counts\":[2,1,2]", "number of counts is 3, expected 4"),
+            ("\"counts\":[2,1,2,0,1]", "\"counts\":[2,1,2,0,4000000000]", "number of counts is 4000000003, expected 0..=4"),
+            ("\"counts\":[2,1,2,0,1]", "\"counts\":[2,2,2,0,1]", "number of windows of an expert is 4, expected 0..=3"),
+            ("\"totals\":{\"tokens\":4,\"uses\":[3,1]", "\"totals\":{\"tokens\":4,\"uses\":[3,2]", "sum of the uses of groups is 2"),
+            ("\"totals\":{\"tokens\":4", "\"totals\":{\"tokens\":5", "sum of the tokens of groups is 5, expected 4..=4"),
         ],
     );
 }

@@ -77,6 +77,7 @@ pub(crate) enum PhaseColumn<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Sequence<'a> {
     geometry: &'a Geometry,
+    number: usize,
     tokens: usize,
     columns: Columns<'a>,
 }
@@ -102,16 +103,16 @@ impl<'a> Sequence<'a> {
                 return Err(TraceError::PhaseCode { sequence: index, token, code: codes[token] });
             }
         }
-        let sequence = Sequence::trusted(geometry, columns);
+        let sequence = Sequence::trusted(geometry, index, columns);
         sequence.check_ids(index)?;
         sequence.check_weights(index)?;
         Ok(sequence)
     }
 
     /// Views columns that were checked before.
-    pub(crate) fn trusted(geometry: &'a Geometry, columns: Columns<'a>) -> Sequence<'a> {
+    pub(crate) fn trusted(geometry: &'a Geometry, number: usize, columns: Columns<'a>) -> Sequence<'a> {
         let tokens = columns.experts.len() / (geometry.layers() * geometry.top_k());
-        Sequence { geometry, tokens, columns }
+        Sequence { geometry, number, tokens, columns }
     }
 
     fn check_ids(&self, sequence: usize) -> Result<()> {
@@ -154,6 +155,11 @@ impl<'a> Sequence<'a> {
     /// The geometry of the trace that the sequence belongs to.
     pub fn geometry(&self) -> &'a Geometry {
         self.geometry
+    }
+
+    /// The number that the source gave to the sequence; equal numbers of different shards are different sequences.
+    pub fn number(&self) -> usize {
+        self.number
     }
 
     /// Number of tokens.
