@@ -177,9 +177,8 @@ mod tests {
     fn settings_are_checked_when_they_are_read() {
         let text = serde_json::to_string(&Bootstrap::default()).unwrap();
         assert_eq!(serde_json::from_str::<Bootstrap>(&text).unwrap(), Bootstrap::default());
-        let error = |old: &str, new: &str| {
-            serde_json::from_str::<Bootstrap>(&text.replace(old, new)).unwrap_err().to_string()
-        };
+        let error =
+            |old: &str, new: &str| serde_json::from_str::<Bootstrap>(&text.replace(old, new)).unwrap_err().to_string();
         assert_eq!(error("0.95", "7.0"), "confidence is 7, it must be between 0 and 1");
         assert_eq!(error("1000", "0"), "number of resamples is 0, allowed are 1..=100000");
         assert_eq!(error("1000", "100001"), "number of resamples is 100001, allowed are 1..=100000");

@@ -36,6 +36,26 @@ pub enum MetricError {
         /// Number of layers of the trace.
         layers: usize,
     },
+    /// A layer that was selected twice.
+    #[error("layer {layer} is selected twice")]
+    DuplicateLayer {
+        /// The layer.
+        layer: usize,
+    },
+    /// A sequence whose tokens use another number of experts than those of the accumulator.
+    #[error("a sequence is top-{found}, the accumulator top-{expected}")]
+    TopK {
+        /// Experts a token of the sequence.
+        found: usize,
+        /// Experts a token of the accumulator's geometry.
+        expected: usize,
+    },
+    /// A reference router without domains.
+    #[error("a reference router needs at least one domain")]
+    NoDomains,
+    /// A monitor of no sequence.
+    #[error("number of running sequences is 0, it must be at least 1")]
+    NoRunningSequences,
     /// A sequence with another number of experts or layers than the accumulator.
     #[error(
         "a sequence has {found_layers} layers x {found_experts} experts, the accumulator {layers} layers x {experts} experts"
@@ -141,6 +161,18 @@ pub enum MetricError {
     TooFewSequences {
         /// Number of sequences.
         sequences: u64,
+    },
+    /// Counts that no two runs with and without prefetching can have.
+    #[error("{what} is {found}, allowed are {least}..={most}")]
+    Prefetch {
+        /// The count.
+        what: &'static str,
+        /// Its value.
+        found: u64,
+        /// The least possible.
+        least: u64,
+        /// The most possible.
+        most: u64,
     },
     /// Accumulators that were created with different arguments.
     #[error("accumulators do not belong together: {what} is {found}, expected {expected}")]

@@ -6,7 +6,8 @@ use ndarray::Array2;
 
 use crate::{
     DomainLoad, DomainSrp, ExpertReport, ExpertVocabulary, LayerAgreement, LayerLoad, LayerReport, LayerSrp,
-    MetricsReport, MissDecomposition, ModelReport, PoolReport, RoutingAgreement, SrpReport, SrpValue, StartSrp,
+    MetricsReport, MissDecomposition, ModelCorrelations, ModelReport, PoolReport, PrefetchDecomposition,
+    RoutingAgreement, SrpReport, SrpValue, StartSrp,
 };
 
 /// A report whose real numbers can be read and replaced in a fixed order, so that each can have an interval.
@@ -124,7 +125,9 @@ figures! {
     ExpertVocabulary { specialization }
     RoutingAgreement { purity, top1, precision, coverage, nmi }
     LayerAgreement { router, shuffled, position, hash }
-    MissDecomposition { compulsory, capacity, regret }
+    MissDecomposition { compulsory, capacity, forced_loads, regret }
+    PrefetchDecomposition { demand, covered, pollution }
+    ModelCorrelations { srp_sch, sch_lru, sch_lfu }
     ExpertReport { srp }
     LayerReport { srp, experts, curves, load }
     ModelReport { srp, curves }

@@ -115,6 +115,7 @@ impl WindowHistogram {
         let expected = experts as u128 * (window as u128 + 1);
         within("length of a histogram", expected, expected, self.crossings.len() as u128)?;
         self.running = vec![0; experts];
+        self.resting.iter().try_for_each(|&resting| within("windows at rest", 0, windows.into(), resting.into()))?;
         for expert in 0..experts {
             let mut counts = vec![0; window + 1];
             self.add_to(expert, &mut counts);

@@ -32,6 +32,7 @@
 //! ```
 
 mod accumulate;
+mod bit_queue;
 mod bootstrap;
 mod by_domain;
 mod coactivation;
@@ -51,16 +52,17 @@ mod null_router;
 #[doc(hidden)]
 pub mod oracle;
 mod position;
+mod prefetch;
 mod priority_cache;
 mod random;
 mod reference_counts;
 mod reference_routing;
 mod report;
+mod resampled;
 mod saturation;
 mod selection;
 mod sequence_key;
 mod sequence_windows;
-mod resampled;
 mod serialized;
 mod specialization;
 mod srp;
@@ -76,15 +78,17 @@ pub use accumulate::{Accumulator, accumulate};
 pub use bootstrap::Bootstrap;
 pub use by_domain::{ByDomain, DomainSrp};
 pub use coactivation::Coactivation;
-pub use correlation::{correlate, correlation_matrix, pearson};
+pub use correlation::{ModelCorrelations, correlate, correlation_matrix, pearson};
 pub use curves::Curves;
 pub use error::{MetricError, Result};
+pub use expert_cache::curve::{ColdStart, CurvePolicy};
 pub use figures::Figures;
 pub use groups::Merge;
 pub use load::{LayerLoad, LoadBalance};
 pub use misses::{MissDecomposition, decompose_misses, relative_to, static_curve};
 pub use monitor::{LayerSnapshot, Monitor, MonitorOptions};
 pub use position::{PositionSrp, StartSrp};
+pub use prefetch::{PrefetchDecomposition, PrefetchEffect};
 pub use reference_counts::RoutingAgreement;
 pub use reference_routing::{LayerAgreement, ReferenceRouting};
 pub use report::{ExpertReport, LayerReport, MetricsReport, ModelReport, PoolReport};

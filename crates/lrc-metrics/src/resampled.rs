@@ -160,7 +160,8 @@ impl<A: Merge> Resampled<A> {
             R::read(report(&drawn).ok().as_ref(), &value, &mut figures);
             Ok(figures)
         };
-        let resamples: Vec<Vec<f64>> = (0..bootstrap.resamples()).into_par_iter().map(resample).collect::<Result<_>>()?;
+        let resamples: Vec<Vec<f64>> =
+            (0..bootstrap.resamples()).into_par_iter().map(resample).collect::<Result<_>>()?;
         let mut figures = Vec::new();
         R::read(Some(&value), &value, &mut figures);
         let interval = |(at, &figure): (usize, &f64)| {

@@ -102,6 +102,11 @@ impl Srp {
         &self.selection
     }
 
+    /// Number of sequences.
+    pub(crate) fn sequences(&self) -> u64 {
+        self.sequences
+    }
+
     /// Window length in tokens.
     pub(crate) fn window(&self) -> usize {
         self.window
@@ -158,6 +163,8 @@ impl Restore for Srp {
         within("number of sequences", 0, MOST.into(), self.sequences.into())?;
         intact("number of layers", &self.selection.layers().len(), &self.layers.len())?;
         let (window, experts, windows) = (self.window, self.selection.experts(), self.windows);
+        let all = u128::from(windows) * (self.layers.len() * experts) as u128;
+        within("number of windows of all experts", 0, MOST.into(), all)?;
         self.layers.iter_mut().try_for_each(|layer| layer.restore(window, experts, windows))
     }
 }

@@ -35,7 +35,8 @@ pub(crate) fn srp_resamples<T: Copy + Into<f64>>(
     let mut best_selected = vec![0.0; windows.len()];
     for (threshold, row) in counts.rows().into_iter().enumerate().rev() {
         let threshold = (threshold + 1) as f64;
-        let lanes = selected.iter_mut().zip(&mut right).zip(best.iter_mut().zip(&mut best_selected)).zip(&uses).zip(row);
+        let lanes =
+            selected.iter_mut().zip(&mut right).zip(best.iter_mut().zip(&mut best_selected)).zip(&uses).zip(row);
         for ((((selected, right), (best, best_selected)), &uses), &windows) in lanes {
             let windows: f64 = windows.into();
             *selected += windows;

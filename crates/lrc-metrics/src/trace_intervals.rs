@@ -1,6 +1,5 @@
 //! All metrics of a trace with confidence intervals.
 
-use expert_cache::curve::{CurveAccumulator, CurvePolicy};
 use moe_trace::{Geometry, Sequence};
 use serde::{Deserialize, Serialize};
 
@@ -213,12 +212,8 @@ impl Restore for TraceIntervals {
             within("window length", shortest, LONGEST_WINDOW as u128, window as u128)?;
             shortest = window as u128 + 1;
         }
-        let ahead = |curve: &CurveAccumulator| match curve.policy() {
-            CurvePolicy::LookAhead { window } => Some(window),
-            _ => None,
-        };
         for curves in self.metrics.curves() {
-            let ahead: Vec<usize> = curves.accumulators().iter().filter_map(ahead).collect();
+            let ahead: Vec<usize> = curves.policies().iter().filter_map(|policy| policy.window()).collect();
             same("list of look-ahead windows", &self.lengths, &ahead)?;
         }
         self.shape();

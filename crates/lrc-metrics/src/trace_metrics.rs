@@ -7,8 +7,8 @@ use moe_trace::{Geometry, LayerId, Sequence, Stack};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Accumulator, Curves, ExpertReport, LayerReport, LoadBalance, MetricsReport, ModelReport, PoolReport, Result, Srp,
-    SrpReport, SrpValue,
+    Accumulator, Curves, ExpertReport, LayerReport, LoadBalance, MetricError, MetricsReport, ModelReport, PoolReport,
+    Result, Srp, SrpReport, SrpValue,
     error::same,
     report::mean_curves,
     selection::Selection,
@@ -37,7 +37,7 @@ impl Default for MetricsOptions {
 
 /// SRP, hit-rate curves and load of a trace; each layer of a sequence is read once for all of them.
 ///
-/// The curves are LRU, LFU, Belady and SCH of every window length, in the paper convention. See the
+/// The curves are LRU, LFU, Belady with and without bypass, and SCH of every window length, in the paper convention. See the
 /// [crate](crate) for an example.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(remote = "Self")]
@@ -72,8 +72,7 @@ impl TraceMetrics {
         let layers = selection.layers();
         let srp: Result<Vec<Srp>> = windows.iter().map(|&window| Srp::of_layers(geometry, layers, window)).collect();
         let srp = srp?;
-        let mut policies = vec![CurvePolicy::Lru, CurvePolicy::Lfu, CurvePolicy::Belady];
-        policies.extend(windows.iter().map(|&window| CurvePolicy::LookAhead { window }));
+        let policies = policies_of(&windows);
         let curves = |layers: &[LayerId]| Curves::new(geometry, layers, &policies, options.cold_start);
         Ok(TraceMetrics {
             srp,
@@ -164,6 +163,10 @@ impl TraceMetrics {
     /// Adds a sequence, and shows the accesses of each layer to `layer(position, accesses)`.
     pub(crate) fn update_and(&mut self, sequence: &Sequence<'_>, layer: impl FnMut(usize, &Accesses)) -> Result<()> {
         self.selection.check(sequence)?;
+        let (found, expected) = (sequence.geometry().top_k(), self.top_k);
+        if found != expected {
+            return Err(MetricError::TopK { found, expected });
+        }
         let mut accesses = std::mem::take(&mut self.scratch);
         let result = self.update_layers(sequence, &mut accesses, layer);
         self.scratch = accesses;
@@ -194,6 +197,12 @@ impl TraceMetrics {
         }
         Ok(())
     }
+}
+
+/// The policies that are measured beside some window lengths.
+fn policies_of(windows: &[usize]) -> Vec<CurvePolicy> {
+    let fixed = [CurvePolicy::Lru, CurvePolicy::Lfu, CurvePolicy::Belady, CurvePolicy::BeladyBypass];
+    fixed.into_iter().chain(windows.iter().map(|&window| CurvePolicy::LookAhead { window })).collect()
 }
 
 fn by_label(curves: &Curves) -> BTreeMap<String, Vec<f64>> {
@@ -237,9 +246,19 @@ impl Restore for TraceMetrics {
             self.selection.same(srp.selection())?;
         }
         self.selection.same(self.load.selection())?;
+        let mut windows: Vec<usize> = self.srp.iter().map(Srp::window).collect();
         for (layer, curves) in layers.iter().zip(&self.curves) {
-            curves.check_layers(std::slice::from_ref(layer), self.selection.experts())?;
+            curves.check(std::slice::from_ref(layer), &self.curves[0])?;
+            same("number of experts a layer", &self.selection.experts(), &curves.experts())?;
         }
-        self.pool.iter().try_for_each(|pool| pool.check_layers(layers, self.selection.experts()))
+        self.pool.iter().try_for_each(|pool| pool.check(layers, &self.curves[0]))?;
+        let policies = self.curves[0].policies();
+        if windows.is_empty() {
+            // SRP may be measured apart.
+            windows = policies.iter().filter_map(|policy| policy.window()).collect();
+        }
+        same("list of policies", &policies_of(&windows), &policies)?;
+        intact("number of tokens of the load", &self.tokens, &self.load.tokens())?;
+        self.srp.iter().try_for_each(|srp| intact("number of sequences of SRP", &self.sequences, &srp.sequences()))
     }
 }

@@ -14,7 +14,8 @@ use crate::{
     srp_resamples::{SrpResamples, srp_resamples},
 };
 
-/// Hit rates are whole multiples of `2^-RATE_BITS`: their sums over resamples are exact, in whatever order they are added.
+/// Hit rates are whole multiples of `2^-bits`, so that their sums over resamples are exact in whatever order they are added:
+/// 30 bits for up to 2^22 sequences, fewer for more.
 const RATE_BITS: u32 = 30;
 /// Counts of one matrix product, about: its result stays in the second cache.
 const COUNTS: usize = 256;
@@ -46,7 +47,8 @@ impl<'a> TraceResamples<'a> {
         rows: &'a [&'a GroupRow],
     ) -> TraceResamples<'a> {
         let weights = bootstrap.weights(rows.len());
-        let windows = Array2::from_shape_fn((lengths.len(), rows.len()), |(number, row)| rows[row].windows[number] as f64);
+        let windows =
+            Array2::from_shape_fn((lengths.len(), rows.len()), |(number, row)| rows[row].windows[number] as f64);
         let windows = windows.dot(&weights);
         TraceResamples { bootstrap, metrics, lengths, rows, weights, windows }
     }
@@ -68,7 +70,8 @@ impl<'a> TraceResamples<'a> {
         for position in 0..value.layers.len() {
             for (number, &window) in self.lengths.iter().enumerate() {
                 let few = (COUNTS / window).clamp(1, experts);
-                tasks.extend((0..experts).step_by(few).map(|first| (position, number, first..experts.min(first + few))));
+                tasks
+                    .extend((0..experts).step_by(few).map(|first| (position, number, first..experts.min(first + few))));
             }
         }
         let weights = self.weights.mapv(exact_f32);
@@ -127,7 +130,8 @@ impl<'a> TraceResamples<'a> {
             }
         }
         let counts = Array2::from_shape_vec((self.rows.len(), columns), counts).expect("a row for each group");
-        let windows: Vec<f64> = self.windows.row(number).iter().map(|windows| windows / f64::from(1u32 << shift)).collect();
+        let windows: Vec<f64> =
+            self.windows.row(number).iter().map(|windows| windows / f64::from(1u32 << shift)).collect();
         let mut figures: Vec<[Vec<f64>; 3]> = vec![Default::default(); used.len()];
         for first in (0..resamples).step_by(BLOCK) {
             let block = first..resamples.min(first + BLOCK);
@@ -164,7 +168,8 @@ impl<'a> TraceResamples<'a> {
             self.srp_bounds(value, srp_resamples(pooled.view(), lengths[number], &windows))
         };
         let one = |(number, &window): (usize, &usize)| {
-            let mut of_stacks = [(Stack::Encoder, Array2::zeros((0, 0)), 0), (Stack::Decoder, Array2::zeros((0, 0)), 0)];
+            let mut of_stacks =
+                [(Stack::Encoder, Array2::zeros((0, 0)), 0), (Stack::Decoder, Array2::zeros((0, 0)), 0)];
             for (_, pooled, _) in &mut of_stacks {
                 *pooled = Array2::zeros((window, self.weights.ncols()));
             }
@@ -194,7 +199,9 @@ impl<'a> TraceResamples<'a> {
         };
         let all: Vec<_> = lengths.par_iter().enumerate().map(one).collect();
         for (&window, (layers, encoder, decoder, model)) in lengths.iter().zip(all) {
-            for (report, bound) in [(&mut *low, (|bounds| bounds.0) as fn(Bounds) -> f64), (&mut *high, |bounds| bounds.1)] {
+            for (report, bound) in
+                [(&mut *low, (|bounds| bounds.0) as fn(Bounds) -> f64), (&mut *high, |bounds| bounds.1)]
+            {
                 set_srp(&mut report.model.srp, window, model.map(bound));
                 for (layer, bounds) in report.layers.iter_mut().zip(&layers) {
                     set_srp(&mut layer.srp, window, bounds.map(bound));
@@ -226,7 +233,8 @@ impl<'a> TraceResamples<'a> {
     /// Hit rates of layers, stacks, model and pool.
     fn curves(&self, value: &MetricsReport, low: &mut MetricsReport, high: &mut MetricsReport) {
         let layers = value.layers.len();
-        let accumulators: Vec<&[CurveAccumulator]> = self.metrics.curves().map(|curves| curves.accumulators()).collect();
+        let accumulators: Vec<&[CurveAccumulator]> =
+            self.metrics.curves().map(|curves| curves.accumulators()).collect();
         // Where the sums of each curve set lie in a row: the number of sequences, then the policies.
         let capacities = |curves: &[CurveAccumulator]| curves.first().map_or(0, |curve| curve.rate_sums().len());
         let mut first = vec![0];
@@ -255,8 +263,9 @@ impl<'a> TraceResamples<'a> {
             };
             rows.map(interval).collect()
         };
-        let labels: Vec<String> =
-            accumulators.first().map_or(Vec::new(), |curves| curves.iter().map(|curve| curve.policy().label()).collect());
+        let labels: Vec<String> = accumulators
+            .first()
+            .map_or(Vec::new(), |curves| curves.iter().map(|curve| curve.policy().label()).collect());
         // A task looks at one policy and some capacities in all layers, in their order.
         let slots = accumulators.first().map_or(0, |curves| capacities(curves));
         let mut tasks = Vec::new();
@@ -273,8 +282,9 @@ impl<'a> TraceResamples<'a> {
                 let mut rates = rates(position, columns.clone());
                 let encoder = stacks[position] == Stack::Encoder;
                 for group in [None, Some(encoder)] {
-                    let (sum, count) =
-                        sums.entry(group).or_insert_with(|| (Array2::zeros((columns.len(), self.weights.ncols())), 0.0));
+                    let (sum, count) = sums
+                        .entry(group)
+                        .or_insert_with(|| (Array2::zeros((columns.len(), self.weights.ncols())), 0.0));
                     *sum += &rates;
                     *count += 1.0;
                 }
@@ -294,7 +304,9 @@ impl<'a> TraceResamples<'a> {
         };
         let results: Vec<_> = tasks.par_iter().map(task).collect();
         for ((policy, slots_of), (of_layers, groups)) in tasks.iter().zip(results) {
-            for (report, bound) in [(&mut *low, (|bounds| bounds.0) as fn(&Bounds) -> f64), (&mut *high, |bounds| bounds.1)] {
+            for (report, bound) in
+                [(&mut *low, (|bounds| bounds.0) as fn(&Bounds) -> f64), (&mut *high, |bounds| bounds.1)]
+            {
                 let set = |curves: &mut BTreeMap<String, Vec<f64>>, bounds: &[Bounds]| {
                     if let Some(curve) = curves.get_mut(&labels[*policy]) {
                         curve[slots_of.clone()].iter_mut().zip(bounds).for_each(|(rate, bounds)| *rate = bound(bounds));
@@ -318,7 +330,9 @@ impl<'a> TraceResamples<'a> {
             };
             let all: Vec<Vec<Bounds>> = labels.par_iter().enumerate().map(of_policy).collect();
             for (label, bounds) in labels.iter().zip(all) {
-                for (report, bound) in [(&mut *low, (|bounds| bounds.0) as fn(&Bounds) -> f64), (&mut *high, |bounds| bounds.1)] {
+                for (report, bound) in
+                    [(&mut *low, (|bounds| bounds.0) as fn(&Bounds) -> f64), (&mut *high, |bounds| bounds.1)]
+                {
                     if let Some(pool) = &mut report.pool {
                         pool.curves.insert(label.clone(), bounds.iter().map(bound).collect());
                     }
@@ -328,11 +342,13 @@ impl<'a> TraceResamples<'a> {
     }
 
     /// Resampled sums of some columns of the hit rates, `[columns x resamples]`.
-    #[expect(clippy::cast_precision_loss, reason = "a sum of rates in multiples of 2^-30 is below 2^53")]
+    #[expect(clippy::cast_precision_loss, reason = "a sum of rates in multiples of 2^-bits is below 2^53")]
     fn rates(&self, columns: std::ops::Range<usize>) -> Array2<f64> {
+        let more = (self.metrics.sequences() >> 22).checked_ilog2().map_or(0, |bits| bits + 1);
+        let bits = RATE_BITS.saturating_sub(more);
         let rate = |(column, row): (usize, usize)| {
-            let rounded = (self.rows[row].totals.rates[columns.start + column] >> (63 - RATE_BITS)).div_ceil(2);
-            rounded as f64 / f64::from(1u32 << RATE_BITS)
+            let rounded = (self.rows[row].totals.rates[columns.start + column] >> (63 - bits)).div_ceil(2);
+            rounded as f64 / f64::from(1u32 << bits)
         };
         Array2::from_shape_fn((columns.len(), self.rows.len()), rate).dot(&self.weights)
     }
@@ -340,7 +356,8 @@ impl<'a> TraceResamples<'a> {
     /// Load of layers.
     fn loads(&self, value: &MetricsReport, low: &mut MetricsReport, high: &mut MetricsReport) {
         let (experts, resamples) = (self.metrics.selection().experts(), self.weights.ncols());
-        let column = |of: &dyn Fn(&GroupRow) -> u64| -> Vec<f64> { self.rows.iter().map(|row| of(row) as f64).collect() };
+        let column =
+            |of: &dyn Fn(&GroupRow) -> u64| -> Vec<f64> { self.rows.iter().map(|row| of(row) as f64).collect() };
         let tokens = ndarray::aview1(&column(&|row| row.totals.tokens)).dot(&self.weights);
         let layer = |position: usize| -> (LayerLoad, LayerLoad) {
             let uses = Array2::from_shape_fn((experts, self.rows.len()), |(expert, row)| {
@@ -348,7 +365,9 @@ impl<'a> TraceResamples<'a> {
             });
             let uses = uses.dot(&self.weights);
             let loads: Vec<LayerLoad> = (0..resamples)
-                .map(|at| layer_load(&uses.column(at).iter().map(|&uses| whole(uses)).collect::<Vec<_>>(), whole(tokens[at])))
+                .map(|at| {
+                    layer_load(&uses.column(at).iter().map(|&uses| whole(uses)).collect::<Vec<_>>(), whole(tokens[at]))
+                })
                 .collect();
             let value = &value.layers[position].load;
             let bounds = |figure: &dyn Fn(&LayerLoad) -> f64| {

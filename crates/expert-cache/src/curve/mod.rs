@@ -23,6 +23,7 @@
 
 mod accesses;
 mod accumulator;
+mod bypass;
 #[doc(hidden)]
 pub mod naive;
 mod pass;

@@ -20,12 +20,22 @@ fn hits_at(accesses: &Accesses, policy: CurvePolicy, cold: ColdStart, capacity: 
     let (mut served, mut distinct, mut hits) = (0, 0, 0);
     for (token, keys) in accesses.tokens().enumerate() {
         let before = resident.clone();
+        let done = served + keys.len();
         for &key in keys {
             let first_touch = past[key as usize].uses == 0;
             let free = cold == ColdStart::Free && first_touch && distinct < capacity;
             hits += u64::from(free || before.contains(&key));
             distinct += usize::from(first_touch);
-            if !resident.contains(&key) {
+            if !resident.contains(&key) && policy == CurvePolicy::BeladyBypass {
+                // Next uses are those behind the token.
+                resident.push(key);
+                let next_use = |key: u32| accesses.keys()[done..].iter().position(|&used| used == key);
+                if resident.len() > capacity {
+                    let next_use = |&slot: &usize| next_use(resident[slot]).unwrap_or(usize::MAX);
+                    let farthest = (0..resident.len()).max_by_key(next_use).expect("not empty");
+                    resident.swap_remove(farthest);
+                }
+            } else if !resident.contains(&key) {
                 if resident.len() == capacity {
                     let priority = |&slot: &usize| priority(accesses, policy, &past, served, token, resident[slot]);
                     let lowest = (0..capacity).min_by_key(priority).expect("a capacity is at least 1");
@@ -54,7 +64,7 @@ fn priority(
     match policy {
         CurvePolicy::Lru => (0, last_use),
         CurvePolicy::Lfu => (uses, last_use),
-        CurvePolicy::Belady => {
+        CurvePolicy::Belady | CurvePolicy::BeladyBypass => {
             let next_use = future.iter().position(|&used| used == key).unwrap_or(future.len());
             (future.len() - next_use, 0)
         }

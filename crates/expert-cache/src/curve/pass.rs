@@ -2,6 +2,7 @@
 
 use super::{
     Accesses, ColdStart, CurvePolicy,
+    bypass::BypassPass,
     ranking::{Frequency, NextUse, Ranking, WindowUses},
     recency::RecencyMatrix,
     stack::PriorityStack,
@@ -16,6 +17,7 @@ pub(super) enum Pass {
     LruList(PriorityStack),
     Lfu(PriorityStack, Frequency),
     Belady(PriorityStack, NextUse),
+    BeladyBypass(BypassPass),
     LookAhead(PriorityStack, WindowUses),
 }
 
@@ -27,6 +29,7 @@ impl Pass {
             CurvePolicy::Lru => Pass::LruList(stack),
             CurvePolicy::Lfu => Pass::Lfu(stack, Frequency::default()),
             CurvePolicy::Belady => Pass::Belady(stack, NextUse::default()),
+            CurvePolicy::BeladyBypass => Pass::BeladyBypass(BypassPass::default()),
             CurvePolicy::LookAhead { window } => Pass::LookAhead(stack, WindowUses::new(window)),
         }
     }
@@ -38,6 +41,7 @@ impl Pass {
             Pass::LruList(stack) => run_list(stack, accesses, cold, hits),
             Pass::Lfu(stack, ranking) => run_ranked(stack, ranking, accesses, cold, hits),
             Pass::Belady(stack, ranking) => run_ranked(stack, ranking, accesses, cold, hits),
+            Pass::BeladyBypass(pass) => pass.run(accesses, cold, hits),
             Pass::LookAhead(stack, ranking) => run_ranked(stack, ranking, accesses, cold, hits),
         }
     }
