@@ -22,7 +22,7 @@ pub(crate) fn sequence_key(sequence: &Sequence<'_>) -> u64 {
     tokens.iter().map(|&id| u64::from(id)).fold(state, mix)
 }
 
-/// One step of the hash that rustc uses for its tables; SplitMix makes the last of it fit for choosing by high bits.
+/// One step of the hash that rustc uses for its tables; the generator of [`group_of`] makes its bits fit for choosing.
 fn mix(state: u64, word: u64) -> u64 {
     (state.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95)
 }

@@ -17,7 +17,7 @@ pub(crate) struct SrpResamples {
 /// resamples lie beside each other, so that the compiler takes several in one instruction. Threshold 0 is left out: it
 /// never beats 1, and where it is as good it selects as much.
 pub(crate) fn srp_resamples<T: Copy + Into<f64>>(
-    counts: ArrayView2<'_, T>,
+    counts: &ArrayView2<'_, T>,
     window: usize,
     windows: &[f64],
 ) -> SrpResamples {
@@ -72,7 +72,7 @@ mod tests {
             let counts = Array2::from_shape_fn((5, histograms.len()), |(uses, at)| f32::from(histograms[at][uses + 1]));
             let windows = |histogram: &Vec<u16>| histogram.iter().map(|&count| u64::from(count)).sum::<u64>() * experts;
             let all: Vec<f64> = histograms.iter().map(|histogram| windows(histogram) as f64).collect();
-            let found = srp_resamples(counts.view(), 5, &all);
+            let found = srp_resamples(&counts.view(), 5, &all);
             for (at, histogram) in histograms.iter().enumerate() {
                 let mut counts: Vec<u64> = histogram.iter().map(|&count| u64::from(count)).collect();
                 counts[0] = windows(histogram) - counts[1..].iter().sum::<u64>();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use expert_cache::curve::CurveAccumulator;
 use moe_trace::Stack;
-use ndarray::{Array2, ArrayView2, s};
+use ndarray::{Array2, s};
 use rayon::prelude::*;
 
 use crate::{
@@ -79,7 +79,7 @@ impl<'a> TraceResamples<'a> {
             .par_iter()
             .map(|(position, number, experts)| {
                 let of = |expert: usize| value.layers[*position].experts[expert].srp[&self.lengths[*number]];
-                self.of_experts(*position, *number, experts.clone(), weights.view(), of)
+                self.of_experts(*position, *number, experts.clone(), &weights, of)
             })
             .collect();
         for ((position, number, experts), bounds) in tasks.into_iter().zip(bounds) {
@@ -100,7 +100,7 @@ impl<'a> TraceResamples<'a> {
         position: usize,
         number: usize,
         experts: std::ops::Range<usize>,
-        weights: ArrayView2<'_, f32>,
+        weights: &Array2<f32>,
         value: impl Fn(usize) -> SrpValue,
     ) -> Vec<[Bounds; 3]> {
         let (window, resamples) = (self.lengths[number], self.weights.ncols());
@@ -139,7 +139,7 @@ impl<'a> TraceResamples<'a> {
             let mut top = 0;
             for (figures, &used) in figures.iter_mut().zip(&used) {
                 let counts = resampled.slice(s![top..top + used, ..]);
-                let of = srp_resamples(counts, window, &windows[block.clone()]);
+                let of = srp_resamples(&counts, window, &windows[block.clone()]);
                 figures.iter_mut().zip([of.srp, of.rho, of.activation_rate]).for_each(|(all, more)| all.extend(more));
                 top += used;
             }
@@ -165,7 +165,7 @@ impl<'a> TraceResamples<'a> {
         let bounds = |number: usize, pooled: &Array2<f64>, layers: usize, value: &SrpValue| {
             let windows: Vec<f64> =
                 self.windows.row(number).iter().map(|windows| windows * (layers * experts) as f64).collect();
-            self.srp_bounds(value, srp_resamples(pooled.view(), lengths[number], &windows))
+            self.srp_bounds(value, srp_resamples(&pooled.view(), lengths[number], &windows))
         };
         let one = |(number, &window): (usize, &usize)| {
             let mut of_stacks =
@@ -278,9 +278,9 @@ impl<'a> TraceResamples<'a> {
             let columns = policy * slots + slots_of.start..policy * slots + slots_of.end;
             let mut sums: BTreeMap<Option<bool>, (Array2<f64>, f64)> = BTreeMap::new();
             let mut of_layers = Vec::new();
-            for position in 0..layers {
+            for (position, stack) in stacks.iter().enumerate() {
                 let mut rates = rates(position, columns.clone());
-                let encoder = stacks[position] == Stack::Encoder;
+                let encoder = *stack == Stack::Encoder;
                 for group in [None, Some(encoder)] {
                     let (sum, count) = sums
                         .entry(group)

@@ -136,7 +136,7 @@ mod tests {
             let mut free = 0;
             for key in keys {
                 let first = seen >> key & 1 == 0;
-                free += u64::from(cold == ColdStart::Free && first && seen.count_ones() < capacity as u32);
+                free += u64::from(cold == ColdStart::Free && first && (seen.count_ones() as usize) < capacity);
                 seen |= 1 << key;
             }
             let mut next = vec![None; states];
