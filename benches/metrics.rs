@@ -1,80 +1,56 @@
-//! How fast are SRP and the hit-rate curves, beside computing them by definition?
+//! How fast is SRP, beside computing it by definition, and how fast are all metrics together?
 //!
-//! One core, one layer of 64 experts, top-8, 512 tokens a sequence; throughput in tokens. The accesses of a sequence are
-//! read once outside of the timing where several metrics share them in use.
+//! One core unless a number of threads is named, one layer of 64 or 128 experts, top-8, 512 tokens a sequence; throughput
+//! in tokens. Ids are read from the trace every time.
 
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use expert_cache::curve::{Accesses, ColdStart, CurveAccumulator, CurvePolicy, naive};
-use lrc_metrics::{Accumulator, MetricsOptions, Srp, TraceMetrics, oracle};
+use lrc_metrics::{Accumulator, Bootstrap, MetricsOptions, Srp, TraceIntervals, TraceMetrics, accumulate, oracle};
 use moe_benches::{TOKENS, synthetic_trace};
 use moe_trace::{LayerId, RoutingSource, Sequence};
 
 const WINDOWS: [usize; 4] = [4, 16, 64, 256];
 const SEQUENCES: usize = 16;
 
-fn srp(criterion: &mut Criterion) {
-    let trace = synthetic_trace(SEQUENCES);
-    let sequences: Vec<Sequence<'_>> = (0..SEQUENCES).map(|index| trace.sequence(index).expect("in range")).collect();
-    let mut group = criterion.benchmark_group("srp");
-    group.throughput(Throughput::Elements((SEQUENCES * TOKENS) as u64));
-    for window in WINDOWS {
-        let mut srp = Srp::new(trace.geometry(), window).expect("a valid window");
-        group.bench_function(BenchmarkId::new("steps", window), |bencher| {
-            bencher.iter(|| sequences.iter().for_each(|sequence| srp.update(black_box(sequence)).expect("it fits")));
-        });
+/// SRP of every expert from the definition.
+fn naive_srp(sequence: &Sequence<'_>, window: usize) {
+    for expert in sequence.geometry().expert_ids() {
+        let counts = oracle::window_counts(sequence, LayerId(0), expert.0, window);
+        black_box(oracle::best_threshold(&counts));
     }
-    group.throughput(Throughput::Elements(TOKENS as u64)).sample_size(10);
-    for window in WINDOWS {
-        group.bench_function(BenchmarkId::new("naive", window), |bencher| {
-            bencher.iter(|| {
-                for expert in 0..64 {
-                    let counts = oracle::window_counts(black_box(&sequences[0]), LayerId(0), expert, window);
-                    black_box(oracle::best_threshold(&counts));
-                }
-            });
-        });
-    }
-    group.finish();
 }
 
-fn curves(criterion: &mut Criterion) {
-    let trace = synthetic_trace(SEQUENCES);
-    let accesses: Vec<Accesses> = (0..SEQUENCES)
-        .map(|index| {
-            let mut accesses = Accesses::new();
-            accesses.fill(&trace.sequence(index).expect("in range"), &[LayerId(0)]).expect("it fits");
-            accesses
-        })
-        .collect();
-    let policies = [CurvePolicy::Lru, CurvePolicy::Lfu, CurvePolicy::Belady, CurvePolicy::LookAhead { window: 16 }];
-    let mut group = criterion.benchmark_group("curves");
-    group.throughput(Throughput::Elements((SEQUENCES * TOKENS) as u64));
-    for policy in policies {
-        let mut curve =
-            CurveAccumulator::new(trace.geometry(), &[LayerId(0)], policy, ColdStart::Free).expect("a valid policy");
-        group.bench_function(BenchmarkId::new("one pass", policy.label()), |bencher| {
-            bencher.iter(|| {
-                for accesses in &accesses {
-                    curve.update_accesses(black_box(accesses)).expect("the same pool");
-                }
+/// Each window length alone and all together, ids read from the trace every time.
+fn srp(criterion: &mut Criterion) {
+    for experts in [64, 128] {
+        let trace = synthetic_trace(experts, SEQUENCES);
+        let sequences: Vec<Sequence<'_>> =
+            (0..SEQUENCES).map(|index| trace.sequence(index).expect("in range")).collect();
+        let mut group = criterion.benchmark_group(format!("srp, {experts} experts"));
+        group.throughput(Throughput::Elements((SEQUENCES * TOKENS) as u64));
+        for windows in WINDOWS.chunks(1).chain([&WINDOWS[..]]) {
+            let mut srp = Srp::new(RoutingSource::geometry(&trace), windows).expect("valid windows");
+            group.bench_function(BenchmarkId::new("steps", format!("{windows:?}")), |bencher| {
+                bencher
+                    .iter(|| sequences.iter().for_each(|sequence| srp.update(black_box(sequence)).expect("it fits")));
             });
-        });
+        }
+        group.throughput(Throughput::Elements(TOKENS as u64)).sample_size(10);
+        for windows in WINDOWS.chunks(1).chain([&WINDOWS[..]]) {
+            group.bench_function(BenchmarkId::new("naive", format!("{windows:?}")), |bencher| {
+                bencher.iter(|| windows.iter().for_each(|&window| naive_srp(black_box(&sequences[0]), window)));
+            });
+        }
+        group.finish();
     }
-    group.throughput(Throughput::Elements(TOKENS as u64)).sample_size(10);
-    for policy in policies {
-        group.bench_function(BenchmarkId::new("naive", policy.label()), |bencher| {
-            bencher.iter(|| black_box(naive::hits(black_box(&accesses[0]), policy, ColdStart::Free)));
-        });
-    }
-    group.finish();
 }
 
 fn everything(criterion: &mut Criterion) {
-    let trace = synthetic_trace(SEQUENCES);
+    let trace = synthetic_trace(64, SEQUENCES);
     let sequences: Vec<Sequence<'_>> = (0..SEQUENCES).map(|index| trace.sequence(index).expect("in range")).collect();
-    let mut metrics = TraceMetrics::new(trace.geometry(), &MetricsOptions::default()).expect("valid options");
+    let mut metrics =
+        TraceMetrics::new(RoutingSource::geometry(&trace), &MetricsOptions::default()).expect("valid options");
     let mut group = criterion.benchmark_group("trace metrics");
     group.throughput(Throughput::Elements((SEQUENCES * TOKENS) as u64));
     group.bench_function("four windows, seven curves, load", |bencher| {
@@ -83,5 +59,50 @@ fn everything(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, srp, curves, everything);
+/// Folding a trace on one thread and on two.
+fn threads(criterion: &mut Criterion) {
+    const SEQUENCES: usize = 512;
+    let trace = synthetic_trace(64, SEQUENCES);
+    let geometry = RoutingSource::geometry(&trace);
+    let srp = Srp::new(geometry, &WINDOWS).expect("valid windows");
+    let metrics = TraceMetrics::new(geometry, &MetricsOptions::default()).expect("valid options");
+    let mut group = criterion.benchmark_group("accumulate");
+    group.throughput(Throughput::Elements((SEQUENCES * TOKENS) as u64)).sample_size(10);
+    for threads in [1, 2] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+        group.bench_function(BenchmarkId::new("srp", threads), |bencher| {
+            bencher.iter(|| pool.install(|| accumulate(&trace, &srp, &|_done| {}).expect("a valid trace")));
+        });
+        group.bench_function(BenchmarkId::new("trace metrics", threads), |bencher| {
+            bencher.iter(|| pool.install(|| accumulate(&trace, &metrics, &|_done| {}).expect("a valid trace")));
+        });
+    }
+    group.finish();
+}
+
+/// What intervals of every figure cost beside the figures.
+fn intervals(criterion: &mut Criterion) {
+    const SEQUENCES: usize = 2048;
+    let trace = synthetic_trace(64, SEQUENCES);
+    let geometry = RoutingSource::geometry(&trace);
+    let options = MetricsOptions::default();
+    let metrics = TraceMetrics::new(geometry, &options).expect("valid options");
+    let intervals = TraceIntervals::new(geometry, &options, false).expect("valid options");
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool");
+    let mut group = criterion.benchmark_group(format!("intervals, {SEQUENCES} sequences"));
+    group.throughput(Throughput::Elements((SEQUENCES * TOKENS) as u64)).sample_size(10);
+    group.bench_function("metrics alone", |bencher| {
+        bencher.iter(|| pool.install(|| accumulate(&trace, &metrics, &|_done| {}).expect("a valid trace")));
+    });
+    group.bench_function("metrics and what is resampled", |bencher| {
+        bencher.iter(|| pool.install(|| accumulate(&trace, &intervals, &|_done| {}).expect("a valid trace")));
+    });
+    let folded = accumulate(&trace, &intervals, &|_done| {}).expect("a valid trace");
+    group.bench_function("1000 resamples", |bencher| {
+        bencher.iter(|| pool.install(|| folded.finish(black_box(&Bootstrap::default())).expect("enough sequences")));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, srp, everything, threads, intervals);
 criterion_main!(benches);

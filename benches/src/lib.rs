@@ -1,4 +1,4 @@
-//! What the benchmarks of the workspace share; the benchmarks are in `metrics.rs`.
+//! What the benchmarks of the workspace share; the benchmarks are the files beside `src`.
 
 use lrc_metrics::oracle;
 use moe_trace::{Geometry, MemoryTrace};
@@ -6,18 +6,18 @@ use moe_trace::{Geometry, MemoryTrace};
 /// Tokens of each sequence of [`synthetic_trace`].
 pub const TOKENS: usize = 512;
 
-/// A seeded trace of one layer of 64 experts, top-8, with sequences of [`TOKENS`] tokens whose routing is sticky.
+/// A seeded trace of one layer of `experts` experts, top-8, with sequences of [`TOKENS`] tokens whose routing is sticky.
 ///
 /// ```
 /// use moe_trace::RoutingSource;
-/// assert_eq!(moe_benches::synthetic_trace(2).sequence(1)?.len(), moe_benches::TOKENS);
+/// assert_eq!(moe_benches::synthetic_trace(64, 2).sequence(1)?.len(), moe_benches::TOKENS);
 /// # Ok::<(), moe_trace::TraceError>(())
 /// ```
 ///
 /// # Panics
-/// Never: the arguments of the generator are valid.
-pub fn synthetic_trace(sequences: usize) -> MemoryTrace {
-    let geometry = Geometry::decoder(1, 64, 8).expect("a valid geometry");
+/// If there are fewer than 8 experts.
+pub fn synthetic_trace(experts: usize, sequences: usize) -> MemoryTrace {
+    let geometry = Geometry::decoder(1, experts, 8).expect("a valid geometry");
     let mut trace = MemoryTrace::new(geometry.clone());
     for sequence in oracle::synthetic(&geometry, sequences, TOKENS, 20_240_607) {
         trace.push(sequence).expect("a valid sequence");

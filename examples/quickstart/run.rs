@@ -79,20 +79,26 @@ pub(crate) fn offloaded_bank(
     kind: PolicyKind,
     recorded: &MemoryTrace,
 ) -> Result<OffloadedExperts> {
-    let policy = |layer| policy(kind, recorded, layer);
+    let policy = |layer| policy(kind, capacity, recorded, layer);
     Ok(OffloadedExperts::new(store, device, capacity, OVERSIZE, policy)?)
 }
 
-fn policy(kind: PolicyKind, recorded: &MemoryTrace, layer: LayerId) -> expert_cache::Result<Box<dyn EvictionPolicy>> {
-    let future = kind.needs_future().then(|| Requests::from_source(recorded, Pool::Layer(layer))).transpose()?;
-    kind.build(recorded.geometry().experts(), future.map(Arc::new).as_ref())
+fn policy(
+    kind: PolicyKind,
+    capacity: usize,
+    recorded: &MemoryTrace,
+    layer: LayerId,
+) -> expert_cache::Result<Box<dyn EvictionPolicy>> {
+    let pool = Pool::Layer(layer);
+    let future = kind.needs_future().then(|| Requests::from_source(recorded, pool)).transpose()?;
+    kind.build(pool.shape(recorded.geometry()), capacity, future.map(Arc::new).as_ref())
 }
 
 /// What the same caches do on the recorded routing, layer by layer.
 pub(crate) fn simulate(recorded: &MemoryTrace, capacity: usize, kind: PolicyKind) -> Result<Vec<PhaseCounts>> {
     let geometry = recorded.geometry();
     let layer = |layer| -> Result<PhaseCounts> {
-        let cache = ExpertCache::new(policy(kind, recorded, layer)?, geometry.experts(), capacity, OVERSIZE)?;
+        let cache = ExpertCache::new(policy(kind, capacity, recorded, layer)?, geometry.experts(), capacity, OVERSIZE)?;
         let mut simulation = Simulation::new(geometry, Pool::Layer(layer), cache)?;
         simulation.run(recorded)?;
         Ok(simulation.counts()[0])

@@ -79,7 +79,9 @@ fn offloading_changes_no_bit_and_hits_equal_the_simulation_for_every_policy() {
     }) {
         let case = format!("{kind}, {capacity} slots, {oversize:?}");
         let store = if capacity == k { &mapped } else { &host };
-        let policy = |layer: moe_trace::LayerId| kind.build(experts, Some(&futures[layer.index()]));
+        let policy = |layer: moe_trace::LayerId| {
+            kind.build(Pool::Layer(layer).shape(&geometry), capacity, Some(&futures[layer.index()]))
+        };
         let bank = OffloadedExperts::new(Arc::clone(store), &Device::Cpu, capacity, oversize, policy).unwrap();
         let bank = Arc::new(bank);
         let (bits, trace) = serve(&fixture, bank.clone());

@@ -2,7 +2,7 @@
 
 use moe_trace::ExpertSet;
 
-use crate::{CacheError, EvictionPolicy, ExpertKey, Hit, Load, Plan, Result, SlotId};
+use crate::{CacheError, EvictionPolicy, ExpertKey, Hit, Load, Plan, Request, Result, SlotId};
 
 /// What happens to a request that is larger than the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -80,15 +80,17 @@ impl<P: EvictionPolicy> ExpertCache<P> {
         &self.resident
     }
 
-    /// Decides how `wanted` is served, and takes the plan as executed.
+    /// Decides how a request is served, and takes the plan as executed; a bare [`ExpertSet`] is a decoded token's.
     ///
     /// # Errors
     /// [`CacheError::Universe`] if the set is another pool's.
-    pub fn request(&mut self, wanted: &ExpertSet) -> Result<&Plan> {
+    pub fn request<'a>(&mut self, request: impl Into<Request<'a>>) -> Result<&Plan> {
+        let request = request.into();
+        let wanted = request.wanted();
         if wanted.universe() != self.slot_of.len() {
             return Err(CacheError::Universe { found: wanted.universe(), expected: self.slot_of.len() });
         }
-        self.policy.step(wanted);
+        self.policy.step(&request);
         self.plan.clear();
         let mut missing = std::mem::take(&mut self.missing);
         missing.clear();
@@ -120,6 +122,11 @@ impl<P: EvictionPolicy> ExpertCache<P> {
         #[cfg(test)]
         self.validate();
         Ok(&self.plan)
+    }
+
+    /// Tells the policy that a sequence has ended; what is resident stays.
+    pub fn sequence_end(&mut self) {
+        self.policy.sequence_end();
     }
 
     /// Takes back what the execution of the last plan did not achieve: its loads before `loaded` were executed,

@@ -2,6 +2,8 @@
 
 use moe_trace::{ExpertId, Geometry, LayerId};
 
+use crate::PoolShape;
+
 /// An expert within a [`Pool`]: a dense index `0..universe`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ExpertKey(pub u32);
@@ -44,6 +46,11 @@ impl Pool {
             Pool::Layer(_) => geometry.experts(),
             Pool::Model => geometry.layers() * geometry.experts(),
         }
+    }
+
+    /// The pool as policies see it.
+    pub fn shape(self, geometry: &Geometry) -> PoolShape {
+        PoolShape { layers: self.layers(geometry).count(), experts: geometry.experts() }
     }
 
     /// Layers of the pool in order of execution.

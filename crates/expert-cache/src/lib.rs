@@ -17,7 +17,7 @@
 //! let pool = Pool::Layer(LayerId(0));
 //! let future = Arc::new(Requests::from_source(&trace, pool)?);
 //! let hits = |kind: PolicyKind| {
-//!     let policy = kind.build(4, Some(&future))?;
+//!     let policy = kind.build(pool.shape(&geometry), 2, Some(&future))?;
 //!     let mut simulation = Simulation::new(&geometry, pool, ExpertCache::new(policy, 4, 2, Oversize::Waves)?)?;
 //!     simulation.run(&trace)?;
 //!     Ok::<_, expert_cache::CacheError>(simulation.counts()[0].total().hits)
@@ -36,6 +36,7 @@ mod key;
 mod plan;
 mod policies;
 mod policy;
+mod request;
 mod requests;
 mod simulate;
 
@@ -44,6 +45,7 @@ pub use error::{CacheError, Result};
 pub use key::{ExpertKey, Pool, SlotId};
 pub use plan::{Hit, Load, Plan};
 pub use policies::{Belady, Lfu, LookAhead, Lru};
-pub use policy::{EvictionPolicy, PolicyKind};
+pub use policy::{EvictionPolicy, PolicyKind, PoolShape};
+pub use request::{Request, RequestBuffer};
 pub use requests::{Requests, for_each_request};
 pub use simulate::{Counts, PhaseCounts, Simulation};

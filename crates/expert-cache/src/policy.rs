@@ -7,7 +7,7 @@ use std::sync::Arc;
 use moe_trace::ExpertSet;
 
 use crate::policies::{Belady, Lfu, LookAhead, Lru};
-use crate::{CacheError, ExpertKey, Requests, Result};
+use crate::{CacheError, ExpertKey, Request, Requests, Result};
 
 /// Chooses whom to evict.
 ///
@@ -18,8 +18,8 @@ use crate::{CacheError, ExpertKey, Requests, Result};
 /// # Panics
 /// A policy may panic on an expert outside of the pool it was made for.
 pub trait EvictionPolicy: fmt::Debug + Send {
-    /// A request for `wanted` is about to be served.
-    fn step(&mut self, wanted: &ExpertSet);
+    /// A request is about to be served.
+    fn step(&mut self, request: &Request<'_>);
 
     /// `expert` is resident from now on.
     fn admit(&mut self, expert: ExpertKey);
@@ -29,11 +29,14 @@ pub trait EvictionPolicy: fmt::Debug + Send {
 
     /// The resident expert to evict, none of `pinned`; `None` to bypass instead, or if all are pinned.
     fn victim(&mut self, pinned: &ExpertSet) -> Option<ExpertKey>;
+
+    /// A sequence has ended; the next request is another's.
+    fn sequence_end(&mut self) {}
 }
 
 impl<P: EvictionPolicy + ?Sized> EvictionPolicy for Box<P> {
-    fn step(&mut self, wanted: &ExpertSet) {
-        (**self).step(wanted);
+    fn step(&mut self, request: &Request<'_>) {
+        (**self).step(request);
     }
 
     fn admit(&mut self, expert: ExpertKey) {
@@ -46,6 +49,26 @@ impl<P: EvictionPolicy + ?Sized> EvictionPolicy for Box<P> {
 
     fn victim(&mut self, pinned: &ExpertSet) -> Option<ExpertKey> {
         (**self).victim(pinned)
+    }
+
+    fn sequence_end(&mut self) {
+        (**self).sequence_end();
+    }
+}
+
+/// The experts that a policy chooses among: `layers * experts`, keys in the order of layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PoolShape {
+    /// Layers that share the pool.
+    pub layers: usize,
+    /// Experts a layer.
+    pub experts: usize,
+}
+
+impl PoolShape {
+    /// Number of experts in the pool.
+    pub fn universe(self) -> usize {
+        self.layers * self.experts
     }
 }
 
@@ -71,12 +94,21 @@ impl PolicyKind {
         matches!(self, PolicyKind::Belady | PolicyKind::LookAhead { .. })
     }
 
-    /// Creates the policy for a pool of `universe` experts; `future` are the requests it will see.
+    /// Creates the policy for a cache of `capacity` slots over a pool; `future` are the requests it will see.
     ///
     /// # Errors
-    /// [`CacheError::NeedsFuture`] if the policy needs a future and there is none, [`CacheError::Universe`] if the
+    /// [`CacheError::Capacity`] if the capacity is 0 or above the pool, [`CacheError::NeedsFuture`] if the policy needs a future and there is none, [`CacheError::Universe`] if the
     /// future is another pool's, [`CacheError::Window`] for an empty window.
-    pub fn build(self, universe: usize, future: Option<&Arc<Requests>>) -> Result<Box<dyn EvictionPolicy>> {
+    pub fn build(
+        self,
+        shape: PoolShape,
+        capacity: usize,
+        future: Option<&Arc<Requests>>,
+    ) -> Result<Box<dyn EvictionPolicy>> {
+        let universe = shape.universe();
+        if capacity == 0 || capacity > universe {
+            return Err(CacheError::Capacity { capacity, experts: universe });
+        }
         let future = || {
             let future = future.ok_or(CacheError::NeedsFuture { policy: self })?;
             if future.universe() == universe {

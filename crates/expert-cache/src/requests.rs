@@ -1,21 +1,21 @@
 //! The stream of expert sets that a cache is asked for.
 
-use moe_trace::{ExpertSet, Geometry, LayerId, Phase, RoutingSource, Sequence};
+use moe_trace::{Geometry, Phase, RoutingSource, Sequence};
 
-use crate::{CacheError, Pool, Result};
+use crate::{CacheError, Pool, Request, RequestBuffer, Result};
 
-/// Calls `visit` with every set that serving `sequence` asks a pool for, in order of execution.
+/// Calls `visit` with every request that serving `sequence` makes to a pool, in order of execution.
 ///
 /// A run of prefill tokens asks once a layer, for the union of the tokens' experts; a decode token asks once a layer
-/// for its own. `set` is scratch over the pool's universe.
+/// for its own. `buffer` is scratch over the pool's universe.
 ///
 /// # Panics
 /// If `set` is over another universe, or the pool's layer does not exist.
 pub fn for_each_request(
     sequence: &Sequence<'_>,
     pool: Pool,
-    set: &mut ExpertSet,
-    mut visit: impl FnMut(LayerId, Phase, &ExpertSet),
+    buffer: &mut RequestBuffer,
+    mut visit: impl FnMut(&Request<'_>),
 ) {
     let geometry = sequence.geometry();
     let mut start = 0;
@@ -26,11 +26,18 @@ pub fn for_each_request(
             end += 1;
         }
         for layer in pool.layers(geometry) {
-            set.clear();
-            for expert in (start..end).flat_map(|token| sequence.experts(token, layer)) {
-                set.insert(pool.key(geometry, layer, expert).index());
+            buffer.clear();
+            for token in start..end {
+                match sequence.weighted_experts(token, layer) {
+                    Some(experts) => experts.for_each(|(expert, weight)| {
+                        buffer.want(pool.key(geometry, layer, expert), Some(weight));
+                    }),
+                    None => sequence.experts(token, layer).for_each(|expert| {
+                        buffer.want(pool.key(geometry, layer, expert), None);
+                    }),
+                }
             }
-            visit(layer, phase, set);
+            visit(&buffer.request(layer, phase));
         }
         start = end;
     }
@@ -61,10 +68,10 @@ impl Requests {
             members: Vec::new(),
             ends: Vec::new(),
         };
-        let mut set = ExpertSet::new(universe);
+        let mut buffer = RequestBuffer::new(universe);
         for index in 0..source.len() {
-            for_each_request(&source.sequence(index)?, pool, &mut set, |_, _, set| {
-                let members = set.iter().map(|member| u32::try_from(member).expect("keys are u32"));
+            for_each_request(&source.sequence(index)?, pool, &mut buffer, |request| {
+                let members = request.wanted().iter().map(|member| u32::try_from(member).expect("keys are u32"));
                 requests.members.extend(members);
                 requests.ends.push(requests.members.len());
             });
@@ -111,7 +118,7 @@ pub(crate) fn check_pool(geometry: &Geometry, pool: Pool) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use moe_trace::{MemoryTrace, SequenceBuf};
+    use moe_trace::{LayerId, MemoryTrace, SequenceBuf};
 
     use super::*;
 

@@ -1,10 +1,10 @@
 //! The simulator in engine order: it counts the plans that the runtime executes.
 
-use moe_trace::{ExpertSet, Geometry, LayerId, Phase, RoutingSource, Sequence};
+use moe_trace::{Geometry, LayerId, Phase, RoutingSource, Sequence};
 use serde::Serialize;
 
 use crate::requests::{check_pool, for_each_request};
-use crate::{CacheError, EvictionPolicy, ExpertCache, Plan, Pool, Result};
+use crate::{CacheError, EvictionPolicy, ExpertCache, Plan, Pool, RequestBuffer, Result};
 
 /// What became of the experts that requests wanted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -114,7 +114,7 @@ pub struct Simulation<P> {
     cache: ExpertCache<P>,
     /// One entry a layer of the pool.
     counts: Vec<PhaseCounts>,
-    set: ExpertSet,
+    buffer: RequestBuffer,
 }
 
 impl<P: EvictionPolicy> Simulation<P> {
@@ -125,8 +125,8 @@ impl<P: EvictionPolicy> Simulation<P> {
     pub fn new(geometry: &Geometry, pool: Pool, cache: ExpertCache<P>) -> Result<Simulation<P>> {
         check_pool(geometry, pool)?;
         let counts = vec![PhaseCounts::default(); pool.layers(geometry).count()];
-        let set = ExpertSet::new(pool.universe(geometry));
-        Ok(Simulation { geometry: geometry.clone(), pool, cache, counts, set })
+        let buffer = RequestBuffer::new(pool.universe(geometry));
+        Ok(Simulation { geometry: geometry.clone(), pool, cache, counts, buffer })
     }
 
     /// Serves a sequence.
@@ -140,11 +140,13 @@ impl<P: EvictionPolicy> Simulation<P> {
         }
         let first = self.pool.layers(&self.geometry).next().map_or(0, LayerId::index);
         let (cache, counts, mut outcome) = (&mut self.cache, &mut self.counts, Ok(()));
-        for_each_request(sequence, self.pool, &mut self.set, |layer, phase, set| {
+        for_each_request(sequence, self.pool, &mut self.buffer, |request| {
             if outcome.is_ok() {
-                outcome = cache.request(set).map(|plan| counts[layer.index() - first].of_mut(phase).add(plan));
+                let counts = counts[request.layer().index() - first].of_mut(request.phase());
+                outcome = cache.request(*request).map(|plan| counts.add(plan));
             }
         });
+        self.cache.sequence_end();
         outcome
     }
 

@@ -1,5 +1,7 @@
 //! Any metric, one text domain apart from the other.
 
+use std::collections::BTreeMap;
+
 use moe_trace::Sequence;
 use serde::{Deserialize, Serialize};
 
@@ -102,15 +104,17 @@ impl<A: Accumulator> Accumulator for ByDomain<A> {
 }
 
 impl ByDomain<Srp> {
-    /// SRP of every domain beside that of all sequences.
+    /// SRP of every domain beside that of all sequences, by window length.
     ///
     /// # Errors
-    /// [`MetricError::WindowTooLong`] if no sequence has a window.
-    pub fn finish(&self) -> Result<DomainSrp> {
-        Ok(DomainSrp {
-            all: self.total()?.finish()?,
-            domains: self.domains.iter().map(|domain| domain.finish().ok()).collect(),
-        })
+    /// [`MetricError::WindowTooLong`] for a length of which no sequence has a window.
+    pub fn finish(&self) -> Result<BTreeMap<usize, DomainSrp>> {
+        let all = self.total()?.finish()?;
+        let domains = |place: usize| self.domains.iter().map(move |srp| srp.report(&srp.lengths()[place]).ok());
+        let lengths = all.into_iter().enumerate();
+        Ok(lengths
+            .map(|(place, (window, all))| (window, DomainSrp { all, domains: domains(place).collect() }))
+            .collect())
     }
 }
 
@@ -140,13 +144,13 @@ impl DomainSrp {
     ///
     /// // Windows of 2 tokens, 2 experts, top-1. Domain 0: A A. Domain 1: A B.
     /// let geometry = Geometry::decoder(1, 2, 1)?;
-    /// let mut srp = ByDomain::new(&Srp::new(&geometry, 2)?, 2);
+    /// let mut srp = ByDomain::new(&Srp::new(&geometry, &[2])?, 2);
     /// for (domain, experts) in [vec![0, 0], vec![0, 1]].into_iter().enumerate() {
     ///     let mut sequence = SequenceBuf::from_experts(&geometry, experts, Phase::Prefill)?;
     ///     sequence.domain = Some(DomainId(u16::try_from(domain)?));
     ///     srp.update(&sequence.view(&geometry, 0)?)?;
     /// }
-    /// let report = srp.finish()?;
+    /// let report = &srp.finish()?[&2];
     /// // Domain 0 is perfect, domain 1 selects 2 experts for 1: F1 = 2 * 2 / (4 + 2). Together A is used 2 and 1 times,
     /// // B once: F1(1) = 2 * 4 / (6 + 4).
     /// assert_eq!(report.all.model.srp, 0.8);
@@ -172,7 +176,7 @@ mod tests {
         let geometry = Geometry::decoder(1, 2, 1).unwrap();
         let mut sequence = SequenceBuf::from_experts(&geometry, vec![0, 1], Phase::Prefill).unwrap();
         sequence.domain = Some(DomainId(2));
-        let empty = Srp::new(&geometry, 2).unwrap();
+        let empty = Srp::new(&geometry, &[2]).unwrap();
         let mut srp = ByDomain::new(&empty, 2);
         let error = srp.update(&sequence.view(&geometry, 0).unwrap()).unwrap_err().to_string();
         assert_eq!(error, "domain 2 is out of range, the accumulator has 2 domains");
@@ -185,9 +189,9 @@ mod tests {
         let geometry = Geometry::decoder(1, 2, 1).unwrap();
         let mut sequence = SequenceBuf::from_experts(&geometry, vec![0, 1, 1], Phase::Prefill).unwrap();
         sequence.domain = Some(DomainId(0));
-        let mut srp = ByDomain::new(&Srp::new(&geometry, 2).unwrap(), 2);
+        let mut srp = ByDomain::new(&Srp::new(&geometry, &[2]).unwrap(), 2);
         srp.update(&sequence.view(&geometry, 0).unwrap()).unwrap();
-        let report = srp.finish().unwrap();
+        let report = &srp.finish().unwrap()[&2];
         assert_eq!(report.domains, [Some(report.all.clone()), None]);
         assert_eq!(report.relative(|report| report.model.srp), [Some(1.0), None]);
         assert_eq!(report.relative(|_| 0.0), [None, None]);

@@ -8,129 +8,185 @@ use crate::{
     serialized::{intact, within},
 };
 
-/// For every expert of a layer the number of windows in which it is used `f` times, `f` in `0..=window`.
+/// For every expert of a layer the number of windows that use it at least `a` times, `a` in `1..=window`.
 ///
-/// While a window slides over a sequence, the count of an expert is a step function of the window's start `p`. Instead
-/// of counting every window, each step is recorded once: a step from `f` to `f + 1` at `p` ends a run at `f` and begins
-/// one at `f + 1`, so it adds `p` to the windows of `f` and takes `p` from those of `f + 1`; a step down does the
-/// opposite. Both are one addition to `crossings[f]`. So a sequence costs two steps an activation, whatever the number
-/// of experts and the window length, and windows without a use cost nothing.
+/// While a window slides over a sequence, the count of an expert is a step function of the window's start `p`. It is at
+/// least `a` from the start at which it rises from `a - 1` to `a` to the start at which it falls back, so the number of
+/// windows is the sum of the latter less the sum of the former:
 ///
 /// ```text
-/// windows(f) = resting[f] + crossings[f] - crossings[f - 1]      (mod 2^64, exact since the result is below 2^64)
+/// at_least[a] = sum of p over falls from a to a - 1  -  sum of p over rises from a - 1 to a
 /// ```
 ///
-/// where `resting[f]` sums the number of windows of the sequences whose last window has count `f`.
+/// Every use of an expert is one rise, `window` tokens before it, and one fall, after it. Before the first window all
+/// counts are 0, and where there is no further window they fall to 0 again. So a sequence costs two additions a use,
+/// whatever the number of experts and the window length, and windows without a use cost nothing. Between a rise and its
+/// fall a sum can be below 0; it wraps, which is exact since the result is not.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct WindowHistogram {
     window: usize,
     experts: usize,
-    /// `[experts x (window + 1)]`, the last of a row unused; empty until a sequence is long enough, so that memory
-    /// follows the data and not the window asked for.
-    crossings: Vec<u64>,
-    /// `[experts x (window + 1)]`.
-    resting: Vec<u64>,
-    /// Uses of each expert by the current window; all 0 between sequences.
+    /// `[experts x window]`; empty until a sequence is long enough, so that memory follows the data and not the window
+    /// asked for.
+    at_least: Vec<u64>,
+    /// The cell of `at_least` to which the next rise of each expert belongs, that is, its row and its count in the
+    /// current window. Every count is 0 between sequences.
     #[serde(skip)]
-    running: Vec<usize>,
+    rising: Vec<usize>,
 }
 
 impl WindowHistogram {
     /// Creates the histogram of no window. `window` must be at least 1.
     pub(crate) fn new(window: usize, experts: usize) -> WindowHistogram {
-        WindowHistogram { window, experts, crossings: Vec::new(), resting: Vec::new(), running: Vec::new() }
+        WindowHistogram { window, experts, at_least: Vec::new(), rising: Vec::new() }
     }
 
     /// Adds the windows of a sequence; a sequence shorter than the window has none.
     pub(crate) fn update(&mut self, accesses: &Accesses) {
-        let (tokens, window, stride) = (accesses.token_count(), self.window, self.window.saturating_add(1));
-        if tokens < window {
+        if accesses.token_count() < self.window {
             return;
         }
         self.allocate();
-        for token in 0..window {
-            for &expert in accesses.token(token) {
-                self.running[expert as usize] += 1;
-            }
+        let (at_least, rising) = (self.at_least.as_mut_slice(), self.rising.as_mut_slice());
+        let (mut entering, mut leaving) = (accesses.tokens(), accesses.tokens());
+        for keys in entering.by_ref().take(self.window - 1) {
+            each(keys, |expert| rising[expert as usize] += 1);
         }
-        for start in 1..=tokens - window {
-            let weight = start as u64;
-            for &expert in accesses.token(start - 1) {
-                let uses = &mut self.running[expert as usize];
-                *uses -= 1;
-                let crossing = &mut self.crossings[expert as usize * stride + *uses];
-                *crossing = crossing.wrapping_sub(weight);
-            }
-            for &expert in accesses.token(start + window - 1) {
-                let uses = &mut self.running[expert as usize];
-                let crossing = &mut self.crossings[expert as usize * stride + *uses];
-                *crossing = crossing.wrapping_add(weight);
-                *uses += 1;
-            }
+        let mut start = 0u64;
+        for (entering, leaving) in entering.zip(leaving.by_ref()) {
+            each(entering, |expert| {
+                let cell = &mut rising[expert as usize];
+                at_least[*cell] = at_least[*cell].wrapping_sub(start);
+                *cell += 1;
+            });
+            start += 1;
+            each(leaving, |expert| fall(expert, start, rising, at_least));
         }
-        let windows = (tokens - window + 1) as u64;
-        for (resting, uses) in self.resting.chunks_exact_mut(stride).zip(&mut self.running) {
-            resting[std::mem::take(uses)] += windows;
+        for keys in leaving {
+            each(keys, |expert| fall(expert, start, rising, at_least));
         }
     }
 
     /// Adds the windows of another histogram of the same shape.
     pub(crate) fn merge(&mut self, other: &WindowHistogram) {
         assert_eq!((self.window, self.experts), (other.window, other.experts), "histograms of different shapes");
-        if other.crossings.is_empty() {
+        if other.at_least.is_empty() {
             return;
         }
         self.allocate();
-        for (sum, more) in self.crossings.iter_mut().zip(&other.crossings) {
-            *sum = sum.wrapping_add(*more);
-        }
-        for (sum, more) in self.resting.iter_mut().zip(&other.resting) {
+        for (sum, more) in self.at_least.iter_mut().zip(&other.at_least) {
             *sum += more;
         }
     }
 
-    /// Adds the windows of one expert to `counts`, `[window + 1]`.
-    pub(crate) fn add_to(&self, expert: usize, counts: &mut [u64]) {
-        if self.crossings.is_empty() {
-            return;
+    /// Adds the windows of one expert, `windows` in all, to `counts`: `counts[f]` windows use it `f` times,
+    /// `[window + 1]`.
+    pub(crate) fn add_to(&self, expert: usize, windows: u64, counts: &mut [u64]) {
+        let row = self.at_least.get(expert * self.window..(expert + 1) * self.window).unwrap_or_default();
+        let mut at_least = windows;
+        for (count, &more) in counts.iter_mut().zip(row) {
+            *count += at_least - more;
+            at_least = more;
         }
-        let row = expert * (self.window + 1)..(expert + 1) * (self.window + 1);
-        let mut above_previous = 0;
-        for ((count, &resting), &crossing) in
-            counts.iter_mut().zip(&self.resting[row.clone()]).zip(&self.crossings[row])
-        {
-            *count += resting.wrapping_add(crossing).wrapping_sub(above_previous);
-            above_previous = crossing;
+        if let Some(last) = counts.last_mut() {
+            *last += at_least;
         }
     }
 
-    /// Checks a state that was read: every expert has a count for each of `windows` windows.
+    /// Checks a state that was read: of `windows` windows at least as many use an expert `a` times as `a + 1` times.
     pub(crate) fn restore(&mut self, window: usize, experts: usize, windows: u64) -> Result<()> {
         intact("window length of a layer", &window, &self.window)?;
         intact("number of experts of a layer", &experts, &self.experts)?;
-        intact("length of a histogram", &self.crossings.len(), &self.resting.len())?;
-        if self.crossings.is_empty() {
+        if self.at_least.is_empty() {
             return intact("number of windows without a histogram", &0, &windows);
         }
-        let expected = experts as u128 * (window as u128 + 1);
-        within("length of a histogram", expected, expected, self.crossings.len() as u128)?;
-        self.running = vec![0; experts];
-        self.resting.iter().try_for_each(|&resting| within("windows at rest", 0, windows.into(), resting.into()))?;
-        for expert in 0..experts {
-            let mut counts = vec![0; window + 1];
-            self.add_to(expert, &mut counts);
-            let sum = counts.into_iter().map(u128::from).sum();
-            within("number of windows of an expert", windows.into(), windows.into(), sum)?;
+        let expected = experts as u128 * window as u128;
+        within("length of a histogram", expected, expected, self.at_least.len() as u128)?;
+        for row in self.at_least.chunks_exact(window) {
+            let mut most = windows;
+            for &at_least in row {
+                within("number of windows of a number of uses or more", 0, most.into(), at_least.into())?;
+                most = at_least;
+            }
         }
+        self.rest();
         Ok(())
     }
 
     fn allocate(&mut self) {
-        if self.crossings.is_empty() {
-            let len = self.experts * (self.window + 1);
-            self.crossings = vec![0; len];
-            self.resting = vec![0; len];
-            self.running = vec![0; self.experts];
+        if self.at_least.is_empty() {
+            self.at_least = vec![0; self.experts * self.window];
+            self.rest();
         }
+    }
+
+    /// Sets all counts to 0.
+    fn rest(&mut self) {
+        self.rising = (0..self.experts).map(|expert| expert * self.window).collect();
+    }
+}
+
+#[inline(always)]
+fn fall(expert: u32, start: u64, rising: &mut [usize], at_least: &mut [u64]) {
+    let cell = &mut rising[expert as usize];
+    *cell -= 1;
+    at_least[*cell] = at_least[*cell].wrapping_add(start);
+}
+
+/// Calls `step` for every key, four keys a turn of the loop: with one, the turn costs half as much as the step.
+#[inline(always)]
+fn each(keys: &[u32], mut step: impl FnMut(u32)) {
+    let (fours, rest) = keys.as_chunks::<4>();
+    for four in fours {
+        four.iter().for_each(|&key| step(key));
+    }
+    rest.iter().for_each(|&key| step(key));
+}
+
+#[cfg(test)]
+mod tests {
+    use moe_trace::{Geometry, LayerId, Phase, SequenceBuf};
+
+    use super::*;
+
+    /// Histogram of one sequence of a layer of 2 experts, top-1, and the counts of both experts.
+    fn counted(experts: Vec<u16>, window: usize) -> (WindowHistogram, [Vec<u64>; 2]) {
+        let geometry = Geometry::decoder(1, 2, 1).unwrap();
+        let sequence = SequenceBuf::from_experts(&geometry, experts, Phase::Decode).unwrap();
+        let windows = (sequence.phases.len() + 1).saturating_sub(window) as u64;
+        let mut accesses = Accesses::new();
+        accesses.fill(&sequence.view(&geometry, 0).unwrap(), &[LayerId(0)]).unwrap();
+        let mut histogram = WindowHistogram::new(window, 2);
+        histogram.update(&accesses);
+        let counts = [0, 1].map(|expert| {
+            let mut counts = vec![0; window + 1];
+            histogram.add_to(expert, windows, &mut counts);
+            counts
+        });
+        (histogram, counts)
+    }
+
+    #[test]
+    fn windows_by_hand() {
+        // A A B A in windows of 2: AA, AB, BA. A is used 2, 1, 1 times, B 0, 1, 1 times.
+        let (histogram, counts) = counted(vec![0, 0, 1, 0], 2);
+        assert_eq!(histogram.at_least, [3, 1, 2, 0]);
+        assert_eq!(counts, [vec![0, 2, 1], vec![1, 2, 0]]);
+        assert_eq!(histogram.rising, [0, 2]);
+        // One window of 4, and none of 5.
+        assert_eq!(counted(vec![0, 0, 1, 0], 4).1, [vec![0, 0, 0, 1, 0], vec![0, 1, 0, 0, 0]]);
+        assert!(counted(vec![0, 0, 1, 0], 5).0.at_least.is_empty());
+    }
+
+    /// Starts of a long sequence sum up to more than 32 bits.
+    #[test]
+    fn sums_of_starts_do_not_overflow() {
+        let pairs = 1 << 17;
+        // A B A B ..: every window of 3 has two of one and one of the other.
+        let (_, counts) = counted([0, 1].repeat(pairs), 3);
+        let half = pairs as u64 - 1;
+        assert_eq!(counts, [vec![0, half, half, 0], vec![0, half, half, 0]]);
+        let (_, counts) = counted(vec![1; 2 * pairs], 3);
+        assert_eq!(counts, [vec![2 * half, 0, 0, 0], vec![0, 0, 0, 2 * half]]);
     }
 }

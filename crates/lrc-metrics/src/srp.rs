@@ -1,8 +1,9 @@
 //! Segment routing best performance of a trace.
 
+use std::collections::BTreeMap;
+
 use expert_cache::curve::Accesses;
 use moe_trace::{Geometry, LayerId, Sequence};
-
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
     serialized::{MOST, Restore, checked_serde, intact, within},
 };
 
-/// Segment routing best performance (SRP) at one window length, by expert, layer and model.
+/// Segment routing best performance (SRP) at some window lengths, by expert, layer and model.
 ///
 /// How well does one fixed set of experts serve every token of a window of `m` tokens? For each expert and window the
 /// number of tokens that use it is known; the set takes the experts that at least `a` tokens use, and SRP is the F1 of
@@ -24,8 +25,8 @@ use crate::{
 /// those of its layers, and each takes one threshold: they are not means of expert values.
 ///
 /// # Complexity
-/// Two steps an activation, for any window length. Memory is `2 * 8 * layers * experts * (m + 1)` bytes from the first
-/// sequence of at least `m` tokens on.
+/// Two additions a use of an expert and window length, however long the windows; a sequence is read once for all of them.
+/// Memory is `8 * layers * experts * m` bytes a window length, from the first sequence of at least `m` tokens on.
 ///
 /// # References
 /// arXiv 2505.16056, section 2.2 and appendix C.1.
@@ -34,77 +35,48 @@ use crate::{
 /// use lrc_metrics::{Accumulator, Srp};
 /// use moe_trace::{Geometry, Phase, SequenceBuf};
 ///
-/// // One layer of 2 experts, top-1: A A B, windows of 2: AA, AB.
+/// // One layer of 2 experts, top-1: A A B, windows of 2 (AA, AB) and of 3 (AAB).
 /// let geometry = Geometry::decoder(1, 2, 1)?;
 /// let sequence = SequenceBuf::from_experts(&geometry, vec![0, 0, 1], Phase::Decode)?;
-/// let mut srp = Srp::new(&geometry, 2)?;
+/// let mut srp = Srp::new(&geometry, &[2, 3])?;
 /// srp.update(&sequence.view(&geometry, 0)?)?;
-/// let report = srp.finish()?;
+/// let reports = srp.finish()?;
 /// // A is used 2 and 1 times: F1(0) = F1(1) = 2 * 3 / (2 * 2 + 3). B 0 and 1 times: F1(1) = 2 * 1 / (2 * 1 + 1).
-/// assert_eq!(report.layers[0].experts[0].srp, 6.0 / 7.0);
-/// assert_eq!(report.layers[0].experts[1].srp, 2.0 / 3.0);
+/// assert_eq!(reports[&2].layers[0].experts[0].srp, 6.0 / 7.0);
+/// assert_eq!(reports[&2].layers[0].experts[1].srp, 2.0 / 3.0);
 /// // Together, with one threshold: F1(1) = 2 * 4 / (2 * 3 + 4).
-/// assert_eq!(report.model.srp, 0.8);
+/// assert_eq!(reports[&2].model.srp, 0.8);
+/// // One window of three: A is used twice and taken alone. F1(2) = 2 * 2 / (3 * 1 + 3).
+/// assert_eq!(reports[&3].model.srp, 2.0 / 3.0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(remote = "Self")]
 pub struct Srp {
-    window: usize,
     selection: Selection,
-    layers: Vec<WindowHistogram>,
-    windows: u64,
+    /// By window length, ascending.
+    lengths: Vec<WindowSrp>,
     sequences: u64,
     longest: usize,
     #[serde(skip)]
     scratch: Accesses,
 }
 
-impl Srp {
-    /// Creates the SRP of all layers for windows of `window` tokens.
-    ///
-    /// # Errors
-    /// [`MetricError::Window`] for a window of no token.
-    pub fn new(geometry: &Geometry, window: usize) -> Result<Srp> {
-        Srp::over(Selection::all(geometry), window)
-    }
+/// The histograms of all layers at one window length.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct WindowSrp {
+    window: usize,
+    windows: u64,
+    layers: Vec<WindowHistogram>,
+}
 
-    /// Creates the SRP of some layers; the model level then pools these.
-    ///
-    /// # Errors
-    /// [`MetricError::Window`]; [`MetricError::NoLayers`] or a layer out of range.
-    pub fn of_layers(geometry: &Geometry, layers: &[LayerId], window: usize) -> Result<Srp> {
-        Srp::over(Selection::new(geometry, layers)?, window)
-    }
-
-    fn over(selection: Selection, window: usize) -> Result<Srp> {
+impl WindowSrp {
+    fn new(window: usize, selection: &Selection) -> Result<WindowSrp> {
         if window == 0 {
             return Err(MetricError::Window { window });
         }
         let layers = vec![WindowHistogram::new(window, selection.experts()); selection.layers().len()];
-        Ok(Srp { window, selection, layers, windows: 0, sequences: 0, longest: 0, scratch: Accesses::new() })
-    }
-
-    /// Adds the accesses of a sequence to one of the selected layers.
-    pub(crate) fn update_layer(&mut self, position: usize, accesses: &Accesses) {
-        self.layers[position].update(accesses);
-    }
-
-    /// Counts a sequence of which every selected layer was added.
-    pub(crate) fn count_sequence(&mut self, tokens: usize) {
-        self.windows += (tokens + 1).saturating_sub(self.window) as u64;
-        self.sequences += 1;
-        self.longest = self.longest.max(tokens);
-    }
-
-    /// The layers that are looked at.
-    pub(crate) fn selection(&self) -> &Selection {
-        &self.selection
-    }
-
-    /// Number of sequences.
-    pub(crate) fn sequences(&self) -> u64 {
-        self.sequences
+        Ok(WindowSrp { window, windows: 0, layers })
     }
 
     /// Window length in tokens.
@@ -114,40 +86,125 @@ impl Srp {
 
     /// Adds the windows of one expert of a selected layer to `counts`, `[window + 1]`.
     pub(crate) fn add_counts(&self, position: usize, expert: usize, counts: &mut [u64]) {
-        self.layers[position].add_to(expert, counts);
+        self.layers[position].add_to(expert, self.windows, counts);
     }
 
-    /// The values of the sequences so far.
+    /// Number of windows of a sequence.
+    fn count(&self, tokens: usize) -> u64 {
+        (tokens as u64 + 1).saturating_sub(self.window as u64)
+    }
+
+    fn restore(&mut self, selection: &Selection, sequences: u64, longest: usize) -> Result<()> {
+        let most = (u128::from(sequences) * u128::from(self.count(longest))).min(MOST.into());
+        within("number of windows", 0, most, self.windows.into())?;
+        intact("number of layers", &selection.layers().len(), &self.layers.len())?;
+        let (window, experts, windows) = (self.window, selection.experts(), self.windows);
+        self.layers.iter_mut().try_for_each(|layer| layer.restore(window, experts, windows))
+    }
+}
+
+impl Srp {
+    /// Creates the SRP of all layers for windows of each length in `windows`, in tokens.
     ///
     /// # Errors
-    /// [`MetricError::WindowTooLong`] if no sequence has a window.
-    pub fn finish(&self) -> Result<SrpReport> {
-        if self.windows == 0 {
-            let (window, longest, sequences) = (self.window, self.longest, self.sequences);
+    /// [`MetricError::Window`] for a window of no token.
+    pub fn new(geometry: &Geometry, windows: &[usize]) -> Result<Srp> {
+        Srp::over(Selection::all(geometry), windows)
+    }
+
+    /// Creates the SRP of some layers; the model level then pools these.
+    ///
+    /// # Errors
+    /// [`MetricError::Window`]; [`MetricError::NoLayers`] or a layer out of range.
+    pub fn of_layers(geometry: &Geometry, layers: &[LayerId], windows: &[usize]) -> Result<Srp> {
+        Srp::over(Selection::new(geometry, layers)?, windows)
+    }
+
+    fn over(selection: Selection, windows: &[usize]) -> Result<Srp> {
+        let mut windows = windows.to_vec();
+        windows.sort_unstable();
+        windows.dedup();
+        let lengths = windows.into_iter().map(|window| WindowSrp::new(window, &selection)).collect::<Result<_>>()?;
+        Ok(Srp { selection, lengths, sequences: 0, longest: 0, scratch: Accesses::new() })
+    }
+
+    /// Adds the accesses of a sequence to one of the selected layers.
+    pub(crate) fn update_layer(&mut self, position: usize, accesses: &Accesses) {
+        self.lengths.iter_mut().for_each(|length| length.layers[position].update(accesses));
+    }
+
+    /// Counts a sequence of which every selected layer was added.
+    pub(crate) fn count_sequence(&mut self, tokens: usize) {
+        self.lengths.iter_mut().for_each(|length| length.windows += length.count(tokens));
+        self.sequences += 1;
+        self.longest = self.longest.max(tokens);
+    }
+
+    /// The layers that are looked at.
+    pub(crate) fn selection(&self) -> &Selection {
+        &self.selection
+    }
+
+    /// The histograms of each window length in ascending order.
+    pub(crate) fn lengths(&self) -> &[WindowSrp] {
+        &self.lengths
+    }
+
+    /// The values of the sequences so far at one window length.
+    pub(crate) fn report(&self, length: &WindowSrp) -> Result<SrpReport> {
+        let (window, longest, sequences) = (length.window, self.longest, self.sequences);
+        if length.windows == 0 {
             return Err(MetricError::WindowTooLong { window, longest, sequences });
         }
-        Ok(SrpReport::pool(self.window, self.windows, &self.selection, |position, expert, counts| {
-            self.add_counts(position, expert, counts);
+        Ok(SrpReport::pool(window, length.windows, &self.selection, |position, expert, counts| {
+            length.add_counts(position, expert, counts);
         }))
+    }
+
+    /// The values of the sequences so far by window length.
+    ///
+    /// # Errors
+    /// [`MetricError::WindowTooLong`] for a length of which no sequence has a window.
+    pub fn finish(&self) -> Result<BTreeMap<usize, SrpReport>> {
+        self.lengths.iter().map(|length| Ok((length.window, self.report(length)?))).collect()
+    }
+
+    /// Number of sequences.
+    pub(crate) fn sequences(&self) -> u64 {
+        self.sequences
+    }
+
+    /// The window lengths in ascending order.
+    pub(crate) fn windows(&self) -> Vec<usize> {
+        self.lengths.iter().map(WindowSrp::window).collect()
+    }
+
+    /// Leaves no window length, and returns those that there were.
+    pub(crate) fn take_windows(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.lengths).iter().map(WindowSrp::window).collect()
     }
 }
 
 impl Accumulator for Srp {
     fn update(&mut self, sequence: &Sequence<'_>) -> Result<()> {
         self.selection.check(sequence)?;
-        for position in 0..self.layers.len() {
-            self.scratch.fill(sequence, &self.selection.layers()[position..=position])?;
-            self.layers[position].update(&self.scratch);
+        let mut accesses = std::mem::take(&mut self.scratch);
+        for position in 0..self.selection.layers().len() {
+            accesses.fill(sequence, &self.selection.layers()[position..=position])?;
+            self.update_layer(position, &accesses);
         }
+        self.scratch = accesses;
         self.count_sequence(sequence.len());
         Ok(())
     }
 
     fn merge(&mut self, other: &Srp) -> Result<()> {
-        same("window length", &self.window, &other.window)?;
+        same("list of window lengths", &self.windows(), &other.windows())?;
         self.selection.same(&other.selection)?;
-        self.layers.iter_mut().zip(&other.layers).for_each(|(sum, more)| sum.merge(more));
-        self.windows += other.windows;
+        for (sum, more) in self.lengths.iter_mut().zip(&other.lengths) {
+            sum.layers.iter_mut().zip(&more.layers).for_each(|(sum, more)| sum.merge(more));
+            sum.windows += more.windows;
+        }
         self.sequences += other.sequences;
         self.longest = self.longest.max(other.longest);
         Ok(())
@@ -158,13 +215,14 @@ checked_serde!(Srp);
 
 impl Restore for Srp {
     fn restore(&mut self) -> Result<()> {
-        within("window length", 1, u128::MAX, self.window as u128)?;
-        within("number of windows", 0, MOST.into(), self.windows.into())?;
         within("number of sequences", 0, MOST.into(), self.sequences.into())?;
-        intact("number of layers", &self.selection.layers().len(), &self.layers.len())?;
-        let (window, experts, windows) = (self.window, self.selection.experts(), self.windows);
-        let all = u128::from(windows) * (self.layers.len() * experts) as u128;
-        within("number of windows of all experts", 0, MOST.into(), all)?;
-        self.layers.iter_mut().try_for_each(|layer| layer.restore(window, experts, windows))
+        within("length of the longest sequence", 0, MOST.into(), self.longest as u128)?;
+        let mut shortest = 1;
+        for length in &mut self.lengths {
+            within("window length", shortest, u128::MAX, length.window as u128)?;
+            shortest = length.window as u128 + 1;
+            length.restore(&self.selection, self.sequences, self.longest)?;
+        }
+        Ok(())
     }
 }

@@ -1,5 +1,7 @@
 //! All metrics of a trace with confidence intervals.
 
+use std::collections::BTreeMap;
+
 use moe_trace::{Geometry, Sequence};
 use serde::{Deserialize, Serialize};
 
@@ -103,14 +105,14 @@ impl TraceIntervals {
     /// As [`TraceMetrics::finish`].
     pub fn value(&self) -> Result<MetricsReport> {
         let (selection, rows) = (self.metrics.selection(), self.groups.sums());
-        let mut reports = Vec::new();
+        let mut reports = BTreeMap::new();
         for (number, &window) in self.lengths.iter().enumerate() {
             let windows: u64 = rows.iter().map(|row| row.windows[number]).sum();
             if windows == 0 {
                 let (longest, sequences) = (self.longest, self.metrics.sequences());
                 return Err(MetricError::WindowTooLong { window, longest, sequences });
             }
-            reports.push(SrpReport::pool(window, windows, selection, |position, expert, counts| {
+            let report = SrpReport::pool(window, windows, selection, |position, expert, counts| {
                 let at = self.first_count(position, number) + expert * window;
                 let used = &mut counts[1..];
                 for row in &rows {
@@ -119,7 +121,8 @@ impl TraceIntervals {
                 }
                 let used: u64 = used.iter().sum();
                 counts[0] += windows - used;
-            }));
+            });
+            reports.insert(window, report);
         }
         Ok(self.metrics.report(&reports))
     }

@@ -43,7 +43,7 @@ impl Default for MetricsOptions {
 #[serde(remote = "Self")]
 pub struct TraceMetrics {
     selection: Selection,
-    srp: Vec<Srp>,
+    srp: Srp,
     load: LoadBalance,
     /// By layer.
     curves: Vec<Curves>,
@@ -66,13 +66,9 @@ impl TraceMetrics {
             Some(layers) => Selection::new(geometry, layers)?,
             None => Selection::all(geometry),
         };
-        let mut windows = options.windows.clone();
-        windows.sort_unstable();
-        windows.dedup();
         let layers = selection.layers();
-        let srp: Result<Vec<Srp>> = windows.iter().map(|&window| Srp::of_layers(geometry, layers, window)).collect();
-        let srp = srp?;
-        let policies = policies_of(&windows);
+        let srp = Srp::of_layers(geometry, layers, &options.windows)?;
+        let policies = policies_of(&srp.windows());
         let curves = |layers: &[LayerId]| Curves::new(geometry, layers, &policies, options.cold_start);
         Ok(TraceMetrics {
             srp,
@@ -92,13 +88,13 @@ impl TraceMetrics {
     /// # Errors
     /// [`MetricError::WindowTooLong`](crate::MetricError::WindowTooLong) if a window fits into no sequence.
     pub fn finish(&self) -> Result<MetricsReport> {
-        Ok(self.report(&self.srp.iter().map(Srp::finish).collect::<Result<Vec<_>>>()?))
+        Ok(self.report(&self.srp.finish()?))
     }
 
-    /// The measurements with SRP that was measured apart, window lengths ascending.
-    pub(crate) fn report(&self, srp: &[SrpReport]) -> MetricsReport {
+    /// The measurements with SRP that was measured apart, by window length.
+    pub(crate) fn report(&self, srp: &BTreeMap<usize, SrpReport>) -> MetricsReport {
         let by_window = |value: &dyn Fn(&SrpReport) -> SrpValue| -> BTreeMap<usize, SrpValue> {
-            srp.iter().map(|report| (report.window, value(report))).collect()
+            srp.iter().map(|(&window, report)| (window, value(report))).collect()
         };
         let mut layers = Vec::new();
         for ((position, load), curves) in self.load.finish().into_iter().enumerate().zip(&self.curves) {
@@ -113,7 +109,7 @@ impl TraceMetrics {
         }
         let stacks = || layers.iter().zip(self.selection.stacks());
         let by_stack = |stack: Stack, value: fn(&SrpReport) -> Option<SrpValue>| -> Option<ModelReport> {
-            let srp = srp.iter().filter_map(|report| Some((report.window, value(report)?))).collect();
+            let srp = srp.iter().filter_map(|(&window, report)| Some((window, value(report)?))).collect();
             let curves = mean_curves(stacks().filter(|(_, of_layer)| **of_layer == stack).map(|(layer, _)| layer));
             self.selection.stacks().contains(&stack).then_some(ModelReport { srp, curves })
         };
@@ -131,7 +127,7 @@ impl TraceMetrics {
 
     /// The same metrics but SRP, and its window lengths in ascending order.
     pub(crate) fn without_srp(mut self) -> (TraceMetrics, Vec<usize>) {
-        let windows = std::mem::take(&mut self.srp).iter().map(Srp::window).collect();
+        let windows = self.srp.take_windows();
         (self, windows)
     }
 
@@ -171,7 +167,7 @@ impl TraceMetrics {
         let result = self.update_layers(sequence, &mut accesses, layer);
         self.scratch = accesses;
         result?;
-        self.srp.iter_mut().for_each(|srp| srp.count_sequence(sequence.len()));
+        self.srp.count_sequence(sequence.len());
         self.load.count_sequence(sequence.len());
         self.sequences += 1;
         self.tokens += sequence.len() as u64;
@@ -187,7 +183,7 @@ impl TraceMetrics {
         for (position, layer) in self.selection.layers().iter().enumerate() {
             accesses.fill(sequence, std::slice::from_ref(layer))?;
             also(position, accesses);
-            self.srp.iter_mut().for_each(|srp| srp.update_layer(position, accesses));
+            self.srp.update_layer(position, accesses);
             self.load.update_layer(position, accesses);
             self.curves[position].update_accesses(accesses)?;
         }
@@ -215,13 +211,10 @@ impl Accumulator for TraceMetrics {
     }
 
     fn merge(&mut self, other: &TraceMetrics) -> Result<()> {
-        same("number of windows", &self.srp.len(), &other.srp.len())?;
         same("number of experts a token", &self.top_k, &other.top_k)?;
         same("pool", &self.pool.is_some(), &other.pool.is_some())?;
+        self.srp.merge(&other.srp)?;
         self.load.merge(&other.load)?;
-        for (sum, more) in self.srp.iter_mut().zip(&other.srp) {
-            sum.merge(more)?;
-        }
         for (sum, more) in self.curves.iter_mut().zip(&other.curves).chain(self.pool.iter_mut().zip(&other.pool)) {
             sum.merge(more)?;
         }
@@ -239,14 +232,9 @@ impl Restore for TraceMetrics {
         within("number of sequences", 0, MOST.into(), self.sequences.into())?;
         let layers = self.selection.layers();
         intact("number of layers", &layers.len(), &self.curves.len())?;
-        let mut shortest = 1;
-        for srp in &self.srp {
-            within("window length", shortest, u128::MAX, srp.window() as u128)?;
-            shortest = srp.window() as u128 + 1;
-            self.selection.same(srp.selection())?;
-        }
+        self.selection.same(self.srp.selection())?;
         self.selection.same(self.load.selection())?;
-        let mut windows: Vec<usize> = self.srp.iter().map(Srp::window).collect();
+        let mut windows = self.srp.windows();
         for (layer, curves) in layers.iter().zip(&self.curves) {
             curves.check(std::slice::from_ref(layer), &self.curves[0])?;
             same("number of experts a layer", &self.selection.experts(), &curves.experts())?;
@@ -259,6 +247,6 @@ impl Restore for TraceMetrics {
         }
         same("list of policies", &policies_of(&windows), &policies)?;
         intact("number of tokens of the load", &self.tokens, &self.load.tokens())?;
-        self.srp.iter().try_for_each(|srp| intact("number of sequences of SRP", &self.sequences, &srp.sequences()))
+        intact("number of sequences of SRP", &self.sequences, &self.srp.sequences())
     }
 }

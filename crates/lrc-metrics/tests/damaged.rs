@@ -48,11 +48,13 @@ fn damage<A: Serialize + DeserializeOwned + Debug>(accumulator: &A, damages: &[(
 #[test]
 fn srp() {
     damage(
-        &folded(Srp::new(&geometry(), 2).unwrap()),
+        &folded(Srp::new(&geometry(), &[2, 3]).unwrap()),
         &[
             ("\"window\":2", "\"window\":0", "window length is 0, expected 1..="),
-            ("\"window\":2", "\"window\":3", "window length of a layer is 2, expected 3"),
-            ("\"windows\":3", "\"windows\":4", "number of windows of an expert is 3, expected 4..=4"),
+            ("\"window\":3", "\"window\":2", "window length is 2, expected 3..="),
+            ("[{\"window\":2,\"experts\"", "[{\"window\":3,\"experts\"", "window length of a layer is 3, expected 2"),
+            ("\"windows\":3", "\"windows\":4", "number of windows is 4, expected 0..=3"),
+            ("\"windows\":3", "\"windows\":2", "number of windows of a number of uses or more is 3, expected 0..=2"),
             ("\"windows\":3", "\"windows\":18446744073709551615", "number of windows is 18446744073709551615"),
             ("\"layers\":[0]", "\"layers\":[1]", "layer is 1, expected 0..=0"),
             ("\"layers\":[0]", "\"layers\":[]", "number of layers is 0, expected 1..="),
@@ -60,7 +62,16 @@ fn srp() {
             ("\"resting\":[", "\"resting\":[18446744073709551615,", "length of a histogram is 7, expected 6"),
             ("\"experts\":2", "\"experts\":3", "number of experts of a layer is 2, expected 3"),
             ("\"experts\":2", "\"experts\":0", "number of experts is 0, expected 1..=65535"),
-            ("\"resting\":[", "\"resting\":[0,", "length of a histogram is 7, expected 6"),
+            // A is used by three windows and twice by one of them, B once by two.
+            ("\"at_least\":[3,1,2,0]", "\"at_least\":[3,1,2]", "length of a histogram is 3, expected 4..=4"),
+            ("\"at_least\":[3,1,2,0]", "\"at_least\":[]", "number of windows without a histogram is 3, expected 0"),
+            (
+                "\"at_least\":[3,1,2,0]",
+                "\"at_least\":[3,1,2,3]",
+                "number of windows of a number of uses or more is 3, expected 0..=2",
+            ),
+            ("\"sequences\":1", "\"sequences\":0", "number of windows is 3, expected 0..=0"),
+            ("\"longest\":4", "\"longest\":3", "number of windows is 3, expected 0..=2"),
         ],
     );
 }
@@ -238,8 +249,8 @@ fn trace_intervals() {
 
 #[test]
 fn domains_of_different_metrics_do_not_belong_together() {
-    let mut srp = serde_json::to_value(ByDomain::new(&Srp::new(&geometry(), 2).unwrap(), 2)).unwrap();
-    srp["domains"][1] = serde_json::to_value(Srp::new(&geometry(), 3).unwrap()).unwrap();
+    let mut srp = serde_json::to_value(ByDomain::new(&Srp::new(&geometry(), &[2]).unwrap(), 2)).unwrap();
+    srp["domains"][1] = serde_json::to_value(Srp::new(&geometry(), &[3]).unwrap()).unwrap();
     let error = serde_json::from_value::<ByDomain<Srp>>(srp).unwrap_err().to_string();
-    assert_eq!(error, "accumulators do not belong together: window length is 3, expected 2");
+    assert_eq!(error, "accumulators do not belong together: list of window lengths is [3], expected [2]");
 }

@@ -45,9 +45,11 @@ fn srp_agrees_by_expert_and_layer() {
     let Some(folder) = folder() else { return };
     let reference: Value = serde_json::from_reader(File::open(folder.join("reference.json")).unwrap()).unwrap();
     let trace = moe_trace::open(folder.join("trace.safetensors")).unwrap();
-    for window in [4, 16, 64, 256] {
-        let empty = Srp::new(trace.geometry(), window).unwrap();
-        let report = accumulate(trace.as_ref(), &empty, &|_| {}).unwrap().finish().unwrap();
+    let windows = [4, 16, 64, 256];
+    let srp = Srp::new(trace.geometry(), &windows).unwrap();
+    let reports = accumulate(trace.as_ref(), &srp, &|_| {}).unwrap().finish().unwrap();
+    for window in windows {
+        let report = &reports[&window];
         let (layer, expected) = (&report.layers[0], &reference["srp"][window.to_string()]);
         let column = |field: fn(&lrc_metrics::SrpValue) -> f64| layer.experts.iter().map(field).collect::<Vec<_>>();
         let srp = compare("expert SRP", &column(|value| value.srp), &numbers(&expected["expert_best_f1"]));

@@ -8,7 +8,7 @@
 //! ```
 //! use std::{collections::HashMap, sync::Arc};
 //! use candle_core::{DType, Device, Tensor};
-//! use expert_cache::{Oversize, PolicyKind};
+//! use expert_cache::{Oversize, PolicyKind, PoolShape};
 //! use moe_offload::{ExpertBank, ExpertShape, HostStore, MappedStore, OffloadedExperts, Routes};
 //! use moe_trace::{ExpertId, LayerId, Phase};
 //!
@@ -28,7 +28,7 @@
 //! // Two slots on the device, the experts in host memory.
 //! let mapped = MappedStore::open(&[file], shape, DType::F32, names)?;
 //! let store = Arc::new(HostStore::from_store(&mapped)?);
-//! let policy = |_layer| PolicyKind::Lru.build(4, None);
+//! let policy = |_layer| PolicyKind::Lru.build(PoolShape { layers: 1, experts: 4 }, 2, None);
 //! let bank = OffloadedExperts::new(store, &Device::Cpu, 2, Oversize::Waves, policy)?;
 //!
 //! // Two tokens, one after the other: experts {0, 1}, then {1, 3}.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use candle_core::{Device, Tensor};
-use expert_cache::{EvictionPolicy, ExpertCache, Oversize};
+use expert_cache::{EvictionPolicy, ExpertCache, Oversize, Request};
 use moe_trace::{ExpertSet, LayerId};
 
 use crate::dispatch::Dispatch;
@@ -70,6 +70,15 @@ impl OffloadedExperts {
         self.capacity
     }
 
+    /// Tells the policies of all layers that a sequence has ended; what is resident stays.
+    ///
+    /// # Errors
+    /// [`OffloadError::Poisoned`].
+    pub fn sequence_end(&self) -> Result<()> {
+        let layers = (0..).map(LayerId).take(self.layers.len());
+        layers.map(|layer| self.pool(layer)).try_for_each(|pool| pool.map(|mut pool| pool.cache.sequence_end()))
+    }
+
     /// Bytes of the slots of all layers.
     pub fn slot_bytes(&self) -> usize {
         self.layers.len() * self.capacity * self.store.shape().expert_bytes(self.store.dtype())
@@ -98,7 +107,7 @@ impl ExpertBank for OffloadedExperts {
         let mut pool = self.pool(layer)?;
         let pool = &mut *pool;
         let wanted = ExpertSet::from_members(experts, dispatch.groups().iter().map(|group| group.expert));
-        let plan = pool.cache.request(&wanted)?.clone();
+        let plan = pool.cache.request(Request::new(&wanted, layer, routes.phase()))?.clone();
         let mut execution = Execution::new(layer, &plan, &pool.slots, &*self.store, &dispatch, hidden);
         let result = execution.run();
         let loaded = execution.loaded();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{DType, Device, Tensor};
-use expert_cache::{ExpertCache, Oversize, PolicyKind, Pool, Requests, Simulation};
+use expert_cache::{ExpertCache, Oversize, PolicyKind, Pool, PoolShape, Requests, Simulation};
 use moe_offload::{
     ExpertBank, ExpertShape, ExpertStore, ExpertWeights, HostStore, MappedStore, OffloadError, OffloadedExperts,
     ResidentExperts, Result, Routes,
@@ -116,6 +116,8 @@ fn bits(outputs: &[Vec<f32>]) -> Vec<u32> {
     outputs.iter().flatten().map(|value| value.to_bits()).collect()
 }
 
+const POOL: PoolShape = PoolShape { layers: 1, experts: SHAPE.experts };
+
 const POLICIES: [PolicyKind; 4] =
     [PolicyKind::Lru, PolicyKind::Lfu, PolicyKind::Belady, PolicyKind::LookAhead { window: 4 }];
 
@@ -133,12 +135,12 @@ fn every_capacity_policy_and_store_gives_the_resident_bits_and_the_simulated_cou
             .flat_map(|kind| (1..=6).map(move |capacity| (kind, capacity)))
             .flat_map(|(kind, capacity)| [Oversize::Waves, Oversize::Bypass].map(|oversize| (kind, capacity, oversize)))
         {
-            let policy = |layer| kind.build(SHAPE.experts, Some(&future(&trace, layer)));
+            let policy = |layer| kind.build(POOL, capacity, Some(&future(&trace, layer)));
             let bank = OffloadedExperts::new(Arc::clone(&store), &Device::Cpu, capacity, oversize, policy).unwrap();
             assert_eq!(bits(&run(&bank, &calls).unwrap()), expected, "{kind} with {capacity} slots, {oversize:?}");
             for (layer, counters) in (0..).map(LayerId).zip(bank.counters().unwrap()) {
                 let pool = Pool::Layer(layer);
-                let policy = kind.build(SHAPE.experts, Some(&future(&trace, layer))).unwrap();
+                let policy = kind.build(POOL, capacity, Some(&future(&trace, layer))).unwrap();
                 let cache = ExpertCache::new(policy, SHAPE.experts, capacity, oversize).unwrap();
                 let geometry = Geometry::decoder(SHAPE.layers, SHAPE.experts, TOP_K).unwrap();
                 let mut simulation = Simulation::new(&geometry, pool, cache).unwrap();
@@ -191,7 +193,7 @@ impl ExpertStore for Flaky {
 fn a_failed_load_fails_its_call_and_the_bank_goes_on() {
     let directory = tempfile::tempdir().unwrap();
     let flaky = Arc::new(Flaky { store: store(directory.path()), down: AtomicBool::new(true) });
-    let policy = |_| PolicyKind::Lru.build(SHAPE.experts, None);
+    let policy = |_| PolicyKind::Lru.build(POOL, 3, None);
     let bank = OffloadedExperts::new(flaky.clone(), &Device::Cpu, 3, Oversize::Waves, policy).unwrap();
     let calls = calls();
     let error = run(&bank, &calls).unwrap_err();
@@ -236,7 +238,7 @@ fn bad_checkpoints_routes_and_capacities_are_told() {
 
     let store: Arc<dyn ExpertStore> = Arc::new(store);
     let bank = |capacity| {
-        let policy = |_| PolicyKind::Lru.build(SHAPE.experts, None);
+        let policy = |_| PolicyKind::Lru.build(POOL, capacity, None);
         OffloadedExperts::new(Arc::clone(&store), &Device::Cpu, capacity, Oversize::Waves, policy)
     };
     for capacity in [0, 7] {
@@ -278,7 +280,7 @@ fn empty_slots_contribute_nothing() {
 fn a_call_of_no_token_asks_nobody() {
     let directory = tempfile::tempdir().unwrap();
     let store: Arc<dyn ExpertStore> = Arc::new(store(directory.path()));
-    let policy = |_| PolicyKind::Lru.build(SHAPE.experts, None);
+    let policy = |_| PolicyKind::Lru.build(POOL, 2, None);
     let bank = OffloadedExperts::new(store, &Device::Cpu, 2, Oversize::Waves, policy).unwrap();
     let none = |columns| Tensor::zeros((0, columns), DType::F32, &Device::Cpu).unwrap();
     let routes = Routes::new(vec![], none(2), Phase::Decode).unwrap();

@@ -49,8 +49,9 @@ impl Accesses {
             return Err(CacheError::SequenceTooLong { accesses: slots, limit: Self::MAX });
         }
         self.pool = layers.len() * geometry.experts();
-        self.keys.clear();
-        self.keys.reserve(slots);
+        // Slots are written in place and the unused ones cut off: appending would check for room at each.
+        self.keys.resize(slots, 0);
+        let mut used = 0;
         self.bounds.clear();
         self.bounds.reserve(sequence.len() + 1);
         self.bounds.push(0);
@@ -58,11 +59,15 @@ impl Accesses {
         for token in 0..sequence.len() {
             let mut first = 0;
             for &layer in layers {
-                self.keys.extend(sequence.experts(token, layer).map(|expert| first + u32::from(expert.0)));
+                sequence.experts(token, layer).for_each(|expert| {
+                    self.keys[used] = first + u32::from(expert.0);
+                    used += 1;
+                });
                 first += stride;
             }
-            self.bounds.push(self.keys.len());
+            self.bounds.push(used);
         }
+        self.keys.truncate(used);
         Ok(())
     }
 

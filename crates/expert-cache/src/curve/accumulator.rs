@@ -3,7 +3,11 @@
 use moe_trace::{Geometry, LayerId, Sequence};
 use serde::{Deserialize, Serialize};
 
-use super::{Accesses, ColdStart, CurvePolicy, accesses::check_layers, pass::Pass};
+use super::{
+    Accesses, ColdStart, CurvePolicy,
+    accesses::check_layers,
+    pass::{Instructions, Pass},
+};
 use crate::{CacheError, Result};
 
 /// Hit rates of one policy and one pool at every capacity.
@@ -26,8 +30,11 @@ pub struct HitCurve {
 /// depend on the order of sequences or on how they are split over accumulators, and is exact to `2^-63`.
 ///
 /// # Complexity
-/// An access costs `O(depth)`; LRU of a pool of at most 64 experts costs `O(1)`. Memory is `O(pool)`, and 8 bytes an
-/// access of the longest sequence for Belady. Nothing is allocated for sequences no longer than earlier ones.
+/// LRU costs `O(pool / 64)` words a token and `O(1)` an access (pools of at most 128 experts: at most 256 words a token,
+/// as vectors). Elsewhere an access costs `O(depth)`: 16 levels in one step where the processor has AVX-512 and the
+/// priorities of the sequence fit 32 bits, one level a step otherwise, and in both cases blocks of 64 levels that an access
+/// leaves as they are cost one step. Memory is `O(pool)`, and 4 bytes an access of the longest sequence for Belady.
+/// Nothing is allocated for sequences no longer than earlier ones.
 ///
 /// # References
 /// arXiv 2505.16056, section 2.3 (SCH) and appendix C.1; Mattson et al. 1970 for the stack.
@@ -87,7 +94,7 @@ impl CurveAccumulator {
             rates: vec![0; pool],
             sequences: 0,
             accesses: 0,
-            pass: Pass::new(policy, pool),
+            pass: Pass::new(policy, pool, Instructions::Detected),
             hits: vec![0; pool],
             scratch: Accesses::new(),
         })

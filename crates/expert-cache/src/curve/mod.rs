@@ -24,6 +24,9 @@
 mod accesses;
 mod accumulator;
 mod bypass;
+#[cfg(target_arch = "x86_64")]
+mod lanes;
+mod last_uses;
 #[doc(hidden)]
 pub mod naive;
 mod pass;
@@ -31,6 +34,10 @@ mod policy;
 mod ranking;
 mod recency;
 mod stack;
+#[cfg(target_arch = "x86_64")]
+mod stack_simd;
+#[cfg(target_arch = "x86_64")]
+mod stack_wide;
 
 pub use accesses::Accesses;
 pub use accumulator::{CurveAccumulator, HitCurve};

@@ -3,106 +3,305 @@
 use super::{
     Accesses, ColdStart, CurvePolicy,
     bypass::BypassPass,
+    last_uses::LastUses,
     ranking::{Frequency, NextUse, Ranking, WindowUses},
     recency::RecencyMatrix,
-    stack::PriorityStack,
+    stack::{BlockStack, Stack},
 };
+#[cfg(target_arch = "x86_64")]
+use super::{
+    lanes::{Lanes, PRIORITIES},
+    stack_simd::LaneStack,
+    stack_wide::WideStack,
+};
+
+/// The instructions that a pass may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Instructions {
+    /// All that the processor has.
+    Detected,
+    /// What every processor has that the program runs on.
+    #[cfg(test)]
+    Portable,
+}
 
 /// The state of a policy, kept between sequences only for its memory.
 #[derive(Clone, Debug)]
-pub(super) enum Pass {
-    /// LRU of at most [`RecencyMatrix::EXPERTS`] experts.
-    LruMatrix(Box<RecencyMatrix>),
+pub(super) struct Pass {
+    state: State,
+    instructions: Instructions,
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    /// LRU of at most 64 experts.
+    Lru64(Box<RecencyMatrix<1>>),
+    /// LRU of at most 128 experts.
+    Lru128(Box<RecencyMatrix<2>>),
     /// LRU of larger pools.
-    LruList(PriorityStack),
-    Lfu(PriorityStack, Frequency),
-    Belady(PriorityStack, NextUse),
+    Lru(LastUses),
+    Lfu(Stacks, Frequency),
+    Belady(Stacks, NextUse),
     BeladyBypass(BypassPass),
-    LookAhead(PriorityStack, WindowUses),
+    LookAhead(Stacks, WindowUses),
+}
+
+/// The stacks that a pass may use.
+#[derive(Clone, Debug)]
+struct Stacks {
+    portable: BlockStack,
+    /// For priorities that fit a lane.
+    #[cfg(target_arch = "x86_64")]
+    wide: Option<WideStack>,
+}
+
+impl Stacks {
+    fn new(instructions: Instructions) -> Stacks {
+        Stacks {
+            portable: BlockStack::default(),
+            #[cfg(target_arch = "x86_64")]
+            wide: match instructions {
+                Instructions::Detected => Lanes::detect().map(WideStack::new),
+                #[cfg(test)]
+                Instructions::Portable => None,
+            },
+        }
+    }
 }
 
 impl Pass {
-    pub(super) fn new(policy: CurvePolicy, pool: usize) -> Pass {
-        let stack = PriorityStack::default();
-        match policy {
-            CurvePolicy::Lru if pool <= RecencyMatrix::EXPERTS => Pass::LruMatrix(Box::new(RecencyMatrix::new())),
-            CurvePolicy::Lru => Pass::LruList(stack),
-            CurvePolicy::Lfu => Pass::Lfu(stack, Frequency::default()),
-            CurvePolicy::Belady => Pass::Belady(stack, NextUse::default()),
-            CurvePolicy::BeladyBypass => Pass::BeladyBypass(BypassPass::default()),
-            CurvePolicy::LookAhead { window } => Pass::LookAhead(stack, WindowUses::new(window)),
-        }
+    pub(super) fn new(policy: CurvePolicy, pool: usize, instructions: Instructions) -> Pass {
+        let stack = Stacks::new(instructions);
+        let state = match policy {
+            CurvePolicy::Lru if pool <= RecencyMatrix::<1>::EXPERTS => State::Lru64(Box::new(RecencyMatrix::new())),
+            CurvePolicy::Lru if pool <= RecencyMatrix::<2>::EXPERTS => State::Lru128(Box::new(RecencyMatrix::new())),
+            CurvePolicy::Lru => State::Lru(LastUses::default()),
+            CurvePolicy::Lfu => State::Lfu(stack, Frequency::default()),
+            CurvePolicy::Belady => State::Belady(stack, NextUse::default()),
+            CurvePolicy::BeladyBypass => State::BeladyBypass(BypassPass::default()),
+            CurvePolicy::LookAhead { window } => State::LookAhead(stack, WindowUses::new(window)),
+        };
+        Pass { state, instructions }
     }
 
     /// Serves a sequence from a cold cache; an access that hits at capacities above `d` adds 1 to `hits[d]`.
     pub(super) fn run(&mut self, accesses: &Accesses, cold: ColdStart, hits: &mut [u64]) {
+        let instructions = self.instructions;
+        let distinct = match &mut self.state {
+            State::Lru64(matrix) => instructions.dispatch(
+                #[inline(always)]
+                || run_matrix(matrix, accesses, hits),
+            ),
+            State::Lru128(matrix) => instructions.dispatch(
+                #[inline(always)]
+                || run_matrix(matrix, accesses, hits),
+            ),
+            State::Lru(last_uses) => instructions.dispatch(
+                #[inline(always)]
+                || run_last_uses(last_uses, accesses, hits),
+            ),
+            State::Lfu(stack, ranking) => run_ranked(stack, ranking, accesses, hits),
+            State::Belady(stack, ranking) => run_ranked(stack, ranking, accesses, hits),
+            State::BeladyBypass(pass) => pass.run(accesses, hits),
+            State::LookAhead(stack, ranking) => run_ranked(stack, ranking, accesses, hits),
+        };
+        if cold == ColdStart::Free {
+            // The first touch of the expert that is the `i`th to be seen hits at capacities of at least `i`.
+            hits[..distinct].iter_mut().for_each(|hits| *hits += 1);
+        }
+    }
+}
+
+impl Instructions {
+    /// Runs code that is compiled once for every set of instructions that pays.
+    #[inline(always)]
+    fn dispatch<T>(self, run: impl FnOnce() -> T) -> T {
         match self {
-            Pass::LruMatrix(matrix) => run_matrix(matrix, accesses, cold, hits),
-            Pass::LruList(stack) => run_list(stack, accesses, cold, hits),
-            Pass::Lfu(stack, ranking) => run_ranked(stack, ranking, accesses, cold, hits),
-            Pass::Belady(stack, ranking) => run_ranked(stack, ranking, accesses, cold, hits),
-            Pass::BeladyBypass(pass) => pass.run(accesses, cold, hits),
-            Pass::LookAhead(stack, ranking) => run_ranked(stack, ranking, accesses, cold, hits),
+            Instructions::Detected => pulp::Arch::new().dispatch(run),
+            #[cfg(test)]
+            Instructions::Portable => run(),
         }
     }
 }
 
-fn run_matrix(matrix: &mut RecencyMatrix, accesses: &Accesses, cold: ColdStart, hits: &mut [u64]) {
+// Each of the following serves a sequence, adds to the hits of experts seen before, and returns how many were seen.
+
+#[inline(always)]
+fn run_matrix<const W: usize>(matrix: &mut RecencyMatrix<W>, accesses: &Accesses, hits: &mut [u64]) -> usize {
     matrix.reset();
-    let mut first_touches = [0u64; RecencyMatrix::EXPERTS];
+    // Depths fit a byte, so no index is out of bounds.
+    let mut at_depth = [0u32; 256];
+    let mut distinct = 0;
     for keys in accesses.tokens() {
-        matrix.serve(keys, |depth| hits[depth] += 1, |distinct| first_touches[distinct] += 1);
+        matrix.serve(keys, |depth| at_depth[depth & 255] += 1, || distinct += 1);
     }
-    if cold == ColdStart::Free {
-        hits.iter_mut().zip(first_touches).for_each(|(hits, first)| *hits += first);
-    }
+    hits.iter_mut().zip(at_depth).for_each(|(hits, more)| *hits += u64::from(more));
+    distinct
 }
 
-fn run_list(stack: &mut PriorityStack, accesses: &Accesses, cold: ColdStart, hits: &mut [u64]) {
-    stack.reset(accesses.pool());
+#[inline(always)]
+fn run_last_uses(last_uses: &mut LastUses, accesses: &Accesses, hits: &mut [u64]) -> usize {
+    last_uses.reset(accesses.pool(), accesses.len());
+    let mut distinct = 0;
     for keys in accesses.tokens() {
-        judge(stack, keys, cold, hits);
-        for &key in keys {
-            stack.serve_recent(key);
-        }
+        last_uses.serve(keys, |depth| hits[depth] += 1, || distinct += 1);
     }
+    distinct
 }
 
-fn run_ranked(
-    stack: &mut PriorityStack,
-    ranking: &mut impl Ranking,
-    accesses: &Accesses,
-    cold: ColdStart,
-    hits: &mut [u64],
-) {
-    stack.reset(accesses.pool());
-    ranking.start(accesses);
-    let mut access = 0;
+fn run_ranked(stacks: &mut Stacks, ranking: &mut impl Ranking, accesses: &Accesses, hits: &mut [u64]) -> usize {
+    let bound = ranking.start(accesses);
+    let pool = accesses.pool();
+    #[cfg(target_arch = "x86_64")]
+    if let Some(wide) = &mut stacks.wide
+        && bound <= PRIORITIES
+    {
+        let lanes = wide.lanes();
+        return lanes.vectorize(
+            #[inline(always)]
+            || {
+                if pool <= LaneStack::<4>::EXPERTS {
+                    run_stack(&mut LaneStack::<4>::new(lanes), ranking, accesses, hits)
+                } else if pool <= LaneStack::<8>::EXPERTS {
+                    run_stack(&mut LaneStack::<8>::new(lanes), ranking, accesses, hits)
+                } else {
+                    wide.reset(pool);
+                    run_stack(wide, ranking, accesses, hits)
+                }
+            },
+        );
+    }
+    stacks.portable.reset(pool);
+    run_stack(&mut stacks.portable, ranking, accesses, hits)
+}
+
+#[inline(always)]
+fn run_stack(stack: &mut impl Stack, ranking: &mut impl Ranking, accesses: &Accesses, hits: &mut [u64]) -> usize {
+    let (mut distinct, mut access) = (0, 0);
     for (token, keys) in accesses.tokens().enumerate() {
-        judge(stack, keys, cold, hits);
-        ranking.before_token(accesses, token);
+        stack.judge(keys, |depth| hits[depth] += 1, || distinct += 1);
+        stack.raise(ranking.rising(accesses, token), ranking.one_use());
         for &key in keys {
-            stack.serve(key, ranking.ranks());
-            ranking.served(access, key);
+            stack.serve(key, ranking.served(access, key));
             access += 1;
         }
     }
+    distinct
 }
 
-/// Judges the accesses of a token on the state before it.
-#[inline]
-fn judge(stack: &mut PriorityStack, keys: &[u32], cold: ColdStart, hits: &mut [u64]) {
-    stack.settle();
-    let mut distinct = stack.len();
-    for &key in keys {
-        match stack.depth(key) {
-            Some(depth) => hits[depth] += 1,
-            None => {
-                if cold == ColdStart::Free {
-                    hits[distinct] += 1;
+#[cfg(test)]
+mod tests {
+    use moe_trace::{Geometry, LayerId, Phase, SequenceBuf};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::curve::naive;
+
+    fn accesses(geometry: &Geometry, experts: Vec<u16>) -> Accesses {
+        let sequence = SequenceBuf::from_experts(geometry, experts, Phase::Decode).unwrap();
+        let layers: Vec<LayerId> = geometry.layer_ids().collect();
+        let mut accesses = Accesses::new();
+        accesses.fill(&sequence.view(geometry, 0).unwrap(), &layers).unwrap();
+        accesses
+    }
+
+    /// Tokens of `top_k` experts a layer, every other draw among a few favourites that are spread over the pool.
+    fn skewed(layers: usize, experts: usize, top_k: usize, tokens: usize) -> impl Strategy<Value = Accesses> {
+        let draws = proptest::collection::vec(any::<[u16; 2]>(), layers * top_k * tokens);
+        draws.prop_map(move |draws| {
+            let mut ids: Vec<u16> = Vec::new();
+            for draws in draws.chunks(top_k) {
+                let row = ids.len();
+                for &[coin, draw] in draws {
+                    let span = if coin % 2 == 0 { experts.min(12) } else { experts };
+                    let mut expert = usize::from(draw) % span * 37 % experts;
+                    while ids[row..].iter().any(|&id| usize::from(id) == expert) {
+                        expert = (expert + 1) % experts;
+                    }
+                    ids.push(u16::try_from(expert).unwrap());
                 }
-                distinct += 1;
             }
+            accesses(&Geometry::decoder(layers, experts, top_k).unwrap(), ids)
+        })
+    }
+
+    fn hits(accesses: &Accesses, policy: CurvePolicy, cold: ColdStart, instructions: Instructions) -> Vec<u64> {
+        let mut hits = vec![0; accesses.pool()];
+        Pass::new(policy, accesses.pool(), instructions).run(accesses, cold, &mut hits);
+        hits.iter()
+            .scan(0, |sum, hits| {
+                *sum += hits;
+                Some(*sum)
+            })
+            .collect()
+    }
+
+    const INSTRUCTIONS: [Instructions; 2] = [Instructions::Detected, Instructions::Portable];
+
+    fn policies(window: usize) -> [CurvePolicy; 4] {
+        [CurvePolicy::Lru, CurvePolicy::Lfu, CurvePolicy::Belady, CurvePolicy::LookAhead { window }]
+    }
+
+    /// Pools on both sides of every limit: one register of levels, 64, 128, blocks of 64 levels.
+    fn pools() -> impl Strategy<Value = (usize, usize)> {
+        prop::sample::select(vec![(1, 1), (1, 15), (1, 17), (1, 63), (1, 64), (1, 65), (2, 64), (3, 43), (5, 60)])
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn every_path_equals_the_definition(
+            accesses in (pools(), 1usize..9, 1usize..25).prop_flat_map(|((layers, experts), top_k, tokens)| {
+                skewed(layers, experts, top_k.min(experts), tokens)
+            }),
+            window in 1usize..30,
+            cold in prop::sample::select(vec![ColdStart::Free, ColdStart::Miss]),
+        ) {
+            for policy in policies(window) {
+                let expected = naive::hits(&accesses, policy, cold);
+                for instructions in INSTRUCTIONS {
+                    prop_assert_eq!(&hits(&accesses, policy, cold, instructions), &expected, "{:?}", (policy, instructions));
+                }
+            }
+        }
+
+        /// Times of last use are numbered anew when they run out.
+        #[test]
+        fn lru_of_a_large_pool_equals_the_definition_for_long_sequences(accesses in skewed(3, 43, 8, 80)) {
+            for instructions in INSTRUCTIONS {
+                let fast = hits(&accesses, CurvePolicy::Lru, ColdStart::Miss, instructions);
+                prop_assert_eq!(fast, naive::hits(&accesses, CurvePolicy::Lru, ColdStart::Miss));
+            }
+        }
+
+        /// Sequences of usual length, where the definition is slow.
+        #[test]
+        fn all_instructions_agree(
+            accesses in prop::sample::select(vec![60usize, 64, 100, 128, 400])
+                .prop_flat_map(|experts| skewed(1, experts, 8, 400)),
+            window in 1usize..300,
+        ) {
+            for policy in policies(window) {
+                let [detected, portable] = INSTRUCTIONS.map(|which| hits(&accesses, policy, ColdStart::Free, which));
+                prop_assert_eq!(detected, portable, "{:?}", policy);
+            }
+        }
+    }
+
+    #[test]
+    fn priorities_wider_than_a_lane_equal_the_definition() {
+        // 70,000 uses and 70,000 times of last use take 17 bits each.
+        let mut state = 1u32;
+        let ids = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            // Expert 3 more often than 2, that than 1, that than 0.
+            u16::try_from((state >> 28).max(1).ilog2()).unwrap()
+        });
+        let accesses = accesses(&Geometry::decoder(1, 4, 1).unwrap(), ids.take(70_000).collect());
+        for instructions in INSTRUCTIONS {
+            let fast = hits(&accesses, CurvePolicy::Lfu, ColdStart::Miss, instructions);
+            assert_eq!(fast, naive::hits(&accesses, CurvePolicy::Lfu, ColdStart::Miss));
         }
     }
 }

@@ -4,127 +4,138 @@ use super::Accesses;
 
 /// A priority for every expert of a pool, the larger the longer it stays.
 pub(super) trait Ranking {
-    /// Starts a sequence.
-    fn start(&mut self, accesses: &Accesses);
+    /// Starts a sequence and returns a bound above all of its priorities (or the largest number).
+    fn start(&mut self, accesses: &Accesses) -> u64;
 
-    /// Called before the accesses of a token are served.
-    #[inline]
-    fn before_token(&mut self, _accesses: &Accesses, _token: usize) {}
+    /// The experts whose priority rises by [`one_use`](Ranking::one_use) before the accesses of a token are served.
+    #[inline(always)]
+    fn rising<'a>(&mut self, _accesses: &'a Accesses, _token: usize) -> &'a [u32] {
+        &[]
+    }
 
-    /// Called when access number `access` has served `key`.
-    fn served(&mut self, access: u32, key: u32);
+    /// What a use to come adds to a priority.
+    #[inline(always)]
+    fn one_use(&self) -> u64 {
+        0
+    }
 
-    /// The priorities, `[pool]`.
-    fn ranks(&self) -> &[u64];
+    /// The priority that access number `access` leaves to `key`.
+    fn served(&mut self, access: u32, key: u32) -> u64;
 }
 
-/// `count | time of last use`, most significant first: orders by count, then by recency.
-#[inline]
-fn pack(count: u64, time: u32) -> u64 {
-    count << 32 | u64::from(time)
+/// A number of uses by expert, and priorities that order by it and then by last use.
+///
+/// ```text
+/// bit 63 ........ shift ........ 0
+///     |    uses     |  last use  |     shift: as many bits as the number of accesses has
+/// ```
+#[derive(Clone, Debug, Default)]
+struct Uses {
+    counts: Vec<u32>,
+    shift: u32,
 }
 
-const ONE_USE: u64 = 1 << 32;
+impl Uses {
+    /// Starts a sequence of uses up to `most` and returns a bound above all priorities.
+    fn start(&mut self, accesses: &Accesses, most: usize) -> u64 {
+        self.counts.clear();
+        self.counts.resize(accesses.pool(), 0);
+        self.shift = usize::BITS - accesses.len().leading_zeros();
+        // Both fit 32 bits, as the number of accesses does.
+        (most.min(accesses.len()) as u64 + 1).saturating_mul(1 << self.shift)
+    }
 
-fn reset(ranks: &mut Vec<u64>, pool: usize) {
-    ranks.clear();
-    ranks.resize(pool, 0);
+    #[inline(always)]
+    fn pack(&self, key: u32, access: u32) -> u64 {
+        u64::from(self.counts[key as usize]) << self.shift | u64::from(access)
+    }
 }
 
 /// LFU: uses since the sequence began, then last use.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Frequency {
-    ranks: Vec<u64>,
-}
+pub(super) struct Frequency(Uses);
 
 impl Ranking for Frequency {
-    fn start(&mut self, accesses: &Accesses) {
-        reset(&mut self.ranks, accesses.pool());
+    fn start(&mut self, accesses: &Accesses) -> u64 {
+        self.0.start(accesses, accesses.token_count())
     }
 
-    #[inline]
-    fn served(&mut self, access: u32, key: u32) {
-        let rank = &mut self.ranks[key as usize];
-        *rank = pack((*rank >> 32) + 1, access);
-    }
-
-    fn ranks(&self) -> &[u64] {
-        &self.ranks
+    #[inline(always)]
+    fn served(&mut self, access: u32, key: u32) -> u64 {
+        self.0.counts[key as usize] += 1;
+        self.0.pack(key, access)
     }
 }
 
 /// Belady: minus the next use.
 #[derive(Clone, Debug, Default)]
 pub(super) struct NextUse {
-    ranks: Vec<u64>,
+    /// For every expert its first use, while the sequence is started.
+    next: Vec<u32>,
     /// For every access the priority that it leaves behind.
-    after: Vec<u64>,
+    after: Vec<u32>,
 }
 
 impl Ranking for NextUse {
-    fn start(&mut self, accesses: &Accesses) {
+    fn start(&mut self, accesses: &Accesses) -> u64 {
         // 0 is "never again". A next use at access `i` is `len - i`, so an earlier one ranks higher.
-        reset(&mut self.ranks, accesses.pool());
+        self.next.clear();
+        self.next.resize(accesses.pool(), 0);
         self.after.clear();
         self.after.resize(accesses.len(), 0);
-        for (distance, (after, &key)) in (1u64..).zip(self.after.iter_mut().zip(accesses.keys()).rev()) {
-            *after = std::mem::replace(&mut self.ranks[key as usize], distance);
+        for (distance, (after, &key)) in (1u32..).zip(self.after.iter_mut().zip(accesses.keys()).rev()) {
+            *after = std::mem::replace(&mut self.next[key as usize], distance);
         }
+        accesses.len() as u64 + 1
     }
 
-    #[inline]
-    fn served(&mut self, access: u32, key: u32) {
-        self.ranks[key as usize] = self.after[access as usize];
-    }
-
-    fn ranks(&self) -> &[u64] {
-        &self.ranks
+    #[inline(always)]
+    fn served(&mut self, access: u32, _key: u32) -> u64 {
+        u64::from(self.after[access as usize])
     }
 }
 
 /// SCH: uses in the look-ahead window, then last use.
 #[derive(Clone, Debug)]
 pub(super) struct WindowUses {
-    ranks: Vec<u64>,
+    uses: Uses,
     window: usize,
 }
 
 impl WindowUses {
     pub(super) fn new(window: usize) -> WindowUses {
-        WindowUses { ranks: Vec::new(), window }
-    }
-
-    #[inline]
-    fn enter(&mut self, accesses: &Accesses, token: usize) {
-        for &key in accesses.token(token) {
-            self.ranks[key as usize] += ONE_USE;
-        }
+        WindowUses { uses: Uses::default(), window }
     }
 }
 
 impl Ranking for WindowUses {
-    fn start(&mut self, accesses: &Accesses) {
-        reset(&mut self.ranks, accesses.pool());
-        for token in 0..accesses.token_count().min(self.window - 1) {
-            self.enter(accesses, token);
+    fn start(&mut self, accesses: &Accesses) -> u64 {
+        let bound = self.uses.start(accesses, accesses.token_count().min(self.window));
+        for keys in accesses.tokens().take(self.window - 1) {
+            keys.iter().for_each(|&key| self.uses.counts[key as usize] += 1);
         }
+        bound
     }
 
-    #[inline]
-    fn before_token(&mut self, accesses: &Accesses, token: usize) {
+    #[inline(always)]
+    fn rising<'a>(&mut self, accesses: &'a Accesses, token: usize) -> &'a [u32] {
         let last = token.saturating_add(self.window - 1);
-        if last < accesses.token_count() {
-            self.enter(accesses, last);
+        if last >= accesses.token_count() {
+            return &[];
         }
+        let keys = accesses.token(last);
+        keys.iter().for_each(|&key| self.uses.counts[key as usize] += 1);
+        keys
     }
 
-    #[inline]
-    fn served(&mut self, access: u32, key: u32) {
-        let rank = &mut self.ranks[key as usize];
-        *rank = pack((*rank >> 32) - 1, access);
+    #[inline(always)]
+    fn one_use(&self) -> u64 {
+        1 << self.uses.shift
     }
 
-    fn ranks(&self) -> &[u64] {
-        &self.ranks
+    #[inline(always)]
+    fn served(&mut self, access: u32, key: u32) -> u64 {
+        self.uses.counts[key as usize] -= 1;
+        self.uses.pack(key, access)
     }
 }

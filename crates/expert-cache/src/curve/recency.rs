@@ -1,4 +1,4 @@
-//! LRU depths of a pool of at most 64 experts, as a bit matrix.
+//! LRU depths of a pool of at most `64 * W` experts, as a bit matrix.
 
 /// For every expert the set of experts used since its own last use; the size of that set is its LRU depth.
 ///
@@ -9,47 +9,68 @@
 /// since[2]          0 ... 0 0 0    the last one used:                depth 0
 /// ```
 ///
-/// A token costs one OR over 64 words (which vectorizes) and one popcount an access, whatever the depths.
+/// A set is in two parts: the experts served later in the token of the last use, and those of later tokens. A token ORs
+/// its own set into the rows of the second part (which vectorizes) and an access counts the bits of one set, whatever the
+/// depth. With rows reset in the same stroke, no row is written word by word and then read as a vector, which stalls.
+///
+/// # Complexity
+/// `O(64 W^2)` words a token and `O(W)` an access; memory `O(64 W^2)` words.
 #[derive(Clone, Debug)]
-pub(super) struct RecencyMatrix {
-    since: [u64; RecencyMatrix::EXPERTS],
-    seen: u64,
+pub(super) struct RecencyMatrix<const W: usize> {
+    /// By later tokens, `[word of the expert][word of the set]`.
+    since: [[Rows; W]; W],
+    /// By its own token, `[word of the expert][bit of the expert]`.
+    beside: [[[u64; W]; 64]; W],
+    seen: [u64; W],
 }
 
-impl RecencyMatrix {
-    /// The largest pool.
-    pub(super) const EXPERTS: usize = 64;
+/// A word for each of 64 experts, in whole cache lines.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+struct Rows([u64; 64]);
 
-    pub(super) fn new() -> RecencyMatrix {
-        RecencyMatrix { since: [0; RecencyMatrix::EXPERTS], seen: 0 }
+impl<const W: usize> RecencyMatrix<W> {
+    /// The largest pool.
+    pub(super) const EXPERTS: usize = 64 * W;
+
+    pub(super) fn new() -> RecencyMatrix<W> {
+        RecencyMatrix { since: [[Rows([0; 64]); W]; W], beside: [[[0; W]; 64]; W], seen: [0; W] }
     }
 
+    #[inline(always)]
     pub(super) fn reset(&mut self) {
         // What a row holds before its expert is seen is never read.
-        self.seen = 0;
+        self.seen = [0; W];
     }
 
-    /// Serves a token: calls `seen(depth)` or `new(distinct experts seen before)` for every access, all judged before.
-    #[inline]
-    pub(super) fn serve(&mut self, keys: &[u32], mut seen: impl FnMut(usize), mut new: impl FnMut(usize)) {
-        let mut token = 0u64;
-        for &key in keys {
-            let bit = 1 << key;
-            if self.seen & bit == 0 {
-                new((self.seen | token).count_ones() as usize);
+    /// Serves a token: calls `seen(depth)` or `new()` for every access, all judged before.
+    #[inline(always)]
+    pub(super) fn serve(&mut self, keys: &[u32], mut seen: impl FnMut(usize), mut new: impl FnMut()) {
+        let mut token = [0u64; W];
+        // From the last one served, so that the experts met are those used later.
+        for &key in keys.iter().rev() {
+            let (word, bit) = (key as usize / 64 % W, key as usize % 64);
+            let beside = std::mem::replace(&mut self.beside[word][bit], token);
+            let words = self.since[word].iter().zip(beside);
+            let depth: u32 = words.map(|(since, beside)| (since.0[bit] | beside).count_ones()).sum();
+            if self.seen[word] >> bit & 1 == 0 {
+                new();
             } else {
-                seen(self.since[key as usize].count_ones() as usize);
+                seen(depth as usize);
             }
-            token |= bit;
+            // No index, so that the words stay in registers.
+            for (index, later) in token.iter_mut().enumerate() {
+                *later |= u64::from(index == word) << bit;
+            }
         }
-        for row in &mut self.since {
-            *row |= token;
+        for (rows, used) in self.since.iter_mut().zip(token) {
+            let unused = !used;
+            for (rows, token) in rows.iter_mut().zip(token) {
+                for (bit, row) in rows.0.iter_mut().enumerate() {
+                    *row = if unused >> bit & 1 == 0 { 0 } else { *row | token };
+                }
+            }
         }
-        self.seen |= token;
-        let mut later = token;
-        for &key in keys {
-            later &= !(1 << key);
-            self.since[key as usize] = later;
-        }
+        self.seen.iter_mut().zip(token).for_each(|(seen, token)| *seen |= token);
     }
 }

@@ -2,94 +2,128 @@
 
 use std::hint::select_unpredictable;
 
-const ABSENT: u32 = u32::MAX;
+/// Levels that share a bound on their priorities.
+const BLOCK: usize = 64;
 
 /// The experts seen so far, ordered so that the first `c` are what a cache of `c` slots holds.
 ///
 /// Serving an expert puts it on top. What it displaces sinks: at each level the one of lower priority sinks on, down to
 /// the old place of the served expert (or the bottom, for a new one). At level `c` the one that sinks on is the lowest
 /// of what `c` slots held, that is, the one that a cache of `c` slots evicts (Mattson et al., 1970).
+pub(super) trait Stack {
+    /// Judges the accesses of a token on the state before it: calls `seen(depth)` for an expert that was resident at
+    /// capacities above `depth`, and `new()` for one never seen. Called once before the others for each token.
+    fn judge(&mut self, keys: &[u32], seen: impl FnMut(usize), new: impl FnMut());
+
+    /// Raises the priorities of those of the experts that were seen.
+    fn raise(&mut self, keys: &[u32], by: u64);
+
+    /// Serves an expert, at most once a token, and gives it a priority that no other has (or 0 if never used again).
+    fn serve(&mut self, key: u32, priority: u64);
+}
+
+const ABSENT: u32 = u32::MAX;
+
+/// A stack over a pool of any size with priorities of any width, for any processor.
+///
+/// A block of levels that what sinks passes without being exchanged is stepped over in one comparison.
+///
+/// # Complexity
+/// An access costs one step a level of the blocks where something is exchanged, and one a block elsewhere, down to its
+/// depth; a token also one a level of the stack, to note where every expert stands. Memory is `O(pool)`.
 #[derive(Clone, Debug, Default)]
-pub(super) struct PriorityStack {
-    order: Vec<u32>,
-    /// Level of every expert when [`settle`](PriorityStack::settle) was last called.
+pub(super) struct BlockStack {
+    keys: Vec<u32>,
+    /// Priority at every level.
+    priorities: Vec<u64>,
+    /// For every block of levels a bound that none of its priorities is below.
+    floors: Vec<u64>,
+    /// Level of every expert when the token was judged.
     place: Vec<u32>,
 }
 
-impl PriorityStack {
+impl BlockStack {
     /// Empties the stack for a pool of `pool` experts.
     pub(super) fn reset(&mut self, pool: usize) {
-        self.order.clear();
-        self.order.reserve(pool);
+        self.keys.clear();
+        self.keys.reserve(pool);
+        self.priorities.clear();
+        self.priorities.reserve(pool);
+        self.floors.clear();
+        self.floors.reserve(pool.div_ceil(BLOCK));
         self.place.clear();
         self.place.resize(pool, ABSENT);
     }
 
-    /// Notes where every expert stands; called before each token.
-    #[inline]
-    pub(super) fn settle(&mut self) {
-        for (level, &key) in (0..).zip(&self.order) {
+    /// Gives a new expert a level at the bottom, below what any expert has.
+    fn admit(&mut self, key: u32) -> usize {
+        let level = self.keys.len();
+        self.keys.push(key);
+        self.priorities.push(0);
+        if level.is_multiple_of(BLOCK) {
+            self.floors.push(0);
+        }
+        level
+    }
+}
+
+impl Stack for BlockStack {
+    fn judge(&mut self, keys: &[u32], mut seen: impl FnMut(usize), mut new: impl FnMut()) {
+        for (level, &key) in (0..).zip(&self.keys) {
             self.place[key as usize] = level;
+        }
+        for &key in keys {
+            match self.place[key as usize] {
+                ABSENT => new(),
+                place => seen(place as usize),
+            }
         }
     }
 
-    /// Number of distinct experts seen.
-    #[inline]
-    pub(super) fn len(&self) -> usize {
-        self.order.len()
+    fn raise(&mut self, keys: &[u32], by: u64) {
+        for &key in keys {
+            let place = self.place[key as usize];
+            if place != ABSENT {
+                self.priorities[place as usize] += by;
+            }
+        }
     }
 
-    /// Depth of an expert before the token: it was resident at capacities above this; `None` if it was never seen.
-    #[inline]
-    pub(super) fn depth(&self, key: u32) -> Option<usize> {
-        let place = self.place[key as usize];
-        (place != ABSENT).then_some(place as usize)
-    }
-
-    /// Serves an expert, at most once a token; among the others the one of lower `rank` sinks.
-    #[inline]
-    pub(super) fn serve(&mut self, key: u32, rank: &[u64]) {
-        self.admit(key);
-        let mut levels = self.order.iter_mut();
-        let Some(top) = levels.next() else { return };
-        let mut sinking = std::mem::replace(top, key);
+    fn serve(&mut self, key: u32, priority: u64) {
+        // Within a token an expert only sinks, so its level when the token was judged is a bound from above.
+        let place = match self.place[key as usize] {
+            ABSENT => self.admit(key),
+            place => place as usize,
+        };
+        let mut sinking = std::mem::replace(&mut self.keys[0], key);
+        let mut low = std::mem::replace(&mut self.priorities[0], priority);
+        self.floors[0] = self.floors[0].min(priority);
         if sinking == key {
             return;
         }
-        let mut sinking_rank = rank[sinking as usize];
-        for slot in levels {
-            let here = *slot;
-            if here == key {
-                *slot = sinking;
-                return;
+        let blocks = self.keys.chunks_mut(BLOCK).zip(self.priorities.chunks_mut(BLOCK)).zip(&mut self.floors);
+        for (block, ((keys, priorities), floor)) in blocks.enumerate() {
+            if block < place / BLOCK && low <= *floor {
+                continue;
             }
-            // Which of the two sinks is close to a coin toss.
-            let here_rank = rank[here as usize];
-            let swap = here_rank < sinking_rank;
-            *slot = select_unpredictable(swap, sinking, here);
-            sinking = select_unpredictable(swap, here, sinking);
-            sinking_rank = select_unpredictable(swap, here_rank, sinking_rank);
-        }
-    }
-
-    /// Serves an expert under recency, where what is displaced always sinks.
-    #[inline]
-    pub(super) fn serve_recent(&mut self, key: u32) {
-        self.admit(key);
-        let mut sinking = key;
-        for slot in &mut self.order {
-            sinking = std::mem::replace(slot, sinking);
-            if sinking == key {
-                return;
+            let mut least = u64::MAX;
+            let first = usize::from(block == 0);
+            for (slot, at) in keys.iter_mut().zip(priorities.iter_mut()).skip(first) {
+                if *slot == key {
+                    (*slot, *at) = (sinking, low);
+                    *floor = low.min(*floor);
+                    return;
+                }
+                // Which of the two sinks is close to a coin toss.
+                let swap = *at < low;
+                let (here, stays) = (*slot, (*at).max(low));
+                low = low.min(*at);
+                *slot = select_unpredictable(swap, sinking, here);
+                sinking = select_unpredictable(swap, here, sinking);
+                *at = stays;
+                least = least.min(stays);
             }
-        }
-    }
-
-    /// Gives a new expert a level at the bottom.
-    #[inline]
-    fn admit(&mut self, key: u32) {
-        if self.place[key as usize] == ABSENT {
-            self.order.push(key);
+            *floor = if block == 0 { least.min(priority) } else { least };
         }
     }
 }

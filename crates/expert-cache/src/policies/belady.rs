@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use moe_trace::ExpertSet;
 
 use crate::policy::lowest_priority;
-use crate::{EvictionPolicy, ExpertKey, Requests};
+use crate::{EvictionPolicy, ExpertKey, Request, Requests};
 
 /// Evicts the expert whose next request is farthest away. If every request fits into the cache, no other choice of
 /// victims needs fewer loads.
@@ -57,8 +57,8 @@ impl Belady {
 }
 
 impl EvictionPolicy for Belady {
-    fn step(&mut self, wanted: &ExpertSet) {
-        for expert in wanted.iter() {
+    fn step(&mut self, request: &Request<'_>) {
+        for expert in request.wanted().iter() {
             let (next, end) = &mut self.next[expert];
             *next = (*next + 1).min(*end);
         }

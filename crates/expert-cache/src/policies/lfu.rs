@@ -3,7 +3,7 @@
 use moe_trace::ExpertSet;
 
 use crate::policy::lowest_priority;
-use crate::{EvictionPolicy, ExpertKey};
+use crate::{EvictionPolicy, ExpertKey, Request};
 
 /// Evicts the expert with the fewest requests so far; of those, the one whose last request is longest ago.
 ///
@@ -25,9 +25,9 @@ impl Lfu {
 }
 
 impl EvictionPolicy for Lfu {
-    fn step(&mut self, wanted: &ExpertSet) {
+    fn step(&mut self, request: &Request<'_>) {
         self.clock += 1;
-        for expert in wanted.iter() {
+        for expert in request.wanted().iter() {
             let (count, last_use) = &mut self.uses[expert];
             *count += 1;
             *last_use = self.clock;

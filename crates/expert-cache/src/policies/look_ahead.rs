@@ -5,7 +5,7 @@ use std::sync::Arc;
 use moe_trace::ExpertSet;
 
 use crate::policy::lowest_priority;
-use crate::{CacheError, EvictionPolicy, ExpertKey, Requests, Result};
+use crate::{CacheError, EvictionPolicy, ExpertKey, Request, Requests, Result};
 
 /// Evicts the expert used least in a window of requests that starts with the current one; of those, the one whose last
 /// request is longest ago.
@@ -45,14 +45,14 @@ impl LookAhead {
 }
 
 impl EvictionPolicy for LookAhead {
-    fn step(&mut self, wanted: &ExpertSet) {
+    fn step(&mut self, request: &Request<'_>) {
         if let Some(left) = self.clock.checked_sub(1) {
             self.requests.members(left).iter().for_each(|&expert| self.uses[expert as usize].0 -= 1);
         }
         let entering = self.clock.saturating_add(self.window - 1);
         self.requests.members(entering).iter().for_each(|&expert| self.uses[expert as usize].0 += 1);
         self.clock += 1;
-        for expert in wanted.iter() {
+        for expert in request.wanted().iter() {
             self.uses[expert].1 = self.clock;
         }
     }

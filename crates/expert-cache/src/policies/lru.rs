@@ -3,7 +3,7 @@
 use moe_trace::ExpertSet;
 
 use crate::policy::lowest_priority;
-use crate::{EvictionPolicy, ExpertKey};
+use crate::{EvictionPolicy, ExpertKey, Request};
 
 /// Evicts the expert whose last request is longest ago.
 ///
@@ -24,9 +24,9 @@ impl Lru {
 }
 
 impl EvictionPolicy for Lru {
-    fn step(&mut self, wanted: &ExpertSet) {
+    fn step(&mut self, request: &Request<'_>) {
         self.clock += 1;
-        for expert in wanted.iter() {
+        for expert in request.wanted().iter() {
             self.last_use[expert] = self.clock;
         }
     }

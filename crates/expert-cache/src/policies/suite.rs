@@ -7,7 +7,7 @@ use std::sync::Arc;
 use moe_trace::{ExpertSet, Geometry, LayerId, MemoryTrace, Phase, SequenceBuf};
 use proptest::prelude::*;
 
-use crate::{ExpertCache, Oversize, PolicyKind, Pool, Requests};
+use crate::{ExpertCache, Oversize, PolicyKind, Pool, PoolShape, Requests};
 
 /// Priority of `expert` at request `now`, from the history alone; the lowest is evicted.
 fn naive_priority(
@@ -80,7 +80,8 @@ fn requests(universe: usize, history: &[Vec<usize>]) -> Arc<Requests> {
 }
 
 fn check(kind: PolicyKind, universe: usize, history: &[Vec<usize>], capacity: usize, oversize: Oversize) {
-    let policy = kind.build(universe, Some(&requests(universe, history))).unwrap();
+    let policy =
+        kind.build(PoolShape { layers: 1, experts: universe }, capacity, Some(&requests(universe, history))).unwrap();
     let mut cache = ExpertCache::new(policy, universe, capacity, oversize).unwrap();
     let expected = naive_run(kind, history, capacity, oversize);
     for (wanted, (expected, resident)) in history.iter().zip(expected) {
@@ -125,7 +126,7 @@ macro_rules! policy_suite {
                     fail_at in any::<prop::sample::Index>(),
                 ) {
                     let history: Vec<Vec<usize>> = history.into_iter().map(|set| set.into_iter().collect()).collect();
-                    let policy = $kind.build(8, Some(&requests(8, &history))).unwrap();
+                    let policy = $kind.build(PoolShape { layers: 1, experts: 8 }, capacity, Some(&requests(8, &history))).unwrap();
                     let mut cache = ExpertCache::new(policy, 8, capacity, Oversize::Waves).unwrap();
                     for wanted in &history {
                         let before = cache.resident().clone();
@@ -168,7 +169,7 @@ proptest! {
         capacity in 2usize..5,
     ) {
         let history: Vec<Vec<usize>> = raw.into_iter().map(|set| set.into_iter().collect()).collect();
-        let policy = PolicyKind::Belady.build(6, Some(&requests(6, &history))).unwrap();
+        let policy = PolicyKind::Belady.build(PoolShape { layers: 1, experts: 6 }, capacity, Some(&requests(6, &history))).unwrap();
         let mut cache = ExpertCache::new(policy, 6, capacity, Oversize::Waves).unwrap();
         let mut loads = 0;
         for wanted in &history {
@@ -194,7 +195,7 @@ fn resident_sets_after_every_step() {
     // Requests over 5 experts, 3 slots.
     let history = vec![vec![0, 1], vec![2], vec![0, 3], vec![4], vec![1]];
     let states = |kind: PolicyKind| {
-        let policy = kind.build(5, Some(&requests(5, &history))).unwrap();
+        let policy = kind.build(PoolShape { layers: 1, experts: 5 }, 3, Some(&requests(5, &history))).unwrap();
         let mut cache = ExpertCache::new(policy, 5, 3, Oversize::Waves).unwrap();
         let state = |wanted: &Vec<usize>| {
             cache.request(&ExpertSet::from_members(5, wanted.iter().copied())).unwrap();

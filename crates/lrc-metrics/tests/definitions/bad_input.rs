@@ -29,7 +29,7 @@ fn nothing_is_zero_or_an_error_that_says_so() {
     for sequences in [vec![], vec![sequence(&[])], vec![sequence(&[EMPTY_SLOT, EMPTY_SLOT])]] {
         let (count, longest) = (sequences.len(), sequences.first().map_or(0, |sequence| sequence.phases.len()));
         let trace = memory(&geometry(), sequences);
-        let srp = accumulate(&trace, &ByDomain::new(&Srp::new(&geometry(), 3).unwrap(), 3), &|_| {}).unwrap();
+        let srp = accumulate(&trace, &ByDomain::new(&Srp::new(&geometry(), &[3]).unwrap(), 3), &|_| {}).unwrap();
         let too_long = format!("window length is 3 tokens, the longest of {count} sequences has {longest}");
         assert_eq!(srp.finish().unwrap_err().to_string(), too_long);
         let options = MetricsOptions { windows: vec![3], ..MetricsOptions::default() };
@@ -57,7 +57,8 @@ fn nothing_is_zero_or_an_error_that_says_so() {
 #[test]
 fn a_single_token_is_a_window_of_one() {
     let trace = memory(&geometry(), vec![sequence(&[1])]);
-    let srp = accumulate(&trace, &Srp::new(&geometry(), 1).unwrap(), &|_| {}).unwrap().finish().unwrap();
+    let srp = accumulate(&trace, &Srp::new(&geometry(), &[1]).unwrap(), &|_| {}).unwrap().finish().unwrap();
+    let srp = &srp[&1];
     let unused = SrpValue { srp: 0.0, rho: 0.0, threshold: 0, activation_rate: 0.0 };
     let experts = &srp.layers[0].experts;
     assert_eq!((experts[0], experts[2]), (unused, unused));

@@ -113,7 +113,7 @@ fn order_of(trace: &MemoryTrace) -> Vec<usize> {
 fn every_report_has_the_intervals_of_drawn_sequences() {
     let trace = corpus(12, 4);
     let geometry = trace.geometry();
-    drawing_agrees(&trace, &Srp::new(geometry, 3).unwrap(), Srp::finish);
+    drawing_agrees(&trace, &Srp::new(geometry, &[3]).unwrap(), Srp::finish);
     drawing_agrees(&trace, &LoadBalance::new(geometry), |load| Ok(load.finish()));
     drawing_agrees(&trace, &PositionSrp::new(geometry, &LAYERS, 3, 2..9).unwrap(), |srp| Ok(srp.finish()));
     drawing_agrees(&trace, &Coactivation::new(geometry, &LAYERS).unwrap(), |pairs| Ok(pairs.finish()));
@@ -124,9 +124,9 @@ fn every_report_has_the_intervals_of_drawn_sequences() {
     drawing_agrees(&trace, &curves, |curves| {
         Ok(curves.finish().into_iter().map(|(_, curve)| curve.hit_rates).collect::<Vec<_>>())
     });
-    let by_domain = ByDomain::new(&Srp::new(geometry, 3).unwrap(), DOMAINS);
+    let by_domain = ByDomain::new(&Srp::new(geometry, &[3]).unwrap(), DOMAINS);
     drawing_agrees(&trace, &by_domain, |srp| {
-        let report = srp.finish()?;
+        let report = srp.finish()?.remove(&3).unwrap();
         Ok(((report.relative(|report| report.model.srp), report.correlation()), report))
     });
     let load = ByDomain::new(&LoadBalance::new(geometry), DOMAINS);
@@ -134,9 +134,9 @@ fn every_report_has_the_intervals_of_drawn_sequences() {
         let load = load.finish()?;
         Ok(((load.specialization(), load.correlation()), load))
     });
-    let both = (Srp::new(geometry, 3).unwrap(), load);
+    let both = (Srp::new(geometry, &[3]).unwrap(), load);
     drawing_agrees(&trace, &both, |(srp, load)| {
-        Ok(vec![srp.finish()?.correlation_with(&load.finish()?.specialization())])
+        Ok(vec![srp.finish()?[&3].correlation_with(&load.finish()?.specialization())])
     });
     let reference: Vec<Vec<ExpertId>> = (0..3).map(|first| vec![ExpertId(first), ExpertId(first + 3)]).collect();
     let routing = ReferenceRouting::new(geometry, &LAYERS, &reference, 5).unwrap();
@@ -283,7 +283,7 @@ proptest! {
         let bootstrap = Bootstrap::new(40, 0.9, 5).unwrap();
         // Bounds that do not exist are not equal to themselves.
         every_fold_agrees(&trace, &empty, |metrics| format!("{:?}", metrics.finish(&bootstrap)));
-        let resampled = Resampled::new(Srp::new(trace.geometry(), window).unwrap());
+        let resampled = Resampled::new(Srp::new(trace.geometry(), &[window]).unwrap());
         every_fold_agrees(&trace, &resampled, |srp| format!("{:?}", srp.finish(&bootstrap, Srp::finish)));
     }
 }
@@ -294,7 +294,7 @@ fn many_sequences_fold_alike() {
     let trace = corpus(300, 2);
     let empty = TraceIntervals::new(trace.geometry(), &options(vec![3])).unwrap();
     every_fold_agrees(&trace, &empty, |metrics| metrics.finish(&bootstrap).unwrap());
-    let resampled = Resampled::new(Srp::new(trace.geometry(), 3).unwrap());
+    let resampled = Resampled::new(Srp::new(trace.geometry(), &[3]).unwrap());
     every_fold_agrees(&trace, &resampled, |srp| srp.finish(&bootstrap, Srp::finish).unwrap());
 }
 

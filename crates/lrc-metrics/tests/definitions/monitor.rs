@@ -55,14 +55,17 @@ proptest! {
         }
         (0..trace.len()).for_each(|sequence| monitor.sequence_end(sequence));
         prop_assert!(monitor.error().is_none());
-        let srp = accumulate(&trace, &Srp::new(trace.geometry(), window).unwrap(), &|_| {}).unwrap().finish();
+        let srp = accumulate(&trace, &Srp::new(trace.geometry(), &[window]).unwrap(), &|_| {}).unwrap().finish();
         let load = accumulate(&trace, &LoadBalance::new(trace.geometry()), &|_| {}).unwrap().finish();
         for layer in trace.geometry().layer_ids() {
             let found = monitor.layer(layer).unwrap();
             prop_assert_eq!(&found.load, &load[layer.index()]);
             prop_assert_eq!(found.drift, None);
             match &srp {
-                Ok(srp) => prop_assert_eq!((found.windows, found.srp), (srp.windows, srp.layers[layer.index()].value)),
+                Ok(srp) => {
+                    let srp = &srp[&window];
+                    prop_assert_eq!((found.windows, found.srp), (srp.windows, srp.layers[layer.index()].value));
+                }
                 Err(_) => prop_assert_eq!((found.windows, found.srp.srp), (0, 0.0)),
             }
             let hits = |policy| {

@@ -33,8 +33,9 @@ proptest! {
     /// Encoder and decoder pool the histograms of their own layers.
     #[test]
     fn stacks_pool_their_layers(trace in trace(), window in 1usize..6) {
-        let srp = accumulate(&trace, &Srp::new(trace.geometry(), window).unwrap(), &|_| {}).unwrap();
-        let Ok(report) = srp.finish() else { return Ok(()) };
+        let srp = accumulate(&trace, &Srp::new(trace.geometry(), &[window]).unwrap(), &|_| {}).unwrap();
+        let Ok(reports) = srp.finish() else { return Ok(()) };
+        let report = &reports[&window];
         for (stack, value) in [(Stack::Encoder, report.encoder), (Stack::Decoder, report.decoder)] {
             prop_assert_eq!(value.is_some(), of_stack(trace.geometry(), stack).next().is_some());
             if let Some(value) = value {
@@ -46,15 +47,20 @@ proptest! {
     /// A domain's SRP is that of its sequences alone, and all of them are the total.
     #[test]
     fn domains_are_traces_of_their_own(trace in trace(), window in 1usize..6) {
-        let empty = Srp::new(trace.geometry(), window).unwrap();
+        let empty = Srp::new(trace.geometry(), &[1, window]).unwrap();
         let by_domain = ByDomain::new(&empty, DOMAINS);
         every_fold_agrees(&trace, &by_domain, |srp| srp.finish().map_err(|error| error.to_string()));
-        let Ok(report) = accumulate(&trace, &by_domain, &|_| {}).unwrap().finish() else { return Ok(()) };
-        prop_assert_eq!(&report.all, &accumulate(&trace, &empty, &|_| {}).unwrap().finish().unwrap());
-        for (number, domain) in report.domains.iter().enumerate() {
-            let alone = filtered(&trace, |sequence| sequence.domain.is_some_and(|domain| domain.index() == number));
-            let alone = accumulate(&alone, &empty, &|_| {}).unwrap().finish().ok();
-            prop_assert_eq!(domain, &alone);
+        let Ok(reports) = accumulate(&trace, &by_domain, &|_| {}).unwrap().finish() else { return Ok(()) };
+        let together = accumulate(&trace, &empty, &|_| {}).unwrap().finish().unwrap();
+        prop_assert!(reports.keys().eq(together.keys()));
+        for (window, report) in &reports {
+            prop_assert_eq!(&report.all, &together[window]);
+            let empty = Srp::new(trace.geometry(), &[*window]).unwrap();
+            for (number, domain) in report.domains.iter().enumerate() {
+                let alone = filtered(&trace, |sequence| sequence.domain.is_some_and(|domain| domain.index() == number));
+                let alone = accumulate(&alone, &empty, &|_| {}).unwrap().finish().ok();
+                prop_assert_eq!(domain.as_ref(), alone.as_ref().map(|alone| &alone[window]));
+            }
         }
     }
 
@@ -77,9 +83,9 @@ proptest! {
                 sequence.phases.truncate(window);
                 sequence.token_ids = None;
             }
-            let srp = Srp::new(trace.geometry(), window).unwrap();
+            let srp = Srp::new(trace.geometry(), &[window]).unwrap();
             let alone = accumulate(&memory(trace.geometry(), cut), &srp, &|_| {}).unwrap().finish().unwrap();
-            prop_assert_eq!(at.report, alone);
+            prop_assert_eq!(&at.report, &alone[&window]);
         }
     }
 
@@ -95,8 +101,8 @@ proptest! {
 fn updates_of_another_geometry_say_so() {
     let geometry = Geometry::decoder(1, 4, 1).unwrap();
     let other = Geometry::decoder(1, 5, 1).unwrap();
-    let mut srp = Srp::new(&geometry, 2).unwrap();
-    let error = srp.merge(&Srp::new(&other, 2).unwrap()).unwrap_err().to_string();
+    let mut srp = Srp::new(&geometry, &[2]).unwrap();
+    let error = srp.merge(&Srp::new(&other, &[2]).unwrap()).unwrap_err().to_string();
     assert_eq!(error, "accumulators do not belong together: number of experts a layer is 5, expected 4");
     let sequence = SequenceBuf::from_experts(&other, vec![0, 1], moe_trace::Phase::Decode).unwrap();
     let mut starts = PositionSrp::new(&geometry, &[LayerId(0)], 1, 0..2).unwrap();

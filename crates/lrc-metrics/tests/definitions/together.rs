@@ -1,22 +1,34 @@
 //! SRP and curves against their definitions, alone and in one pass.
 
+use std::collections::BTreeSet;
+
 use expert_cache::curve::{Accesses, ColdStart, CurvePolicy, naive};
-use lrc_metrics::{Curves, LoadBalance, MetricError, MetricsOptions, Srp, TraceMetrics, accumulate, oracle};
+use lrc_metrics::{Curves, LoadBalance, MetricError, MetricsOptions, Srp, SrpReport, TraceMetrics, accumulate, oracle};
 use moe_trace::{Geometry, LayerId, MemoryTrace, MoeLayer, RoutingSource, Sequence, Stack, TraceError};
 use proptest::prelude::*;
 
 use crate::traces::{agrees, every_fold_agrees, memory, naive_counts, trace};
 
-/// Compares expert, layer and model level.
-fn srp_agrees(trace: &dyn RoutingSource, window: usize) {
-    let empty = Srp::new(trace.geometry(), window).unwrap();
-    let result = accumulate(trace, &empty, &|_| {}).unwrap().finish();
-    let lengths = (0..trace.len()).map(|index| trace.sequence(index).unwrap().len());
-    if lengths.clone().all(|length| length < window) {
-        assert!(matches!(result, Err(MetricError::WindowTooLong { longest, .. }) if Some(longest) == lengths.max()));
-        return;
+/// Compares expert, layer and model level at every window length, all lengths counted at once.
+fn srp_agrees(trace: &dyn RoutingSource, windows: &[usize]) {
+    let reports =
+        |windows: &[usize]| accumulate(trace, &Srp::new(trace.geometry(), windows).unwrap(), &|_| {}).unwrap().finish();
+    let tokens = (0..trace.len()).map(|index| trace.sequence(index).unwrap().len()).max();
+    let (fitting, too_long): (Vec<_>, Vec<_>) = windows.iter().copied().partition(|&window| tokens >= Some(window));
+    if let Some(shortest) = too_long.into_iter().min() {
+        let Err(MetricError::WindowTooLong { window, longest, .. }) = reports(windows) else { panic!("{shortest}") };
+        assert_eq!((window, Some(longest)), (shortest, tokens));
     }
-    let report = result.unwrap();
+    let reports = reports(&fitting).unwrap();
+    assert_eq!(reports.keys().collect::<Vec<_>>(), BTreeSet::from_iter(&fitting).into_iter().collect::<Vec<_>>());
+    for (&window, report) in &reports {
+        assert_eq!(report.window, window);
+        report_agrees(trace, report);
+    }
+}
+
+fn report_agrees(trace: &dyn RoutingSource, report: &SrpReport) {
+    let window = report.window;
     let add = |sum: &mut Vec<u64>, more: &[u64]| sum.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
     let mut model = vec![0; window + 1];
     for layer in &report.layers {
@@ -37,9 +49,22 @@ fn srp_agrees(trace: &dyn RoutingSource, window: usize) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
+    /// Lengths of one token, of a whole sequence, of more than any, repeated and in any order.
     #[test]
-    fn srp_equals_counting_every_window(trace in trace(), window in 1usize..20) {
-        srp_agrees(&trace, window);
+    fn srp_equals_counting_every_window(trace in trace(), windows in proptest::collection::vec(1usize..33, 0..5)) {
+        srp_agrees(&trace, &windows);
+    }
+
+    #[test]
+    fn window_lengths_together_are_window_lengths_apart(trace in trace(), first in 1usize..4, second in 4usize..20) {
+        let of = |windows: &[usize]| Srp::new(trace.geometry(), windows).unwrap();
+        every_fold_agrees(&trace, &of(&[second, first]), |srp| srp.finish().map_err(|error| error.to_string()));
+        let all = |windows: &[usize]| accumulate(&trace, &of(windows), &|_| {}).unwrap().finish().ok();
+        if let Some(together) = all(&[second, first]) {
+            for (window, report) in &together {
+                prop_assert_eq!(report, &all(&[*window]).unwrap()[window]);
+            }
+        }
     }
 
     #[test]
@@ -62,7 +87,7 @@ proptest! {
             cold_start: ColdStart::Miss,
         };
         let all = accumulate(&trace, &TraceMetrics::new(geometry, &options).unwrap(), &|_| {}).unwrap();
-        let srp = accumulate(&trace, &Srp::of_layers(geometry, &layers, window).unwrap(), &|_| {}).unwrap();
+        let srp = accumulate(&trace, &Srp::of_layers(geometry, &layers, &[window]).unwrap(), &|_| {}).unwrap();
         let load = accumulate(&trace, &LoadBalance::of_layers(geometry, &layers).unwrap(), &|_| {}).unwrap().finish();
         let policies = [CurvePolicy::Belady, CurvePolicy::LookAhead { window }];
         let curves = |layers: &[LayerId]| {
@@ -73,7 +98,7 @@ proptest! {
             prop_assert!(srp.finish().is_err());
             return Ok(());
         };
-        let srp = srp.finish().unwrap();
+        let srp = &srp.finish().unwrap()[&window];
         prop_assert_eq!(report.model.srp[&window], srp.model);
         prop_assert_eq!(report.pool.as_ref().unwrap().curves["belady"].clone(), curves(&layers)[0].1.hit_rates.clone());
         for (position, layer) in report.layers.iter().enumerate() {
@@ -133,9 +158,7 @@ fn sequences_of_another_k_and_layers_given_twice_say_so() {
 fn a_synthetic_trace_agrees() {
     let geometry = Geometry::decoder(1, 64, 8).unwrap();
     let trace = memory(&geometry, oracle::synthetic(&geometry, 3, 96, 20_240_607));
-    for window in [4, 16, 64] {
-        srp_agrees(&trace, window);
-    }
+    srp_agrees(&trace, &[4, 16, 64]);
     let mut accesses = Accesses::new();
     for policy in [CurvePolicy::Lru, CurvePolicy::Lfu, CurvePolicy::Belady, CurvePolicy::LookAhead { window: 16 }] {
         let empty = Curves::new(&geometry, &[LayerId(0)], &[policy], ColdStart::Free).unwrap();
@@ -159,10 +182,10 @@ fn a_synthetic_trace_agrees() {
 fn a_synthetic_trace_is_sticky() {
     let geometry = Geometry::decoder(2, 32, 4).unwrap();
     let trace = memory(&geometry, oracle::synthetic(&geometry, 8, 256, 1));
-    let srp = accumulate(&trace, &Srp::new(&geometry, 16).unwrap(), &|_| {}).unwrap().finish().unwrap();
-    let rate = srp.model.activation_rate;
+    let srp = accumulate(&trace, &Srp::new(&geometry, &[16]).unwrap(), &|_| {}).unwrap().finish().unwrap();
+    let rate = srp[&16].model.activation_rate;
     assert!((rate - 0.125).abs() < 1e-12);
-    assert!(srp.model.srp > 2.0 * (2.0 * rate / (1.0 + rate)));
+    assert!(srp[&16].model.srp > 2.0 * (2.0 * rate / (1.0 + rate)));
 }
 
 #[test]
@@ -230,12 +253,12 @@ fn bad_windows_and_layers_say_why() {
 
     // An absurd window allocates nothing and says what fits.
     let trace = memory(&geometry, oracle::synthetic(&geometry, 2, 20, 3));
-    let srp = accumulate(&trace, &Srp::new(&geometry, usize::MAX).unwrap(), &|_| {}).unwrap();
+    let srp = accumulate(&trace, &Srp::new(&geometry, &[usize::MAX]).unwrap(), &|_| {}).unwrap();
     let message = srp.finish().unwrap_err().to_string();
     assert_eq!(message, format!("window length is {} tokens, the longest of 2 sequences has 20", usize::MAX));
 
     let other = Geometry::decoder(1, 4, 1).unwrap();
-    let error = accumulate(&trace, &Srp::new(&other, 4).unwrap(), &|_| {}).unwrap_err().to_string();
+    let error = accumulate(&trace, &Srp::new(&other, &[4]).unwrap(), &|_| {}).unwrap_err().to_string();
     assert_eq!(error, "a sequence has 2 layers x 4 experts, the accumulator 1 layers x 4 experts");
 }
 
