@@ -99,6 +99,8 @@ impl WindowSrp {
         within("number of windows", 0, most, self.windows.into())?;
         intact("number of layers", &selection.layers().len(), &self.layers.len())?;
         let (window, experts, windows) = (self.window, selection.experts(), self.windows);
+        let all = u128::from(windows) * (self.layers.len() * experts) as u128;
+        within("number of windows of all experts", 0, MOST.into(), all)?;
         self.layers.iter_mut().try_for_each(|layer| layer.restore(window, experts, windows))
     }
 }
