@@ -23,7 +23,6 @@
 
 mod accesses;
 mod accumulator;
-mod bypass;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
 mod last_uses;
