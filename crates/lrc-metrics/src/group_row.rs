@@ -6,20 +6,28 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::{
     MetricError, Result, TraceMetrics,
     groups::Merge,
+    histogram::check_at_least,
     serialized::{MOST, intact, within},
 };
 
 /// The sums of one group.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct GroupRow {
-    /// Windows of each length in which an expert has 1 to `m` uses, `[layers x lengths x experts x m]`.
+    /// Windows of each length in which an expert has at least 1 to `m` uses, `[layers x lengths x experts x m]`.
     ///
     /// Written with runs of zeros as a zero and their length, and so until it is checked after reading.
     #[serde(serialize_with = "write_runs", deserialize_with = "read_runs")]
-    pub(crate) counts: Vec<u32>,
+    pub(crate) at_least: Vec<u32>,
     /// Windows of each length.
     pub(crate) windows: Vec<u64>,
     pub(crate) totals: Totals,
+}
+
+/// Place of the first number of windows of a layer and a window length.
+pub(crate) fn first_sum(lengths: &[usize], experts: usize, position: usize, number: usize) -> usize {
+    let all: usize = lengths.iter().sum();
+    let before: usize = lengths[..number].iter().sum();
+    experts * (position * all + before)
 }
 
 /// The sums of what is no histogram.
@@ -64,7 +72,7 @@ impl Merge for GroupRow {
     fn add(&mut self, other: &GroupRow) -> Result<()> {
         // Rows of the same arguments, checked to be so by whoever merges.
         self.add_windows(other.windows.iter().copied())?;
-        self.counts.iter_mut().zip(&other.counts).for_each(|(sum, more)| *sum += more);
+        self.at_least.iter_mut().zip(&other.at_least).for_each(|(sum, more)| *sum += more);
         self.totals.tokens += other.totals.tokens;
         self.totals.uses.iter_mut().zip(&other.totals.uses).for_each(|(sum, more)| *sum += more);
         self.totals.rates.iter_mut().zip(&other.totals.rates).for_each(|(sum, more)| *sum += more);
@@ -73,7 +81,7 @@ impl Merge for GroupRow {
 }
 
 impl GroupRow {
-    /// Adds windows of each length, so that no count of them can be too large for 32 bits.
+    /// Adds windows of each length, so that no number of them can be too large for 32 bits.
     pub(crate) fn add_windows(&mut self, more: impl Iterator<Item = u64>) -> Result<()> {
         let limit = u32::MAX.into();
         for (sum, more) in self.windows.iter_mut().zip(more) {
@@ -85,22 +93,21 @@ impl GroupRow {
         Ok(())
     }
 
-    /// Unpacks the counts of a row that was read, and checks that the row has the shape of `like`.
+    /// Unpacks a row that was read, and checks that it has the shape of `like`.
     pub(crate) fn restore(&mut self, like: &GroupRow, lengths: &[usize], experts: usize) -> Result<()> {
-        self.counts = unpacked(&self.counts, like.counts.len())?;
+        self.at_least = unpacked(&self.at_least, like.at_least.len())?;
         intact("number of window lengths", &like.windows.len(), &self.windows.len())?;
         intact("number of uses", &like.totals.uses.len(), &self.totals.uses.len())?;
         intact("number of hit rates", &like.totals.rates.len(), &self.totals.rates.len())?;
         within("number of tokens", 0, MOST.into(), self.totals.tokens.into())?;
-        let mut counts = self.counts.as_slice();
-        while !counts.is_empty() {
+        let mut at_least = self.at_least.as_slice();
+        while !at_least.is_empty() {
             for (&length, &windows) in lengths.iter().zip(&self.windows) {
                 within("number of windows", 0, u32::MAX.into(), windows.into())?;
                 for _ in 0..experts {
-                    let (row, rest) = counts.split_at(length);
-                    let sum = row.iter().map(|&windows| u128::from(windows)).sum();
-                    within("number of windows of an expert", 0, windows.into(), sum)?;
-                    counts = rest;
+                    let (row, rest) = at_least.split_at(length);
+                    check_at_least(windows, row)?;
+                    at_least = rest;
                 }
             }
         }

@@ -1,90 +1,214 @@
-//! SRP of many resamples at once.
+//! SRP of a trace in all resamples.
 
-use ndarray::ArrayView2;
+use std::{collections::BTreeMap, ops::Range};
 
-/// The figures of an expert or a group of experts by resample, NaN where a resample has no window.
-#[derive(Clone, Debug)]
-pub(crate) struct SrpResamples {
-    pub(crate) srp: Vec<f64>,
-    pub(crate) rho: Vec<f64>,
-    pub(crate) activation_rate: Vec<f64>,
+use moe_trace::Stack;
+use ndarray::{Array2, s};
+use rayon::prelude::*;
+
+use crate::{
+    MetricsReport, ModelReport, SrpValue,
+    group_row::first_sum,
+    threshold_resamples::{ThresholdResamples, threshold_resamples},
+    trace_resamples::{BoundReports, Bounds, Side, TraceResamples},
+};
+
+/// Sums of one matrix product, about: its result stays in the second cache.
+const SUMS: usize = 256;
+/// Resamples of one matrix product.
+const BLOCK: usize = 256;
+/// The largest sum over groups; more would not be exact as `f32` in a resample that draws large groups.
+const LARGEST: u64 = 1 << 22;
+
+/// Bounds of SRP, rho and activation rate.
+type SrpBounds = [Bounds; 3];
+
+/// Bounds at one window length.
+struct GroupBounds {
+    layers: Vec<SrpBounds>,
+    encoder: Option<SrpBounds>,
+    decoder: Option<SrpBounds>,
+    model: SrpBounds,
 }
 
-/// Chooses the best threshold of each resample.
-///
-/// `counts[f - 1]` are the windows with `f` uses in each resample, `[at most window x resamples]`, and `windows` all
-/// windows of the expert or group. The definition is [`SrpValue::from_histogram`](crate::SrpValue::from_histogram);
-/// resamples lie beside each other, so that the compiler takes several in one instruction. Threshold 0 is left out: it
-/// never beats 1, and where it is as good it selects as much.
-pub(crate) fn srp_resamples<T: Copy + Into<f64>>(
-    counts: &ArrayView2<'_, T>,
-    window: usize,
-    windows: &[f64],
-) -> SrpResamples {
-    let length = window as f64;
-    let mut uses = vec![0.0; windows.len()];
-    for (number, row) in (1u32..).zip(counts.rows()) {
-        let number = f64::from(number);
-        uses.iter_mut().zip(row).for_each(|(uses, &windows)| *uses += number * windows.into());
-    }
-    // Counted from the largest threshold down. All sums are whole, and quotients are compared as they are rounded: equal
-    // fractions are equal.
-    let mut selected = vec![0.0; windows.len()];
-    let mut right = vec![0.0; windows.len()];
-    let mut best = vec![0.0; windows.len()];
-    let mut best_selected = vec![0.0; windows.len()];
-    for (threshold, row) in counts.rows().into_iter().enumerate().rev() {
-        let threshold = (threshold + 1) as f64;
-        let lanes =
-            selected.iter_mut().zip(&mut right).zip(best.iter_mut().zip(&mut best_selected)).zip(&uses).zip(row);
-        for ((((selected, right), (best, best_selected)), &uses), &windows) in lanes {
-            let windows: f64 = windows.into();
-            *selected += windows;
-            *right += threshold * windows;
-            let quotient = *right / (length * *selected + uses).max(1.0);
-            // More is selected the lower the threshold, so `>=` keeps the smallest of equals.
-            *best_selected = if quotient >= *best { *selected } else { *best_selected };
-            *best = best.max(quotient);
-        }
-    }
-    let of = |at: usize, figure: f64| if windows[at] > 0.0 { figure } else { f64::NAN };
-    let all = 0..windows.len();
-    SrpResamples {
-        srp: all.clone().map(|at| of(at, 2.0 * best[at])).collect(),
-        rho: all.clone().map(|at| of(at, length * best_selected[at] / uses[at].max(1.0))).collect(),
-        activation_rate: all.map(|at| of(at, uses[at] / (length * windows[at]))).collect(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use ndarray::Array2;
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::SrpValue;
-
-    proptest! {
-        #[test]
-        fn resamples_equal_histograms(
-            histograms in proptest::collection::vec(proptest::collection::vec(0u16..9, 6), 1..9), experts in 1u64..4,
-        ) {
-            let counts = Array2::from_shape_fn((5, histograms.len()), |(uses, at)| f32::from(histograms[at][uses + 1]));
-            let windows = |histogram: &Vec<u16>| histogram.iter().map(|&count| u64::from(count)).sum::<u64>() * experts;
-            let all: Vec<f64> = histograms.iter().map(|histogram| windows(histogram) as f64).collect();
-            let found = srp_resamples(&counts.view(), 5, &all);
-            for (at, histogram) in histograms.iter().enumerate() {
-                let mut counts: Vec<u64> = histogram.iter().map(|&count| u64::from(count)).collect();
-                counts[0] = windows(histogram) - counts[1..].iter().sum::<u64>();
-                let expected = SrpValue::from_histogram(&counts);
-                if all[at] == 0.0 {
-                    prop_assert!(found.srp[at].is_nan() && found.rho[at].is_nan() && found.activation_rate[at].is_nan());
-                    continue;
-                }
-                prop_assert!((found.srp[at] - expected.srp).abs() < 1e-12);
-                prop_assert!((found.rho[at] - expected.rho).abs() < 1e-12);
-                prop_assert!((found.activation_rate[at] - expected.activation_rate).abs() < 1e-12);
+impl TraceResamples<'_> {
+    /// SRP of single experts.
+    pub(crate) fn bound_srp_of_experts(&self, value: &MetricsReport, reports: &mut BoundReports) {
+        let experts = self.metrics.selection().experts();
+        let mut tasks = Vec::new();
+        for position in 0..value.layers.len() {
+            for (number, &window) in self.lengths.iter().enumerate() {
+                let few = (SUMS / window).clamp(1, experts);
+                let starts = (0..experts).step_by(few);
+                tasks.extend(starts.map(|first| (position, number, first..experts.min(first + few))));
             }
         }
+        let weights = self.weights.mapv(exact_f32);
+        let bounds: Vec<Vec<SrpBounds>> = tasks
+            .par_iter()
+            .map(|(position, number, experts)| {
+                let of = |expert: usize| value.layers[*position].experts[expert].srp[&self.lengths[*number]];
+                self.of_experts(*position, *number, experts.clone(), &weights, of)
+            })
+            .collect();
+        reports.set(|report, side| {
+            for ((position, number, experts), bounds) in tasks.iter().zip(&bounds) {
+                for (expert, bounds) in report.layers[*position].experts[experts.clone()].iter_mut().zip(bounds) {
+                    set_srp(&mut expert.srp, self.lengths[*number], bounds, side);
+                }
+            }
+        });
     }
+
+    /// SRP of layers, stacks and model.
+    pub(crate) fn bound_srp_of_groups(&self, value: &MetricsReport, reports: &mut BoundReports) {
+        let numbers = 0..self.lengths.len();
+        let bounds: Vec<GroupBounds> = numbers.into_par_iter().map(|number| self.of_groups(number, value)).collect();
+        reports.set(|report, side| {
+            for (&window, bounds) in self.lengths.iter().zip(&bounds) {
+                set_srp(&mut report.model.srp, window, &bounds.model, side);
+                for (layer, bounds) in report.layers.iter_mut().zip(&bounds.layers) {
+                    set_srp(&mut layer.srp, window, bounds, side);
+                }
+                for (stack, bounds) in [(&mut report.encoder, &bounds.encoder), (&mut report.decoder, &bounds.decoder)]
+                {
+                    if let (Some(stack), Some(bounds)) = (stack, bounds) {
+                        set_srp(&mut stack.srp, window, bounds, side);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Some experts of a layer.
+    fn of_experts(
+        &self,
+        position: usize,
+        number: usize,
+        experts: Range<usize>,
+        weights: &Array2<f32>,
+        value: impl Fn(usize) -> SrpValue,
+    ) -> Vec<SrpBounds> {
+        let window = self.lengths[number];
+        let first = self.first_sum(position, number);
+        let sums_of = |expert: usize| first + expert * window..first + (expert + 1) * window;
+        // How often each expert is used at most, and the largest sum.
+        let mut total = vec![0u64; window];
+        let (mut used, mut largest) = (Vec::new(), 0);
+        for expert in experts.clone() {
+            total.fill(0);
+            for group in self.rows {
+                total.iter_mut().zip(&group.at_least[sums_of(expert)]).for_each(|(sum, &more)| *sum += u64::from(more));
+            }
+            used.push(total.partition_point(|&windows| windows > 0));
+            largest = total[0].max(largest);
+        }
+        // Beyond a corpus of 2^22 windows of one expert last bits are dropped.
+        let shift = (largest / LARGEST).checked_ilog2().map_or(0, |bits| bits + 1);
+        let columns: usize = used.iter().sum();
+        let mut sums = Vec::with_capacity(self.rows.len() * columns);
+        for group in self.rows {
+            for (expert, &used) in experts.clone().zip(&used) {
+                let first = sums_of(expert).start;
+                sums.extend(group.at_least[first..first + used].iter().map(|&windows| narrow(windows >> shift)));
+            }
+        }
+        let sums = Array2::from_shape_vec((self.rows.len(), columns), sums).expect("a row for each group");
+        let windows: Vec<f64> =
+            self.windows.row(number).iter().map(|windows| windows / f64::from(1u32 << shift)).collect();
+        let mut figures = vec![ThresholdResamples::default(); used.len()];
+        for start in (0..windows.len()).step_by(BLOCK) {
+            let block = start..windows.len().min(start + BLOCK);
+            let resampled = sums.t().dot(&weights.slice(s![.., block.clone()]));
+            let mut resampled = resampled.as_slice().expect("a product in standard order");
+            for (figures, &used) in figures.iter_mut().zip(&used) {
+                let (of_expert, rest) = resampled.split_at(used * block.len());
+                threshold_resamples(of_expert, window, &windows[block.clone()], figures);
+                resampled = rest;
+            }
+        }
+        experts.zip(figures).map(|(expert, figures)| self.srp_bounds(&value(expert), figures)).collect()
+    }
+
+    /// Layers, stacks and model at one window length.
+    fn of_groups(&self, number: usize, value: &MetricsReport) -> GroupBounds {
+        let (window, experts) = (self.lengths[number], self.metrics.selection().experts());
+        let bounds = |pooled: &Array2<f64>, layers: usize, value: &SrpValue| {
+            let windows: Vec<f64> =
+                self.windows.row(number).iter().map(|windows| windows * (layers * experts) as f64).collect();
+            let mut figures = ThresholdResamples::default();
+            let pooled = pooled.as_slice().expect("a product in standard order");
+            threshold_resamples(pooled, window, &windows, &mut figures);
+            self.srp_bounds(value, figures)
+        };
+        let stacks = self.metrics.selection().stacks();
+        let none = || (Array2::zeros((window, self.weights.ncols())), 0);
+        let ((mut encoder, mut of_encoder), (mut decoder, mut of_decoder)) = (none(), none());
+        let mut layers = Vec::new();
+        for (position, stack) in stacks.iter().enumerate() {
+            let pooled = self.pooled(position, number).t().dot(&self.weights);
+            layers.push(bounds(&pooled, 1, &value.layers[position].srp[&window]));
+            let (sum, count) = match stack {
+                Stack::Encoder => (&mut encoder, &mut of_encoder),
+                Stack::Decoder => (&mut decoder, &mut of_decoder),
+            };
+            *sum += &pooled;
+            *count += 1;
+        }
+        let of = |pooled, layers, report: &Option<ModelReport>| {
+            report.as_ref().map(|report| bounds(pooled, layers, &report.srp[&window]))
+        };
+        let of_encoder = of(&encoder, of_encoder, &value.encoder);
+        let of_decoder = of(&decoder, of_decoder, &value.decoder);
+        let model = match (of_encoder, of_decoder) {
+            // A model of one stack is that stack.
+            (Some(bounds), None) | (None, Some(bounds)) => bounds,
+            _ => bounds(&(encoder + decoder), stacks.len(), &value.model.srp[&window]),
+        };
+        GroupBounds { layers, encoder: of_encoder, decoder: of_decoder, model }
+    }
+
+    /// Windows of all experts of a layer by their uses at least, from 1 on, `[groups x window]`.
+    fn pooled(&self, position: usize, number: usize) -> Array2<f64> {
+        let (window, experts) = (self.lengths[number], self.metrics.selection().experts());
+        let first = self.first_sum(position, number);
+        let mut pooled = Array2::zeros((self.rows.len(), window));
+        for (group, mut pooled) in self.rows.iter().zip(pooled.rows_mut()) {
+            for at_least in group.at_least[first..first + experts * window].chunks_exact(window) {
+                pooled.iter_mut().zip(at_least).for_each(|(sum, &windows)| *sum += f64::from(windows));
+            }
+        }
+        pooled
+    }
+
+    /// Place of the first sum of a layer and a window length in a row.
+    fn first_sum(&self, position: usize, number: usize) -> usize {
+        first_sum(self.lengths, self.metrics.selection().experts(), position, number)
+    }
+
+    fn srp_bounds(&self, value: &SrpValue, mut figures: ThresholdResamples) -> SrpBounds {
+        [
+            self.bootstrap.interval(value.srp, &mut figures.srp),
+            self.bootstrap.interval(value.rho, &mut figures.rho),
+            self.bootstrap.interval(value.activation_rate, &mut figures.activation_rate),
+        ]
+    }
+}
+
+/// Replaces the figures of a window length; thresholds stay.
+fn set_srp(srp: &mut BTreeMap<usize, SrpValue>, window: usize, bounds: &SrpBounds, side: Side) {
+    if let Some(found) = srp.get_mut(&window) {
+        let [srp, rho, activation_rate] = bounds.each_ref().map(side);
+        *found = SrpValue { srp, rho, activation_rate, threshold: found.threshold };
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a number of draws")]
+fn exact_f32(draws: f64) -> f32 {
+    draws as f32
+}
+
+#[expect(clippy::cast_precision_loss, reason = "at most 2^22")]
+fn narrow(windows: u32) -> f32 {
+    windows as f32
 }

@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Accumulator, Bootstrap, Intervals, MetricError, MetricsOptions, MetricsReport, Result, SrpReport, TraceMetrics,
     error::{LONGEST_WINDOW, same},
-    group_row::{GroupRow, Totals},
+    group_row::{GroupRow, Totals, first_sum},
     groups::Groups,
+    histogram::{SlidingWindow, add_counts},
     sequence_key::sequence_key,
-    sequence_windows::SequenceWindows,
     serialized::{MOST, Restore, checked_serde, intact, within},
     trace_resamples::TraceResamples,
 };
@@ -23,7 +23,7 @@ pub type MetricsIntervals = Intervals<MetricsReport>;
 ///
 /// Instead of one sum over the trace it keeps the sums of each sequence, as long as there are at most 128 of them; with
 /// more, the sums of 128 groups of sequences, formed by a hash of the sequence (64 or 32 groups where one group would
-/// have more than 2^20 or 2^21 counts). [`finish`](TraceIntervals::finish) resamples sequences or groups.
+/// have more than 2^20 or 2^21 numbers). [`finish`](TraceIntervals::finish) resamples sequences or groups.
 ///
 /// # Formula
 /// [`Bootstrap`]. Hit rates of groups are rounded to `2^-30`. It is what
@@ -67,7 +67,7 @@ pub struct TraceIntervals {
     empty: GroupRow,
     /// One for each window length.
     #[serde(skip)]
-    scratch: Vec<SequenceWindows>,
+    sliding: Vec<SlidingWindow>,
     #[serde(skip)]
     before: Totals,
     #[serde(skip)]
@@ -84,14 +84,14 @@ impl TraceIntervals {
             return Err(MetricError::WindowLimit { window, limit: LONGEST_WINDOW });
         }
         let (metrics, lengths) = TraceMetrics::new(geometry, options)?.without_srp();
-        let groups = Groups::new(groups_of(counts_of(&metrics, &lengths)));
+        let groups = Groups::new(groups_of(sums_of(&metrics, &lengths)));
         let mut intervals = TraceIntervals {
             metrics,
             lengths,
             longest: 0,
             groups,
             empty: GroupRow::default(),
-            scratch: Vec::new(),
+            sliding: Vec::new(),
             before: Totals::default(),
             now: Totals::default(),
         };
@@ -113,14 +113,13 @@ impl TraceIntervals {
                 return Err(MetricError::WindowTooLong { window, longest, sequences });
             }
             let report = SrpReport::pool(window, windows, selection, |position, expert, counts| {
-                let at = self.first_count(position, number) + expert * window;
-                let used = &mut counts[1..];
+                let first = first_sum(&self.lengths, selection.experts(), position, number) + expert * window;
+                let mut at_least = vec![0; window];
                 for row in &rows {
-                    let more = &row.counts[at..at + window];
-                    used.iter_mut().zip(more).for_each(|(sum, &more)| *sum += u64::from(more));
+                    let more = &row.at_least[first..first + window];
+                    at_least.iter_mut().zip(more).for_each(|(sum, &more)| *sum += u64::from(more));
                 }
-                let used: u64 = used.iter().sum();
-                counts[0] += windows - used;
+                add_counts(windows, &at_least, counts);
             });
             reports.insert(window, report);
         }
@@ -141,33 +140,26 @@ impl TraceIntervals {
         Ok(TraceResamples::new(bootstrap, &self.metrics, &self.lengths, &rows).intervals(value))
     }
 
-    /// Place of the first count of a layer and a window length in a row.
-    fn first_count(&self, position: usize, number: usize) -> usize {
-        let lengths: usize = self.lengths.iter().sum();
-        let before: usize = self.lengths[..number].iter().sum();
-        self.metrics.selection().experts() * (position * lengths + before)
-    }
-
     /// Makes what follows from the metrics.
     fn shape(&mut self) {
         let experts = self.metrics.selection().experts();
         self.before.fill(&self.metrics);
         let totals = &self.before;
         let totals = Totals { tokens: 0, uses: vec![0; totals.uses.len()], rates: vec![0; totals.rates.len()] };
-        let counts = vec![0; counts_of(&self.metrics, &self.lengths)];
-        self.empty = GroupRow { counts, windows: vec![0; self.lengths.len()], totals };
-        self.scratch = self.lengths.iter().map(|&window| SequenceWindows::new(window, experts)).collect();
+        let at_least = vec![0; sums_of(&self.metrics, &self.lengths)];
+        self.empty = GroupRow { at_least, windows: vec![0; self.lengths.len()], totals };
+        self.sliding = self.lengths.iter().map(|&window| SlidingWindow::new(window, experts)).collect();
     }
 }
 
-/// Counts of a row.
-fn counts_of(metrics: &TraceMetrics, lengths: &[usize]) -> usize {
+/// Numbers of windows in a row.
+fn sums_of(metrics: &TraceMetrics, lengths: &[usize]) -> usize {
     metrics.selection().layers().len() * metrics.selection().experts() * lengths.iter().sum::<usize>()
 }
 
-/// Groups for rows of so many counts: fewer for the largest models, whose rows are some 10 MB each.
-fn groups_of(counts: usize) -> usize {
-    match counts {
+/// Groups for rows of so many numbers: fewer for the largest models, whose rows are some 10 MB each.
+fn groups_of(sums: usize) -> usize {
+    match sums {
         0..=0x10_0000 => 128,
         0x10_0001..=0x20_0000 => 64,
         _ => 32,
@@ -180,13 +172,14 @@ impl Accumulator for TraceIntervals {
         let row = self.groups.of_next(sequence_key(sequence), &self.empty)?;
         let windows = |&window: &usize| (sequence.len() + 1).saturating_sub(window) as u64;
         row.add_windows(self.lengths.iter().map(windows))?;
-        let (scratch, mut counts) = (&mut self.scratch, row.counts.as_mut_slice());
+        let (sliding, mut at_least) = (&mut self.sliding, row.at_least.as_mut_slice());
         let experts = self.metrics.selection().experts();
         self.metrics.update_and(sequence, |_, accesses| {
-            for (windows, length) in scratch.iter_mut().zip(&self.lengths) {
-                let (of_length, rest) = std::mem::take(&mut counts).split_at_mut(experts * length);
-                windows.add(accesses, of_length);
-                counts = rest;
+            for (window, length) in sliding.iter_mut().zip(&self.lengths) {
+                let (of_length, rest) = std::mem::take(&mut at_least).split_at_mut(experts * length);
+                // Exact modulo 2^32, and a group has fewer windows.
+                window.add(accesses, of_length);
+                at_least = rest;
             }
         })?;
         self.longest = self.longest.max(sequence.len());
@@ -220,7 +213,7 @@ impl Restore for TraceIntervals {
             same("list of look-ahead windows", &self.lengths, &ahead)?;
         }
         self.shape();
-        let limit = groups_of(self.empty.counts.len());
+        let limit = groups_of(self.empty.at_least.len());
         self.groups.check(limit, self.metrics.sequences())?;
         let experts = self.metrics.selection().experts();
         for row in self.groups.sums_mut() {

@@ -237,14 +237,23 @@ fn trace_intervals() {
             ("\"grouped\":false", "\"grouped\":true", "number of rows is 1, expected 128..=128"),
             ("\"limit\":128", "\"limit\":64", "number of groups is 64, expected 128"),
             ("\"lengths\":[2]", "\"lengths\":[0]", "window length is 0, expected 1..=4096"),
-            // A is used once by two windows and twice by one, B once by two.
-            ("\"counts\":[2,1,2,0,1]", "\"counts\":[2,1,2]", "number of counts is 3, expected 4"),
+            // A is used by three windows and twice by one of them, B once by two.
+            ("\"at_least\":[3,1,2,0,1]", "\"at_least\":[3,1,2]", "number of counts is 3, expected 4"),
             (
-                "\"counts\":[2,1,2,0,1]",
-                "\"counts\":[2,1,2,0,4000000000]",
+                "\"at_least\":[3,1,2,0,1]",
+                "\"at_least\":[3,1,2,0,4000000000]",
                 "number of counts is 4000000003, expected 0..=4",
             ),
-            ("\"counts\":[2,1,2,0,1]", "\"counts\":[2,2,2,0,1]", "number of windows of an expert is 4, expected 0..=3"),
+            (
+                "\"at_least\":[3,1,2,0,1]",
+                "\"at_least\":[4,1,2,0,1]",
+                "number of windows of a number of uses or more is 4, expected 0..=3",
+            ),
+            (
+                "\"at_least\":[3,1,2,0,1]",
+                "\"at_least\":[1,3,2,0,1]",
+                "number of windows of a number of uses or more is 3, expected 0..=1",
+            ),
             (
                 "\"totals\":{\"tokens\":4,\"uses\":[3,1]",
                 "\"totals\":{\"tokens\":4,\"uses\":[3,2]",
