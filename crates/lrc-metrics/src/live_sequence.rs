@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use expert_cache::curve::ColdStart;
 
-use crate::{monitor::MonitorOptions, monitor_epoch::Epoch, priority_cache::PriorityCache};
+use crate::{MonitorOptions, monitor_epoch::Epoch, priority_cache::PriorityCache};
 
 /// The last window of a running sequence in one layer, and what two caches would hold.
 #[derive(Clone, Debug)]

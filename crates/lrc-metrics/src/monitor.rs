@@ -2,49 +2,10 @@
 
 use std::collections::HashMap;
 
-use expert_cache::{CacheError, curve::ColdStart};
+use expert_cache::CacheError;
 use moe_trace::{EMPTY_SLOT, Geometry, LayerId, RouterObserver, RoutingEvent, TraceError};
-use serde::{Deserialize, Serialize};
 
-use crate::{
-    LayerLoad, MetricError, Result, SrpValue, error::LONGEST_WINDOW, live_sequence::LiveSequence, load::layer_load,
-    monitor_epoch::Epoch,
-};
-
-/// What to watch.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MonitorOptions {
-    /// Window length of SRP and look-ahead of SCH, in tokens.
-    pub window: usize,
-    /// Slots a layer of the caches.
-    pub slots: usize,
-    /// Tokens of a layer after which its counts begin to be forgotten.
-    pub horizon: u64,
-    /// How a first touch counts in the caches.
-    pub cold_start: ColdStart,
-    /// Sequences that run at once at most; with one more, the one that was idle longest ends.
-    pub sequences: usize,
-}
-
-impl MonitorOptions {
-    /// Windows of 16 tokens, twice as many slots as a token has experts, a horizon of 4,096 tokens, free first touches, 256
-    /// sequences.
-    ///
-    /// ```
-    /// use lrc_metrics::MonitorOptions;
-    /// assert_eq!(MonitorOptions::new(&moe_trace::Geometry::decoder(2, 64, 8)?).slots, 16);
-    /// # Ok::<(), moe_trace::TraceError>(())
-    /// ```
-    pub fn new(geometry: &Geometry) -> MonitorOptions {
-        MonitorOptions {
-            window: 16,
-            slots: geometry.experts().min(2 * geometry.top_k()),
-            horizon: 4096,
-            cold_start: ColdStart::Free,
-            sequences: 256,
-        }
-    }
-}
+use crate::{LayerSnapshot, MetricError, MonitorOptions, Result, live_sequence::LiveSequence, monitor_epoch::Epoch};
 
 /// Watches the routing of a running model, layer by layer, over its recent tokens.
 ///
@@ -123,33 +84,6 @@ struct MonitoredLayer {
     earlier: Vec<u64>,
 }
 
-/// The recent routing of one layer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LayerSnapshot {
-    /// Recent tokens.
-    pub tokens: u64,
-    /// Windows that recent tokens completed.
-    pub windows: u64,
-    /// SRP of the layer's experts pooled over these windows.
-    pub srp: SrpValue,
-    /// How evenly recent tokens use the experts.
-    pub load: LayerLoad,
-    /// How far the shares of the experts have moved: half the sum of absolute differences between recent and all earlier
-    /// tokens, 0 for no change and 1 for other experts altogether. `None` before anything is earlier.
-    pub drift: Option<f64>,
-    /// Share of hits of an LRU cache, of the accesses served recently.
-    pub lru_hit_rate: f64,
-    /// Share of hits of a cache that knows the window ahead (SCH), of the same accesses.
-    pub sch_hit_rate: f64,
-}
-
-impl LayerSnapshot {
-    /// What knowing the window ahead is worth: the hit rate of SCH above that of LRU.
-    pub fn look_ahead_gap(&self) -> f64 {
-        self.sch_hit_rate - self.lru_hit_rate
-    }
-}
-
 impl Monitor {
     /// Creates a monitor that has seen nothing.
     ///
@@ -157,23 +91,9 @@ impl Monitor {
     /// [`MetricError::Window`] and [`MetricError::WindowLimit`] for a window of no or more than 4,096 tokens;
     /// [`MetricError::Horizon`]; [`MetricError::NoRunningSequences`]; [`CacheError::Capacity`] for slots out of `1..=experts`.
     pub fn new(geometry: &Geometry, options: &MonitorOptions) -> Result<Monitor> {
-        let (window, experts) = (options.window, geometry.experts());
-        if window == 0 {
-            return Err(MetricError::Window { window });
-        }
-        if window > LONGEST_WINDOW {
-            return Err(MetricError::WindowLimit { window, limit: LONGEST_WINDOW });
-        }
-        if options.horizon == 0 {
-            return Err(MetricError::Horizon { horizon: 0 });
-        }
-        if options.sequences == 0 {
-            return Err(MetricError::NoRunningSequences);
-        }
-        if options.slots == 0 || options.slots > experts {
-            return Err(CacheError::Capacity { capacity: options.slots, experts }.into());
-        }
-        let epoch = Epoch::new(window, experts);
+        options.check(geometry)?;
+        let experts = geometry.experts();
+        let epoch = Epoch::new(options.window, experts);
         let layer = MonitoredLayer { current: epoch.clone(), previous: epoch, earlier: vec![0; experts] };
         Ok(Monitor {
             geometry: geometry.clone(),
@@ -202,16 +122,7 @@ impl Monitor {
         let mut recent = state.previous.clone();
         recent.merge(&state.current);
         self.sequences.values().for_each(|running| running.layers[layer.index()].add_to(&mut recent));
-        let rate = |hits: u64| hits as f64 / recent.accesses.max(1) as f64;
-        Ok(LayerSnapshot {
-            tokens: recent.tokens,
-            windows: recent.windows,
-            srp: SrpValue::from_histogram(&recent.counts),
-            load: layer_load(&recent.uses, recent.tokens),
-            drift: total_variation(&recent.uses, &state.earlier),
-            lru_hit_rate: rate(recent.lru_hits),
-            sch_hit_rate: rate(recent.sch_hits),
-        })
+        Ok(LayerSnapshot::new(&recent, &state.earlier))
     }
 
     fn observe(&mut self, event: &RoutingEvent<'_>) -> Result<()> {
@@ -313,19 +224,9 @@ impl RouterObserver for Monitor {
     }
 }
 
-/// Half the sum of the absolute differences of shares; `None` if one of the counts is empty.
-fn total_variation(a: &[u64], b: &[u64]) -> Option<f64> {
-    let sum = |counts: &[u64]| counts.iter().sum::<u64>();
-    let (all_a, all_b) = (sum(a), sum(b));
-    if all_a == 0 || all_b == 0 {
-        return None;
-    }
-    let difference = |(a, b): (&u64, &u64)| (*a as f64 / all_a as f64 - *b as f64 / all_b as f64).abs();
-    Some(a.iter().zip(b).map(difference).sum::<f64>() / 2.0)
-}
-
 #[cfg(test)]
 mod tests {
+    use expert_cache::curve::ColdStart;
     use moe_trace::Phase;
 
     use super::*;
@@ -374,22 +275,6 @@ mod tests {
         monitor.end_all();
         route(&mut monitor, 4, &[0]);
         assert_eq!(monitor.layer(LayerId(0)).unwrap().windows, 2);
-    }
-
-    #[test]
-    fn bad_options_say_why() {
-        let geometry = Geometry::decoder(1, 3, 1).unwrap();
-        let message = |options: MonitorOptions| Monitor::new(&geometry, &options).unwrap_err().to_string();
-        assert_eq!(
-            message(MonitorOptions { window: 0, ..OPTIONS }),
-            "window length is 0 tokens, it must be at least 1"
-        );
-        let long = MonitorOptions { window: 4097, ..OPTIONS };
-        assert_eq!(message(long), "window length is 4097 tokens, the limit is 4096");
-        assert_eq!(message(MonitorOptions { horizon: 0, ..OPTIONS }), "horizon is 0 tokens, it must be at least 1");
-        let none = MonitorOptions { sequences: 0, ..OPTIONS };
-        assert_eq!(message(none), "number of running sequences is 0, it must be at least 1");
-        assert_eq!(message(MonitorOptions { slots: 4, ..OPTIONS }), "capacity is 4 slots, allowed are 1..=3");
     }
 
     #[test]
