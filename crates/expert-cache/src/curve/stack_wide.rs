@@ -154,15 +154,15 @@ impl Stack for WideStack {
             self.distinct += 1;
         }
         let block = expert.block as usize;
-        let (old, new_lanes) = (self.lanes.splat(old), self.lanes.splat(new));
+        self.ceilings[block] = self.ceilings[block].max(new);
+        let (demanded, new) = (self.lanes.splat(old), self.lanes.splat(new));
         for levels in &mut self.levels[block] {
-            let (ranked, found) = self.lanes.rank(*levels, old, new_lanes);
+            let (ranked, found) = self.lanes.rank(*levels, demanded, new);
             *levels = ranked;
             if found != 0 {
                 break;
             }
         }
-        self.ceilings[block] = self.ceilings[block].max(new);
     }
 
     #[inline(always)]
