@@ -4,6 +4,7 @@
 //! cargo run --release --example consistency -- TRACE --out consistency
 //! ```
 
+mod domain;
 mod figures;
 mod measure;
 mod summary;
