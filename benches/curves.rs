@@ -2,7 +2,7 @@
 //!
 //! Top-8, 512 tokens a sequence, throughput in tokens. One core: one layer of 64 and of 128 experts, and the pool that 48
 //! layers of 128 experts share (384 accesses a token). The accesses of a sequence are read once outside of the timing
-//! where several curves share them in use. Two threads against one: four curves of a trace, reading included.
+//! where several curves share them in use. Two threads against one: all curves of a trace, reading included.
 
 use std::hint::black_box;
 
@@ -12,8 +12,13 @@ use lrc_metrics::{Curves, accumulate, oracle};
 use moe_benches::{TOKENS, synthetic_trace};
 use moe_trace::{Geometry, LayerId};
 
-const POLICIES: [CurvePolicy; 4] =
-    [CurvePolicy::Lru, CurvePolicy::Lfu, CurvePolicy::Belady, CurvePolicy::LookAhead { window: 16 }];
+const POLICIES: [CurvePolicy; 5] = [
+    CurvePolicy::Lru,
+    CurvePolicy::Lfu,
+    CurvePolicy::Belady,
+    CurvePolicy::BeladyBypass,
+    CurvePolicy::LookAhead { window: 16 },
+];
 
 /// The accesses of seeded sequences to the pool of all layers.
 fn pools(geometry: &Geometry, sequences: usize, tokens: usize) -> Vec<Accesses> {
@@ -84,7 +89,7 @@ fn threads(criterion: &mut Criterion) {
     let trace = synthetic_trace(64, SEQUENCES);
     let geometry = Geometry::decoder(1, 64, 8).expect("a valid geometry");
     let empty = Curves::new(&geometry, &[LayerId(0)], &POLICIES, ColdStart::Free).expect("valid policies");
-    let mut group = criterion.benchmark_group("four curves of 64 experts");
+    let mut group = criterion.benchmark_group("five curves of 64 experts");
     group.throughput(Throughput::Elements((SEQUENCES * TOKENS) as u64)).sample_size(20);
     for threads in [1, 2] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be started");

@@ -1,4 +1,4 @@
-//! How fast is SRP, beside computing it by definition, and how fast are all metrics together?
+//! How fast is SRP, beside computing it by definition; how fast are all metrics together, their intervals, and a monitor?
 //!
 //! One core unless a number of threads is named, one layer of 64 or 128 experts, top-8, 512 tokens a sequence; throughput
 //! in tokens. Ids are read from the trace every time.
@@ -6,9 +6,12 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use lrc_metrics::{Accumulator, Bootstrap, MetricsOptions, Srp, TraceIntervals, TraceMetrics, accumulate, oracle};
+use lrc_metrics::{
+    Accumulator, Bootstrap, MetricsOptions, Monitor, MonitorOptions, Srp, TraceIntervals, TraceMetrics, accumulate,
+    oracle,
+};
 use moe_benches::{TOKENS, synthetic_trace};
-use moe_trace::{LayerId, RoutingSource, Sequence};
+use moe_trace::{LayerId, Phase, RouterObserver, RoutingEvent, RoutingSource, Sequence};
 
 const WINDOWS: [usize; 4] = [4, 16, 64, 256];
 const SEQUENCES: usize = 16;
@@ -53,7 +56,7 @@ fn everything(criterion: &mut Criterion) {
         TraceMetrics::new(RoutingSource::geometry(&trace), &MetricsOptions::default()).expect("valid options");
     let mut group = criterion.benchmark_group("trace metrics");
     group.throughput(Throughput::Elements((SEQUENCES * TOKENS) as u64));
-    group.bench_function("four windows, seven curves, load", |bencher| {
+    group.bench_function("four windows, eight curves, load", |bencher| {
         bencher.iter(|| sequences.iter().for_each(|sequence| metrics.update(black_box(sequence)).expect("it fits")));
     });
     group.finish();
@@ -80,6 +83,30 @@ fn threads(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Watching a running model token by token; throughput in tokens of one layer.
+fn monitor(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("monitor");
+    for experts in [64, 128] {
+        let trace = synthetic_trace(experts, 1);
+        let geometry = RoutingSource::geometry(&trace);
+        let tokens = trace.sequence(0).expect("in range").to_buf().experts;
+        let mut monitor = Monitor::new(geometry, &MonitorOptions::new(geometry)).expect("valid options");
+        group.throughput(Throughput::Elements(TOKENS as u64));
+        group.bench_function(BenchmarkId::new("experts", experts), |bencher| {
+            bencher.iter(|| {
+                for experts in tokens.chunks_exact(geometry.top_k()) {
+                    let (sequence, layer, phase) = (0, LayerId(0), Phase::Decode);
+                    let event = RoutingEvent { sequence, layer, phase, token_ids: &[], experts, weights: &[] };
+                    monitor.routed(black_box(&event));
+                }
+                monitor.sequence_end(0);
+            });
+        });
+        assert!(monitor.error().is_none(), "events of a trace are valid");
+    }
+    group.finish();
+}
+
 /// What intervals of every figure cost beside the figures.
 fn intervals(criterion: &mut Criterion) {
     const SEQUENCES: usize = 2048;
@@ -87,7 +114,7 @@ fn intervals(criterion: &mut Criterion) {
     let geometry = RoutingSource::geometry(&trace);
     let options = MetricsOptions::default();
     let metrics = TraceMetrics::new(geometry, &options).expect("valid options");
-    let intervals = TraceIntervals::new(geometry, &options, false).expect("valid options");
+    let intervals = TraceIntervals::new(geometry, &options).expect("valid options");
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool");
     let mut group = criterion.benchmark_group(format!("intervals, {SEQUENCES} sequences"));
     group.throughput(Throughput::Elements((SEQUENCES * TOKENS) as u64)).sample_size(10);
@@ -104,5 +131,5 @@ fn intervals(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, srp, everything, threads, intervals);
+criterion_group!(benches, srp, everything, threads, monitor, intervals);
 criterion_main!(benches);

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use lrc_metrics::{MetricsIntervals, MetricsReport, SrpValue, srp_lower_bound, static_curve};
+use lrc_metrics::{MetricsIntervals, MetricsReport, SrpValue, srp_lower_bound};
 use moe_examples::{Page, axes, window_axis};
 use plotly::common::{ColorScale, ColorScalePalette, ErrorData, ErrorType, Line, Marker, Mode};
 use plotly::layout::Axis;
 use plotly::{HeatMap, Plot, Scatter};
 
 use crate::measure::Measured;
-use crate::summary::experts_of;
+use crate::summary::{experts_of, mean_static_curve};
 
 /// Adds all figures.
 pub(crate) fn add(measured: &Measured, page: &mut Page) {
@@ -21,7 +21,10 @@ pub(crate) fn add(measured: &Measured, page: &mut Page) {
         page.plot("Correlation of activation rates between domains", &domain_correlation(measured));
     }
     page.plot(&format!("SRP by window start, m = {at}"), &srp_by_start(measured));
-    page.plot("Hit rate over cache size, mean over layers", &hit_rates(measured));
+    page.plot(
+        "Hit rate over cache size, mean over layers; first touches hit while slots are free",
+        &hit_rates(measured),
+    );
     page.plot(&format!("Load against SRP, m = {at}, one point an expert"), &load_against_srp(measured));
 }
 
@@ -47,7 +50,8 @@ fn srp_line(
 }
 
 fn error_bars(values: &[f64], low: &[f64], high: &[f64]) -> ErrorData {
-    let difference = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a - b).collect();
+    // A basic interval need not hold its figure, and there may be none: then the bar has no length.
+    let difference = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).max(0.0)).collect();
     ErrorData::new(ErrorType::Data).array(difference(high, values)).array_minus(difference(values, low))
 }
 
@@ -119,12 +123,7 @@ fn hit_rates(measured: &Measured) -> Plot {
     for (label, curve) in &report.model.curves {
         plot.add_trace(Scatter::new(rho.clone(), curve.clone()).mode(Mode::Lines).name(label));
     }
-    let mut fixed = vec![0.0; experts];
-    for layer in &report.layers {
-        let curve = static_curve(&layer.load.activation_rates);
-        fixed.iter_mut().zip(curve).for_each(|(sum, rate)| *sum += rate / report.layers.len() as f64);
-    }
-    plot.add_trace(Scatter::new(rho, fixed).mode(Mode::Lines).name("static best set"));
+    plot.add_trace(Scatter::new(rho, mean_static_curve(report)).mode(Mode::Lines).name("static best set"));
     plot.set_layout(axes("rho: slots a layer, as a multiple of the experts of a token", "hit rate"));
     plot
 }

@@ -4,6 +4,7 @@
 //! cargo run --release --example consistency -- TRACE --out consistency
 //! ```
 
+mod domain;
 mod figures;
 mod measure;
 mod summary;
@@ -13,7 +14,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use lrc_metrics::Bootstrap;
+use lrc_metrics::{Bootstrap, MetricError};
 use moe_examples::{Page, fitting_windows};
 
 /// Window lengths unless told otherwise.
@@ -69,8 +70,13 @@ fn main() -> Result<()> {
     };
     ensure!(windows.contains(&at), "--at {at} is not among the window lengths {windows:?}");
     let bootstrap = Bootstrap::new(arguments.resamples, arguments.confidence, arguments.seed)?;
-    let measured = measure::measure(trace.as_ref(), &windows, at, &bootstrap)
-        .context("give --m only window lengths that fit into a sequence")?;
+    let measured =
+        measure::measure(trace.as_ref(), &windows, at, &bootstrap).map_err(|error| match error.downcast_ref() {
+            Some(MetricError::WindowTooLong { .. }) => {
+                error.context("give --m only window lengths that fit into a sequence")
+            }
+            _ => error,
+        })?;
 
     let summary = summary::summary(&measured);
     println!("{summary}");

@@ -8,6 +8,8 @@ use lrc_metrics::{
 use moe_examples::progress_bar;
 use moe_trace::{Geometry, LayerId, RoutingSource};
 
+use crate::domain::DomainSequences;
+
 /// Starts of windows that are told apart.
 const STARTS: usize = 2048;
 
@@ -36,15 +38,16 @@ pub(crate) fn measure(
     let geometry = trace.geometry();
     let layers: Vec<LayerId> = geometry.layer_ids().collect();
     let options = MetricsOptions { windows: windows.to_vec(), ..MetricsOptions::default() };
-    let empty = TraceIntervals::new(geometry, &options, false)?;
-    let metrics = fold(trace, "sequences measured", &ByDomain::new(&empty, trace.domains().len()))?;
+    let empty = TraceIntervals::new(geometry, &options)?;
+    let all = estimate(&fold(trace, "sequences measured", &empty)?, bootstrap)?;
     let load = ByDomain::new(&LoadBalance::new(geometry), trace.domains().len());
     let load = fold(trace, "sequences counted by domain", &load)?.finish()?;
     let starts = PositionSrp::new(geometry, &layers, at, 0..STARTS)?;
     let starts = fold(trace, "sequences cut by window start", &starts)?.finish();
     let mut domains = Vec::new();
-    for (name, metrics) in trace.domains().iter().zip(metrics.domains()) {
-        match estimate(metrics, bootstrap) {
+    for (name, sequences) in trace.domains().iter().zip(DomainSequences::all(trace)?) {
+        let metrics = fold(&sequences, &format!("sequences of {name} measured"), &empty)?;
+        match estimate(&metrics, bootstrap) {
             Ok(measured) => domains.push((name.clone(), measured)),
             Err(MetricError::WindowTooLong { window, longest, .. }) => {
                 eprintln!("domain {name} is left out: its longest sequence has {longest} tokens, a window {window}");
@@ -57,7 +60,7 @@ pub(crate) fn measure(
         geometry: geometry.clone(),
         names: trace.domains().to_vec(),
         at,
-        all: estimate(&metrics.total()?, bootstrap)?,
+        all,
         domains,
         starts,
         load,
@@ -75,7 +78,7 @@ fn fold<A: Accumulator>(trace: &dyn RoutingSource, what: &str, empty: &A) -> Res
 fn estimate(metrics: &TraceIntervals, bootstrap: &Bootstrap) -> lrc_metrics::Result<MetricsIntervals> {
     match metrics.finish(bootstrap) {
         Err(MetricError::TooFewSequences { .. }) => {
-            let value = metrics.metrics().finish()?;
+            let value = metrics.value()?;
             Ok(MetricsIntervals { low: value.clone(), high: value.clone(), value })
         }
         result => result,

@@ -1,6 +1,6 @@
 //! The main numbers as text.
 
-use lrc_metrics::{MetricsIntervals, MetricsReport, correlate, srp_lower_bound};
+use lrc_metrics::{MetricsIntervals, MetricsReport, correlate, srp_lower_bound, static_curve};
 use moe_examples::{per_cent, table};
 
 use crate::measure::Measured;
@@ -63,11 +63,20 @@ pub(crate) fn summary(measured: &Measured) -> String {
     format!(
         "{head}\n\nSegment routing best performance (how well one set of experts serves m tokens)\n{srp}\n\n\
          By domain\n{domains}\n\nHit rate of a cache of rho times the experts of a token, mean over \
-         layers\n{rates}\n\nOver experts, SRP(m={at}) correlates with the activation rate at \
+         layers (a first touch hits while slots are free)\n{rates}\n\nOver experts, SRP(m={at}) correlates with the activation rate at \
          {}, with domain specialization at {}\n",
         correlation(with_load),
         correlation(with_domains),
     )
+}
+
+/// Hit rates of the best fixed set of each layer at every number of slots, mean over layers; an average over tokens,
+/// where policies are averaged over sequences.
+#[expect(clippy::cast_precision_loss, reason = "layers are few")]
+pub(crate) fn mean_static_curve(report: &MetricsReport) -> Vec<f64> {
+    let curves: Vec<Vec<f64>> = report.layers.iter().map(|layer| static_curve(&layer.load.activation_rates)).collect();
+    let slots = 0..curves.first().map_or(0, Vec::len);
+    slots.map(|slot| curves.iter().map(|curve| curve[slot]).sum::<f64>() / curves.len() as f64).collect()
 }
 
 /// One expert of one layer.
@@ -94,10 +103,12 @@ pub(crate) fn experts_of(measured: &Measured) -> Vec<Expert> {
     layers.flat_map(of_layer).collect()
 }
 
-/// The interval of a figure; none of one sequence.
+/// The interval of a figure; none of one sequence, nor of what one sequence alone carries.
 fn interval(report: &MetricsIntervals, figure: impl Fn(&MetricsReport) -> Option<f64>) -> String {
     match figure(&report.low).zip(figure(&report.high)) {
-        Some((low, high)) if report.value.sequences > 1 => format!("{}-{}", per_cent(low), per_cent(high)),
+        Some((low, high)) if report.value.sequences > 1 && !low.is_nan() => {
+            format!("{}-{}", per_cent(low), per_cent(high))
+        }
         _ => "-".to_owned(),
     }
 }

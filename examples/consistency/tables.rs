@@ -8,7 +8,7 @@ use lrc_metrics::{MetricsIntervals, MetricsReport, SrpValue, relative_to, static
 use serde::Serialize;
 
 use crate::measure::Measured;
-use crate::summary::experts_of;
+use crate::summary::{experts_of, mean_static_curve};
 
 #[derive(Serialize)]
 struct SrpRow<'a> {
@@ -43,7 +43,16 @@ struct CurveRow<'a> {
     hit_rate: f64,
     low: Option<f64>,
     high: Option<f64>,
-    relative_to_belady: f64,
+    /// None for the best fixed set, which is averaged over tokens instead of sequences.
+    relative_to_belady: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct CorrelationRow<'a> {
+    domain: &'a str,
+    other: &'a str,
+    /// None if one of them uses all experts alike.
+    correlation: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -56,7 +65,7 @@ struct ExpertRow {
     domain_specialization: Option<f64>,
 }
 
-/// Writes srp.csv, starts.csv, curves.csv and experts.csv.
+/// Writes srp.csv, starts.csv, curves.csv, experts.csv and domains.csv.
 pub(crate) fn write(measured: &Measured, folder: &Path) -> Result<()> {
     write_csv(&folder.join("srp.csv"), srp_rows(measured))?;
     let starts = measured.starts.iter().map(|at| {
@@ -73,7 +82,19 @@ pub(crate) fn write(measured: &Measured, folder: &Path) -> Result<()> {
         srp: expert.srp,
         domain_specialization: expert.specialization,
     });
-    write_csv(&folder.join("experts.csv"), experts)
+    write_csv(&folder.join("experts.csv"), experts)?;
+    let matrix = measured.load.correlation();
+    let pairs = matrix.indexed_iter().map(|((domain, other), &correlation)| CorrelationRow {
+        domain: &measured.names[domain],
+        other: &measured.names[other],
+        correlation: some_number(correlation),
+    });
+    write_csv(&folder.join("domains.csv"), pairs)
+}
+
+/// A bound or a correlation, if it exists.
+fn some_number(figure: f64) -> Option<f64> {
+    Some(figure).filter(|figure| !figure.is_nan())
 }
 
 fn srp_rows(measured: &Measured) -> impl Iterator<Item = SrpRow<'_>> {
@@ -96,7 +117,8 @@ fn rows<'a>(
     srp: impl Fn(&MetricsReport) -> &BTreeMap<usize, SrpValue>,
 ) -> Vec<SrpRow<'a>> {
     // One sequence has no interval.
-    let bound = |bounds: &MetricsReport, m: &usize| (report.value.sequences > 1).then(|| srp(bounds)[m].srp);
+    let bound =
+        |bounds: &MetricsReport, m: &usize| some_number(srp(bounds)[m].srp).filter(|_| report.value.sequences > 1);
     let row = |(m, value): (&usize, &SrpValue)| SrpRow {
         level,
         domain,
@@ -117,14 +139,15 @@ fn rows<'a>(
 fn curve_rows(measured: &Measured) -> Vec<CurveRow<'_>> {
     let top_k = measured.geometry.top_k();
     let of_model = rows_of_curves(&measured.all, None, top_k, |report| &report.model.curves);
+    let fixed = curve_of(None, "static", top_k, &mean_static_curve(&measured.all.value), None, |_| None);
     let layers = measured.all.value.layers.iter().enumerate();
     let of_layers = layers.flat_map(|(at, layer)| {
         let fixed = static_curve(&layer.load.activation_rates);
-        let fixed = curve_of(Some(layer.layer), "static", top_k, &fixed, &layer.curves["belady"], |_| None);
+        let fixed = curve_of(Some(layer.layer), "static", top_k, &fixed, None, |_| None);
         let rows = rows_of_curves(&measured.all, Some(layer.layer), top_k, move |report| &report.layers[at].curves);
         rows.into_iter().chain(fixed)
     });
-    of_model.into_iter().chain(of_layers).collect()
+    of_model.into_iter().chain(fixed).chain(of_layers).collect()
 }
 
 fn rows_of_curves<'a>(
@@ -137,7 +160,7 @@ fn rows_of_curves<'a>(
     let has_interval = report.value.sequences > 1;
     let of_policy = |(policy, curve): (&'a String, &'a Vec<f64>)| {
         let bounds = |slot: usize| Some((curves(&report.low)[policy][slot], curves(&report.high)[policy][slot]));
-        curve_of(layer, policy, top_k, curve, &curves(&report.value)["belady"], |slot| {
+        curve_of(layer, policy, top_k, curve, curves(&report.value).get("belady").map(Vec::as_slice), |slot| {
             bounds(slot).filter(|_| has_interval)
         })
     };
@@ -150,20 +173,21 @@ fn curve_of<'a>(
     policy: &'a str,
     top_k: usize,
     curve: &[f64],
-    belady: &[f64],
+    belady: Option<&[f64]>,
     bounds: impl Fn(usize) -> Option<(f64, f64)>,
 ) -> Vec<CurveRow<'a>> {
-    let row = |(slot, (&hit_rate, relative_to_belady)): (usize, (&f64, f64))| CurveRow {
+    let relative = belady.map(|belady| relative_to(curve, belady));
+    let row = |(slot, &hit_rate): (usize, &f64)| CurveRow {
         layer,
         policy,
         slots: slot + 1,
         rho: (slot + 1) as f64 / top_k as f64,
         hit_rate,
-        low: bounds(slot).map(|(low, _)| low),
-        high: bounds(slot).map(|(_, high)| high),
-        relative_to_belady,
+        low: bounds(slot).and_then(|(low, _)| some_number(low)),
+        high: bounds(slot).and_then(|(_, high)| some_number(high)),
+        relative_to_belady: relative.as_ref().map(|relative| relative[slot]),
     };
-    curve.iter().zip(relative_to(curve, belady)).enumerate().map(row).collect()
+    curve.iter().enumerate().map(row).collect()
 }
 
 fn write_csv(path: &Path, rows: impl IntoIterator<Item = impl Serialize>) -> Result<()> {

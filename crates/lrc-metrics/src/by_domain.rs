@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use moe_trace::Sequence;
 use serde::{Deserialize, Serialize};
 
-use crate::{Accumulator, MetricError, Result, Srp, SrpReport, error::same};
+use crate::{Accumulator, MetricError, Result, Srp, SrpReport, error::same, serialized::within};
 
 /// One accumulator for every domain of a trace.
 ///
@@ -48,6 +48,8 @@ impl<A: Accumulator> TryFrom<ByDomainState<A>> for ByDomain<A> {
     type Error = MetricError;
 
     fn try_from(state: ByDomainState<A>) -> Result<ByDomain<A>> {
+        // Sums over so many domains fit into the counters of one.
+        within("number of domains", 0, 1 << 16, state.domains.len() as u128)?;
         let by_domain = ByDomain { domains: state.domains, unlabelled: state.unlabelled };
         // Only accumulators of the same arguments have a total.
         by_domain.total()?;
@@ -117,7 +119,7 @@ impl ByDomain<Srp> {
 }
 
 /// SRP of each domain beside that of all sequences.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DomainSrp {
     /// All sequences.
     pub all: SrpReport,

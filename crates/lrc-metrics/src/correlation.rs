@@ -1,8 +1,10 @@
 //! Correlations between what was measured.
 
+use expert_cache::curve::CurvePolicy;
 use ndarray::Array2;
+use serde::{Deserialize, Serialize};
 
-use crate::{DomainLoad, DomainSrp, SrpReport, report::matrix};
+use crate::{DomainLoad, DomainSrp, MetricsReport, SrpReport, report::matrix};
 
 /// Pearson correlation of two series.
 ///
@@ -23,6 +25,11 @@ use crate::{DomainLoad, DomainSrp, SrpReport, report::matrix};
 /// ```
 pub fn pearson(x: &[f64], y: &[f64]) -> Option<f64> {
     assert_eq!(x.len(), y.len(), "series of different lengths");
+    // Exactly: the mean of equal numbers need not be that number.
+    let constant = |series: &[f64]| series.iter().all(|value| *value == series[0]);
+    if constant(x) || constant(y) {
+        return None;
+    }
     let mean = |series: &[f64]| series.iter().sum::<f64>() / series.len() as f64;
     let (mean_x, mean_y) = (mean(x), mean(y));
     let (mut xx, mut yy, mut xy) = (0.0, 0.0, 0.0);
@@ -32,7 +39,10 @@ pub fn pearson(x: &[f64], y: &[f64]) -> Option<f64> {
         yy += y * y;
         xy += x * y;
     }
-    let correlation = xy / (xx * yy).sqrt();
+    // The product of the squares rounds less, their roots reach further.
+    let product = xx * yy;
+    let spread = if product.is_normal() { product.sqrt() } else { xx.sqrt() * yy.sqrt() };
+    let correlation = xy / spread;
     correlation.is_finite().then(|| correlation.clamp(-1.0, 1.0))
 }
 
@@ -96,6 +106,56 @@ impl SrpReport {
     }
 }
 
+/// Correlations over models between what SRP and caches say.
+///
+/// # References
+/// arXiv 2505.16056, section 3.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelCorrelations {
+    /// SRP with SCH.
+    pub srp_sch: Option<f64>,
+    /// SCH with LRU.
+    pub sch_lru: Option<f64>,
+    /// SCH with LFU.
+    pub sch_lfu: Option<f64>,
+}
+
+impl ModelCorrelations {
+    /// Correlates models at one window length and at `rho` times as many slots a layer as a token has experts.
+    ///
+    /// A model that was not measured at the window length, or has fewer experts than that, is left out; a correlation is
+    /// `None` where [`pearson`] has no value.
+    ///
+    /// ```
+    /// use lrc_metrics::{MetricsOptions, ModelCorrelations, TraceMetrics, accumulate, oracle};
+    /// use moe_trace::{Geometry, MemoryTrace};
+    ///
+    /// let options = MetricsOptions { windows: vec![4], ..MetricsOptions::default() };
+    /// let mut models = Vec::new();
+    /// for experts in [6, 8, 12] {
+    ///     let geometry = Geometry::decoder(1, experts, 2)?;
+    ///     let mut trace = MemoryTrace::new(geometry.clone());
+    ///     oracle::synthetic(&geometry, 8, 64, 1).into_iter().try_for_each(|sequence| trace.push(sequence))?;
+    ///     models.push(accumulate(&trace, &TraceMetrics::new(&geometry, &options)?, &|_done| {})?.finish()?);
+    /// }
+    /// // The more experts, the harder for both.
+    /// let found = ModelCorrelations::of(&models, 4, 2);
+    /// assert!(found.srp_sch > Some(0.9) && found.sch_lru > Some(0.9));
+    /// assert_eq!(ModelCorrelations::of(&models, 5, 2).srp_sch, None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn of(models: &[MetricsReport], window: usize, rho: usize) -> ModelCorrelations {
+        let sch = CurvePolicy::LookAhead { window }.label();
+        let rate = |label: &str, model: &MetricsReport| model.hit_rate(label, rho.saturating_mul(model.top_k));
+        let of_sch = |model: &MetricsReport| rate(&sch, model);
+        ModelCorrelations {
+            srp_sch: correlate(models, |model| Some(model.model.srp.get(&window)?.srp), of_sch),
+            sch_lru: correlate(models, of_sch, |model| rate("lru", model)),
+            sch_lfu: correlate(models, of_sch, |model| rate("lfu", model)),
+        }
+    }
+}
+
 impl DomainSrp {
     /// Correlation of the experts' SRP between every two domains, `[domains x domains]`; NaN where there is none.
     ///
@@ -146,6 +206,27 @@ mod tests {
                 let moved: Vec<f64> = x.iter().map(|x| 3.0 - 2.0 * x).collect();
                 prop_assert!((pearson(&moved, &y).unwrap() + found).abs() < 1e-9);
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn constants_have_no_correlation(tenths in -30i32..30, others in proptest::collection::vec(-9i32..9, 0..40)) {
+            let constant = vec![f64::from(tenths) / 10.0; others.len()];
+            let others: Vec<f64> = others.into_iter().map(f64::from).collect();
+            prop_assert_eq!(pearson(&constant, &others), None);
+            prop_assert_eq!(pearson(&others, &constant), None);
+            prop_assert_eq!(pearson(&constant, &constant), None);
+        }
+
+        #[test]
+        fn scale_does_not_matter(exponent in -150i32..150) {
+            let (x, y) = ([1.0, 2.0, 4.0], [1.0, 3.0, 2.0]);
+            let scale = 10f64.powi(exponent);
+            let expected = pearson(&x, &y).unwrap();
+            let found = pearson(&x.map(|x| x * scale), &y.map(|y| y * scale)).unwrap();
+            prop_assert!((found - expected).abs() < 1e-9);
+            prop_assert!((pearson(&x.map(|x| x * scale), &x).unwrap() - 1.0).abs() < 1e-9);
         }
     }
 

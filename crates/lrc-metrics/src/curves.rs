@@ -83,9 +83,11 @@ impl TryFrom<CurvesState> for Curves {
 
     fn try_from(state: CurvesState) -> Result<Curves> {
         let policies: Vec<CurvePolicy> = state.curves.iter().map(|curve| curve.policy).collect();
+        // Before anything is made as large as the state says.
+        let pool = state.selection.layers().len() * state.selection.experts();
+        state.curves.iter().try_for_each(|curve| intact("number of capacities", &pool, &curve.rates.len()))?;
         let mut curves = Curves::over(state.selection, &policies, state.cold_start)?;
         for (curve, sums) in curves.curves.iter_mut().zip(&state.curves) {
-            intact("number of capacities", &curve.rate_sums().len(), &sums.rates.len())?;
             within("number of accesses", 0, MOST.into(), sums.accesses.into())?;
             within("number of sequences", 0, sums.accesses.into(), sums.sequences.into())?;
             let mut least = 0;
@@ -115,10 +117,17 @@ impl Curves {
         Ok(Curves { selection, cold_start, curves, scratch: Accesses::new() })
     }
 
-    /// Checks that a state that was read is of these layers.
-    pub(crate) fn check_layers(&self, layers: &[LayerId], experts: usize) -> Result<()> {
+    /// Checks that a state that was read has these layers, policies and cold start.
+    pub(crate) fn check(&self, layers: &[LayerId], like: &Curves) -> Result<()> {
         same("list of layers", &layers, &self.selection.layers())?;
-        same("number of experts a layer", &experts, &self.selection.experts())
+        same("number of experts a layer", &like.selection.experts(), &self.selection.experts())?;
+        same("cold start", &like.cold_start, &self.cold_start)?;
+        same("list of policies", &like.policies(), &self.policies())
+    }
+
+    /// Number of experts a layer.
+    pub(crate) fn experts(&self) -> usize {
+        self.selection.experts()
     }
 
     /// The curves, one for each policy.
@@ -126,7 +135,7 @@ impl Curves {
         &self.curves
     }
 
-    fn policies(&self) -> Vec<CurvePolicy> {
+    pub(crate) fn policies(&self) -> Vec<CurvePolicy> {
         self.curves.iter().map(CurveAccumulator::policy).collect()
     }
 

@@ -36,6 +36,26 @@ pub enum MetricError {
         /// Number of layers of the trace.
         layers: usize,
     },
+    /// A layer that was selected twice.
+    #[error("layer {layer} is selected twice")]
+    DuplicateLayer {
+        /// The layer.
+        layer: usize,
+    },
+    /// A sequence whose tokens use another number of experts than those of the accumulator.
+    #[error("a sequence is top-{found}, the accumulator top-{expected}")]
+    TopK {
+        /// Experts a token of the sequence.
+        found: usize,
+        /// Experts a token of the accumulator's geometry.
+        expected: usize,
+    },
+    /// A reference router without domains.
+    #[error("a reference router needs at least one domain")]
+    NoDomains,
+    /// A monitor of no sequence.
+    #[error("number of running sequences is 0, it must be at least 1")]
+    NoRunningSequences,
     /// A sequence with another number of experts or layers than the accumulator.
     #[error(
         "a sequence has {found_layers} layers x {found_experts} experts, the accumulator {layers} layers x {experts} experts"
@@ -108,17 +128,27 @@ pub enum MetricError {
         /// The limit.
         limit: usize,
     },
+    /// More windows in one group of sequences than 32 bits count.
+    #[error("a group of sequences has {windows} windows, the limit is {limit}")]
+    GroupWindows {
+        /// Windows of one length in the group.
+        windows: u64,
+        /// The limit.
+        limit: u64,
+    },
     /// A horizon of no token.
     #[error("horizon is {horizon} tokens, it must be at least 1")]
     Horizon {
         /// The horizon asked for.
         horizon: u64,
     },
-    /// A bootstrap without resamples.
-    #[error("number of resamples is {resamples}, it must be at least 1")]
+    /// A bootstrap of no or of too many resamples.
+    #[error("number of resamples is {resamples}, allowed are 1..={limit}")]
     Resamples {
         /// The number asked for.
         resamples: usize,
+        /// The limit.
+        limit: usize,
     },
     /// A confidence that no interval can have.
     #[error("confidence is {confidence}, it must be between 0 and 1")]
@@ -131,6 +161,18 @@ pub enum MetricError {
     TooFewSequences {
         /// Number of sequences.
         sequences: u64,
+    },
+    /// Counts that no two runs with and without prefetching can have.
+    #[error("{what} is {found}, allowed are {least}..={most}")]
+    Prefetch {
+        /// The count.
+        what: &'static str,
+        /// Its value.
+        found: u64,
+        /// The least possible.
+        least: u64,
+        /// The most possible.
+        most: u64,
     },
     /// Accumulators that were created with different arguments.
     #[error("accumulators do not belong together: {what} is {found}, expected {expected}")]

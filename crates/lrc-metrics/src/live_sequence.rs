@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use expert_cache::curve::ColdStart;
 
-use crate::{monitor::MonitorOptions, monitor_epoch::Epoch, priority_cache::PriorityCache};
+use crate::{MonitorOptions, monitor_epoch::Epoch, priority_cache::PriorityCache};
 
 /// The last window of a running sequence in one layer, and what two caches would hold.
 #[derive(Clone, Debug)]
@@ -33,11 +33,8 @@ struct Caches {
     cold_start: ColdStart,
     lru: PriorityCache,
     sch: PriorityCache,
-    /// Uses of each expert in the window of the token to serve.
-    ahead: Vec<u32>,
-    /// When an expert was served last, counted in accesses from 1; 0 for never.
-    last_use: Vec<u64>,
-    accesses: u64,
+    /// Whether an expert was ever served.
+    seen: Vec<bool>,
     distinct: usize,
 }
 
@@ -52,11 +49,9 @@ impl LiveSequence {
             caches: Caches {
                 slots: options.slots,
                 cold_start: options.cold_start,
-                lru: PriorityCache::new(options.slots, experts),
-                sch: PriorityCache::new(options.slots, experts),
-                ahead: vec![0; experts],
-                last_use: vec![0; experts],
-                accesses: 0,
+                lru: PriorityCache::new(options.slots, experts, 0),
+                sch: PriorityCache::new(options.slots, experts, options.window),
+                seen: vec![false; experts],
                 distinct: 0,
             },
         }
@@ -78,7 +73,7 @@ impl LiveSequence {
         }
         for &expert in experts {
             step(&mut self.runs[usize::from(expert)], done, epoch, |uses| uses + 1);
-            self.caches.foresee(expert);
+            self.caches.sch.foresee(expert);
             epoch.uses[usize::from(expert)] += 1;
         }
         self.experts.extend(experts);
@@ -123,20 +118,11 @@ fn step(run: &mut Run, done: u64, epoch: &mut Epoch, change: impl Fn(usize) -> u
 }
 
 impl Caches {
-    /// Takes note of a use by the last token of the window.
-    fn foresee(&mut self, expert: u16) {
-        let index = usize::from(expert);
-        self.ahead[index] += 1;
-        if self.sch.contains(expert) {
-            self.sch.put(expert, (self.ahead[index], self.last_use[index]));
-        }
-    }
-
     /// Serves the first token of the window: all of it is judged on the state before.
     fn serve(&mut self, experts: impl Iterator<Item = u16> + Clone, epoch: &mut Epoch) {
         let mut distinct = self.distinct;
         for expert in experts.clone() {
-            let first = self.last_use[usize::from(expert)] == 0;
+            let first = !std::mem::replace(&mut self.seen[usize::from(expert)], true);
             let free = first && self.cold_start == ColdStart::Free && distinct < self.slots;
             distinct += usize::from(first);
             epoch.accesses += 1;
@@ -145,12 +131,9 @@ impl Caches {
         }
         self.distinct = distinct;
         for expert in experts {
-            let index = usize::from(expert);
-            self.accesses += 1;
-            self.ahead[index] -= 1;
-            self.last_use[index] = self.accesses;
-            self.lru.put(expert, (0, self.accesses));
-            self.sch.put(expert, (self.ahead[index], self.accesses));
+            self.sch.arrive(expert);
+            self.lru.serve(expert);
+            self.sch.serve(expert);
         }
     }
 }

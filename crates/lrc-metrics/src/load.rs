@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Accumulator, Result,
     selection::Selection,
-    serialized::{MOST, Restore, checked_serde, intact, within},
+    serialized::{MOST, Restore, checked_serde, intact, total, within},
 };
 
 /// Counts how often each expert is used.
@@ -103,6 +103,11 @@ impl LoadBalance {
         &self.selection
     }
 
+    /// Number of tokens.
+    pub(crate) fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
     /// Uses of every expert of a selected layer.
     pub(crate) fn uses(&self, position: usize) -> &[u64] {
         &self.uses[position]
@@ -165,6 +170,7 @@ impl Restore for LoadBalance {
         intact("number of layers", &self.selection.layers().len(), &self.uses.len())?;
         for uses in &self.uses {
             intact("number of experts of a layer", &self.selection.experts(), &uses.len())?;
+            total("uses of a layer", uses)?;
             uses.iter().try_for_each(|&uses| within("uses of an expert", 0, self.tokens.into(), uses.into()))?;
         }
         Ok(())

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{LayerReport, PoolReport};
+use crate::{LayerReport, ModelReport, PoolReport};
 
 /// Misses of a policy at one capacity by their cause, as shares of all accesses.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -13,10 +13,15 @@ pub struct MissDecomposition {
     pub compulsory: f64,
     /// What Belady's policy misses beyond that, for want of slots.
     pub capacity: f64,
+    /// The part of `capacity` that Belady with bypass does not miss: the price of loading every miss.
+    ///
+    /// With bypass no policy has fewer misses. Below as many slots as a token has experts the share is large: whatever
+    /// must load replaces what it needs again.
+    pub forced_loads: f64,
     /// What the policy misses beyond Belady's, for want of foresight.
     ///
-    /// It can be slightly negative: in the paper convention all accesses of a token are judged on the state before it, for
-    /// which Belady's choice is not always the best.
+    /// It can be negative, though never by more than `forced_loads`: in the paper convention all accesses of a token are
+    /// judged on the state before it, for which Belady's choice is not always the best of those that load every miss.
     pub regret: f64,
 }
 
@@ -24,36 +29,42 @@ pub struct MissDecomposition {
 ///
 /// # Formula
 /// ```text
-/// compulsory = 1 - belady(all)
-/// capacity   = belady(all) - belady(c)
-/// regret     = belady(c) - policy(c)
+/// compulsory   = 1 - belady(all)
+/// capacity     = belady(all) - belady(c)
+/// forced_loads = belady_bypass(c) - belady(c)
+/// regret       = belady(c) - policy(c)
 /// ```
 ///
-/// The three add up to the miss rate. Under [`ColdStart::Free`](expert_cache::curve::ColdStart::Free) nothing is
-/// compulsory, and a first touch that finds no empty slot counts with the capacity.
+/// Compulsory, capacity and regret add up to the miss rate, and so do compulsory, `capacity - forced_loads` and
+/// `regret + forced_loads`, with the optimum with bypass in the place of Belady's. Under
+/// [`ColdStart::Free`](crate::ColdStart::Free) nothing is compulsory, and a first touch that finds no empty slot counts
+/// with the capacity.
 ///
 /// # Panics
 /// If the curves differ in length.
 ///
 /// ```
-/// // A B C A with two slots and three, first touches missed: Belady keeps A, LRU needs the third slot.
-/// let (lru, belady) = ([0.0, 0.0, 0.25], [0.0, 0.25, 0.25]);
-/// let misses = lrc_metrics::decompose_misses(&lru, &belady);
-/// assert_eq!((misses[1].compulsory, misses[1].capacity, misses[1].regret), (0.75, 0.0, 0.25));
-/// assert_eq!((misses[0].compulsory, misses[0].capacity, misses[0].regret), (0.75, 0.25, 0.0));
+/// // A B A C A, first touches missed. With one slot Belady must load B and C, with bypass A stays; LRU is like Belady.
+/// let (lru, belady, bypass) = ([0.0, 0.4, 0.4], [0.0, 0.4, 0.4], [0.4, 0.4, 0.4]);
+/// let misses = lrc_metrics::decompose_misses(&lru, &belady, &bypass);
+/// assert_eq!((misses[0].compulsory, misses[0].capacity, misses[0].forced_loads), (0.6, 0.4, 0.4));
+/// assert_eq!((misses[1].compulsory, misses[1].capacity, misses[1].forced_loads), (0.6, 0.0, 0.0));
 /// ```
-pub fn decompose_misses(policy: &[f64], belady: &[f64]) -> Vec<MissDecomposition> {
+pub fn decompose_misses(policy: &[f64], belady: &[f64], bypass: &[f64]) -> Vec<MissDecomposition> {
     assert_eq!(policy.len(), belady.len(), "curves of different pools");
+    assert_eq!(policy.len(), bypass.len(), "curves of different pools");
     let all = belady.last().copied().unwrap_or_default();
-    let of = |(&policy, &belady): (&f64, &f64)| MissDecomposition {
+    let of = |((&policy, &belady), &bypass): ((&f64, &f64), &f64)| MissDecomposition {
         compulsory: 1.0 - all,
         capacity: all - belady,
+        forced_loads: bypass - belady,
         regret: belady - policy,
     };
-    policy.iter().zip(belady).map(of).collect()
+    policy.iter().zip(belady).zip(bypass).map(of).collect()
 }
 
-/// Hit rates as shares of those of an optimum such as Belady's at the same capacity; 1 where the optimum has no hit.
+/// Hit rates as shares of those of Belady's policy, or of another to compare with, at the same capacity; 1 where that
+/// has no hit.
 ///
 /// # References
 /// arXiv 2505.16056, where the toy models' curves are shown so.
@@ -90,22 +101,29 @@ pub fn static_curve(activation_rates: &[f64]) -> Vec<f64> {
     rates.iter().map(|served| if sum > 0.0 { served / sum } else { 0.0 }).collect()
 }
 
+impl ModelReport {
+    /// Misses of a policy at every number of slots a layer, mean over layers; `None` if the policy was not measured.
+    pub fn misses(&self, label: &str) -> Option<Vec<MissDecomposition>> {
+        misses(&self.curves, label)
+    }
+}
+
 impl LayerReport {
-    /// Misses of a policy at every number of slots; `None` if the policy or Belady's was not measured.
+    /// Misses of a policy at every number of slots; `None` if the policy was not measured.
     pub fn misses(&self, label: &str) -> Option<Vec<MissDecomposition>> {
         misses(&self.curves, label)
     }
 }
 
 impl PoolReport {
-    /// Misses of a policy at every number of slots; `None` if the policy or Belady's was not measured.
+    /// Misses of a policy at every number of slots; `None` if the policy was not measured.
     pub fn misses(&self, label: &str) -> Option<Vec<MissDecomposition>> {
         misses(&self.curves, label)
     }
 }
 
 fn misses(curves: &BTreeMap<String, Vec<f64>>, label: &str) -> Option<Vec<MissDecomposition>> {
-    Some(decompose_misses(curves.get(label)?, curves.get("belady")?))
+    Some(decompose_misses(curves.get(label)?, curves.get("belady")?, curves.get("belady_bypass")?))
 }
 
 #[cfg(test)]
@@ -115,6 +133,6 @@ mod tests {
     #[test]
     fn nothing_used_is_zero() {
         assert_eq!(static_curve(&[0.0, 0.0]), [0.0, 0.0]);
-        assert!(static_curve(&[]).is_empty() && decompose_misses(&[], &[]).is_empty());
+        assert!(static_curve(&[]).is_empty() && decompose_misses(&[], &[], &[]).is_empty());
     }
 }

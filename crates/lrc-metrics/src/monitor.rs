@@ -2,27 +2,10 @@
 
 use std::collections::HashMap;
 
-use expert_cache::{CacheError, curve::ColdStart};
+use expert_cache::CacheError;
 use moe_trace::{EMPTY_SLOT, Geometry, LayerId, RouterObserver, RoutingEvent, TraceError};
-use serde::{Deserialize, Serialize};
 
-use crate::{
-    LayerLoad, MetricError, Result, SrpValue, error::LONGEST_WINDOW, live_sequence::LiveSequence, load::layer_load,
-    monitor_epoch::Epoch,
-};
-
-/// What to watch.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MonitorOptions {
-    /// Window length of SRP and look-ahead of SCH, in tokens.
-    pub window: usize,
-    /// Slots a layer of the caches.
-    pub slots: usize,
-    /// Tokens of a layer after which its counts begin to be forgotten.
-    pub horizon: u64,
-    /// How a first touch counts in the caches.
-    pub cold_start: ColdStart,
-}
+use crate::{LayerSnapshot, MetricError, MonitorOptions, Result, live_sequence::LiveSequence, monitor_epoch::Epoch};
 
 /// Watches the routing of a running model, layer by layer, over its recent tokens.
 ///
@@ -34,8 +17,10 @@ pub struct MonitorOptions {
 /// An event that cannot be right is left out, and the first such error is kept: [`Monitor::error`].
 ///
 /// # Complexity
-/// A token costs `O(k log slots)` a layer, and `O(experts)` for each running sequence once in `horizon` tokens. Memory is
-/// `O(experts + window * k)` a layer and running sequence, and `O(experts + window)` a layer.
+/// A token costs `O(k)` amortized a layer: two steps of window counts and two uses of each cache an expert, of a few word
+/// operations each. Beyond that, `O(experts)` for each running sequence once in `horizon` tokens, and `O(sequences)` when
+/// one more begins than may run. Memory is bounded: a layer of a running sequence has
+/// `experts * (window / 4 + 60) + 2 * window * k` bytes, and a layer `O(experts + window)`.
 ///
 /// # References
 /// arXiv 2505.16056, sections 2.2 and 2.3.
@@ -47,7 +32,7 @@ pub struct MonitorOptions {
 ///
 /// // One layer of 3 experts, top-1, one slot: A A B A, one token after the other.
 /// let geometry = Geometry::decoder(1, 3, 1)?;
-/// let options = MonitorOptions { window: 2, slots: 1, horizon: 100, cold_start: ColdStart::Miss };
+/// let options = MonitorOptions { window: 2, slots: 1, horizon: 100, cold_start: ColdStart::Miss, sequences: 1 };
 /// let mut monitor = Monitor::new(&geometry, &options)?;
 /// for expert in [0, 0, 1, 0] {
 ///     monitor.routed(&RoutingEvent {
@@ -71,10 +56,24 @@ pub struct Monitor {
     geometry: Geometry,
     options: MonitorOptions,
     layers: Vec<MonitoredLayer>,
-    /// Running sequences, `[layers]` each.
-    sequences: HashMap<usize, Vec<LiveSequence>>,
+    sequences: HashMap<usize, Running>,
+    /// Number of events so far.
+    events: u64,
     error: Option<MetricError>,
     token: Vec<u16>,
+    /// For every expert the last checked token that uses it.
+    checked: Vec<u64>,
+    /// Number of checked tokens.
+    checks: u64,
+}
+
+/// A running sequence.
+#[derive(Clone, Debug)]
+struct Running {
+    /// By layer.
+    layers: Vec<LiveSequence>,
+    /// Number of its last event.
+    last: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -85,62 +84,27 @@ struct MonitoredLayer {
     earlier: Vec<u64>,
 }
 
-/// The recent routing of one layer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LayerSnapshot {
-    /// Recent tokens.
-    pub tokens: u64,
-    /// Windows that recent tokens completed.
-    pub windows: u64,
-    /// SRP of the layer's experts pooled over these windows.
-    pub srp: SrpValue,
-    /// How evenly recent tokens use the experts.
-    pub load: LayerLoad,
-    /// How far the shares of the experts have moved: half the sum of absolute differences between recent and all earlier
-    /// tokens, 0 for no change and 1 for other experts altogether. `None` before anything is earlier.
-    pub drift: Option<f64>,
-    /// Share of hits of an LRU cache, of the accesses served recently.
-    pub lru_hit_rate: f64,
-    /// Share of hits of a cache that knows the window ahead (SCH), of the same accesses.
-    pub sch_hit_rate: f64,
-}
-
-impl LayerSnapshot {
-    /// What knowing the window ahead is worth: the hit rate of SCH above that of LRU.
-    pub fn look_ahead_gap(&self) -> f64 {
-        self.sch_hit_rate - self.lru_hit_rate
-    }
-}
-
 impl Monitor {
     /// Creates a monitor that has seen nothing.
     ///
     /// # Errors
     /// [`MetricError::Window`] and [`MetricError::WindowLimit`] for a window of no or more than 4,096 tokens;
-    /// [`MetricError::Horizon`]; [`CacheError::Capacity`] for slots out of `1..=experts`.
+    /// [`MetricError::Horizon`]; [`MetricError::NoRunningSequences`]; [`CacheError::Capacity`] for slots out of `1..=experts`.
     pub fn new(geometry: &Geometry, options: &MonitorOptions) -> Result<Monitor> {
-        let (window, experts) = (options.window, geometry.experts());
-        if window == 0 {
-            return Err(MetricError::Window { window });
-        }
-        if window > LONGEST_WINDOW {
-            return Err(MetricError::WindowLimit { window, limit: LONGEST_WINDOW });
-        }
-        if options.horizon == 0 {
-            return Err(MetricError::Horizon { horizon: 0 });
-        }
-        if options.slots == 0 || options.slots > experts {
-            return Err(CacheError::Capacity { capacity: options.slots, experts }.into());
-        }
-        let epoch = Epoch::new(window, experts);
+        options.check(geometry)?;
+        let experts = geometry.experts();
+        let epoch = Epoch::new(options.window, experts);
         let layer = MonitoredLayer { current: epoch.clone(), previous: epoch, earlier: vec![0; experts] };
         Ok(Monitor {
             geometry: geometry.clone(),
             options: options.clone(),
             layers: vec![layer; geometry.layers()],
             sequences: HashMap::new(),
+            events: 0,
             error: None,
             token: Vec::new(),
+            checked: vec![0; experts],
+            checks: 0,
         })
     }
 
@@ -157,21 +121,11 @@ impl Monitor {
         let state = self.layers.get(layer.index()).ok_or_else(|| self.no_such_layer(layer))?;
         let mut recent = state.previous.clone();
         recent.merge(&state.current);
-        self.sequences.values().for_each(|layers| layers[layer.index()].add_to(&mut recent));
-        let rate = |hits: u64| hits as f64 / recent.accesses.max(1) as f64;
-        Ok(LayerSnapshot {
-            tokens: recent.tokens,
-            windows: recent.windows,
-            srp: SrpValue::from_histogram(&recent.counts),
-            load: layer_load(&recent.uses, recent.tokens),
-            drift: total_variation(&recent.uses, &state.earlier),
-            lru_hit_rate: rate(recent.lru_hits),
-            sch_hit_rate: rate(recent.sch_hits),
-        })
+        self.sequences.values().for_each(|running| running.layers[layer.index()].add_to(&mut recent));
+        Ok(LayerSnapshot::new(&recent, &state.earlier))
     }
 
     fn observe(&mut self, event: &RoutingEvent<'_>) -> Result<()> {
-        let experts = self.geometry.experts();
         let layer = event.layer.index();
         let top_k = self.geometry.top_k();
         if layer >= self.layers.len() {
@@ -183,17 +137,63 @@ impl Monitor {
             return Err(MetricError::Event(error));
         }
         for (token, chosen) in event.experts.chunks_exact(top_k).enumerate() {
-            check_token(event.sequence, token, layer, chosen, experts).map_err(MetricError::Event)?;
+            self.check_token(event.sequence, token, layer, chosen).map_err(MetricError::Event)?;
+        }
+        self.events += 1;
+        if !self.sequences.contains_key(&event.sequence) {
+            self.begin(event.sequence);
         }
         for token in event.experts.chunks_exact(top_k) {
             self.token.clear();
             self.token.extend(token.iter().filter(|&&expert| expert != EMPTY_SLOT));
             let state = &mut self.layers[layer];
-            let fresh = || vec![LiveSequence::new(&self.options, experts); self.geometry.layers()];
-            let live = self.sequences.entry(event.sequence).or_insert_with(fresh);
-            live[layer].push(&self.token, &mut state.current);
+            if let Some(running) = self.sequences.get_mut(&event.sequence) {
+                running.last = self.events;
+                running.layers[layer].push(&self.token, &mut state.current);
+            }
             if state.current.tokens == self.options.horizon {
                 self.next_epoch(layer);
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a sequence, and ends another one if too many run.
+    fn begin(&mut self, sequence: usize) {
+        if self.sequences.len() == self.options.sequences {
+            // Events have different numbers, so there is one that was idle longest.
+            let idle = self.sequences.iter().min_by_key(|(_, running)| running.last).map(|(&sequence, _)| sequence);
+            idle.into_iter().for_each(|sequence| self.end(sequence));
+        }
+        let layers = vec![LiveSequence::new(&self.options, self.geometry.experts()); self.geometry.layers()];
+        self.sequences.insert(sequence, Running { layers, last: self.events });
+    }
+
+    fn end(&mut self, sequence: usize) {
+        let layers = self.sequences.remove(&sequence).map(|running| running.layers);
+        for (mut live, state) in layers.into_iter().flatten().zip(&mut self.layers) {
+            live.end(&mut state.current);
+        }
+    }
+
+    /// Ends all running sequences, such as those of a model whose pass has failed.
+    pub fn end_all(&mut self) {
+        let mut running: Vec<usize> = self.sequences.keys().copied().collect();
+        running.sort_unstable();
+        running.into_iter().for_each(|sequence| self.end(sequence));
+    }
+
+    /// Checks that the experts of a token exist and differ.
+    fn check_token(&mut self, sequence: usize, token: usize, layer: usize, chosen: &[u16]) -> Result<(), TraceError> {
+        let experts = self.checked.len();
+        self.checks += 1;
+        for &id in chosen.iter().filter(|id| **id != EMPTY_SLOT) {
+            let expert = usize::from(id);
+            let Some(checked) = self.checked.get_mut(expert) else {
+                return Err(TraceError::ExpertOutOfRange { sequence, token, layer, expert, experts });
+            };
+            if std::mem::replace(checked, self.checks) == self.checks {
+                return Err(TraceError::DuplicateExpert { sequence, token, layer, expert });
             }
         }
         Ok(())
@@ -202,7 +202,7 @@ impl Monitor {
     /// Begins a new epoch of a layer.
     fn next_epoch(&mut self, layer: usize) {
         let MonitoredLayer { current, previous, earlier } = &mut self.layers[layer];
-        self.sequences.values_mut().for_each(|layers| layers[layer].flush(current));
+        self.sequences.values_mut().for_each(|running| running.layers[layer].flush(current));
         earlier.iter_mut().zip(&previous.uses).for_each(|(sum, more)| *sum += more);
         *previous = std::mem::replace(current, Epoch::new(self.options.window, self.geometry.experts()));
     }
@@ -220,44 +220,19 @@ impl RouterObserver for Monitor {
     }
 
     fn sequence_end(&mut self, sequence: usize) {
-        for (mut live, state) in self.sequences.remove(&sequence).into_iter().flatten().zip(&mut self.layers) {
-            live.end(&mut state.current);
-        }
+        self.end(sequence);
     }
-}
-
-/// Checks that the experts of a token exist and differ.
-fn check_token(sequence: usize, token: usize, layer: usize, chosen: &[u16], experts: usize) -> Result<(), TraceError> {
-    for (rank, &id) in chosen.iter().enumerate().filter(|(_, id)| **id != EMPTY_SLOT) {
-        let expert = usize::from(id);
-        if expert >= experts {
-            return Err(TraceError::ExpertOutOfRange { sequence, token, layer, expert, experts });
-        }
-        if chosen[..rank].contains(&id) {
-            return Err(TraceError::DuplicateExpert { sequence, token, layer, expert });
-        }
-    }
-    Ok(())
-}
-
-/// Half the sum of the absolute differences of shares; `None` if one of the counts is empty.
-fn total_variation(a: &[u64], b: &[u64]) -> Option<f64> {
-    let sum = |counts: &[u64]| counts.iter().sum::<u64>();
-    let (all_a, all_b) = (sum(a), sum(b));
-    if all_a == 0 || all_b == 0 {
-        return None;
-    }
-    let difference = |(a, b): (&u64, &u64)| (*a as f64 / all_a as f64 - *b as f64 / all_b as f64).abs();
-    Some(a.iter().zip(b).map(difference).sum::<f64>() / 2.0)
 }
 
 #[cfg(test)]
 mod tests {
+    use expert_cache::curve::ColdStart;
     use moe_trace::Phase;
 
     use super::*;
 
-    const OPTIONS: MonitorOptions = MonitorOptions { window: 2, slots: 1, horizon: 4, cold_start: ColdStart::Free };
+    const OPTIONS: MonitorOptions =
+        MonitorOptions { window: 2, slots: 1, horizon: 4, cold_start: ColdStart::Free, sequences: 9 };
 
     fn route(monitor: &mut Monitor, sequence: usize, experts: &[u16]) {
         let (layer, phase) = (LayerId(0), Phase::Decode);
@@ -283,17 +258,23 @@ mod tests {
     }
 
     #[test]
-    fn bad_options_say_why() {
-        let geometry = Geometry::decoder(1, 3, 1).unwrap();
-        let message = |options: MonitorOptions| Monitor::new(&geometry, &options).unwrap_err().to_string();
-        assert_eq!(
-            message(MonitorOptions { window: 0, ..OPTIONS }),
-            "window length is 0 tokens, it must be at least 1"
-        );
-        let long = MonitorOptions { window: 4097, ..OPTIONS };
-        assert_eq!(message(long), "window length is 4097 tokens, the limit is 4096");
-        assert_eq!(message(MonitorOptions { horizon: 0, ..OPTIONS }), "horizon is 0 tokens, it must be at least 1");
-        assert_eq!(message(MonitorOptions { slots: 4, ..OPTIONS }), "capacity is 4 slots, allowed are 1..=3");
+    fn the_sequence_that_was_idle_longest_ends() {
+        let options = MonitorOptions { sequences: 2, horizon: 100, ..OPTIONS };
+        let mut monitor = Monitor::new(&Geometry::decoder(1, 3, 1).unwrap(), &options).unwrap();
+        for sequence in [0, 1, 0, 2, 3, 4] {
+            route(&mut monitor, sequence, &[0]);
+        }
+        let mut running: Vec<usize> = monitor.sequences.keys().copied().collect();
+        running.sort_unstable();
+        assert_eq!(running, [3, 4]);
+        // Only sequence 0 had two tokens, and so a window; it is the second use of its expert that hits.
+        let layer = monitor.layer(LayerId(0)).unwrap();
+        assert_eq!((layer.tokens, layer.windows), (6, 1));
+        // A failed pass is no beginning of the next one.
+        route(&mut monitor, 4, &[0]);
+        monitor.end_all();
+        route(&mut monitor, 4, &[0]);
+        assert_eq!(monitor.layer(LayerId(0)).unwrap().windows, 2);
     }
 
     #[test]

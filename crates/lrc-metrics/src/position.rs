@@ -52,7 +52,7 @@ pub struct PositionSrp {
     selection: Selection,
     /// By start, as far as some sequence reaches.
     counts: Vec<StartCounts>,
-    /// Uses of each expert by the current window; all 0 between sequences.
+    /// Uses of each expert by the current window; all 0 between sequences, none before the first.
     #[serde(skip)]
     running: Vec<usize>,
     #[serde(skip)]
@@ -60,7 +60,7 @@ pub struct PositionSrp {
 }
 
 /// SRP of the windows that start at one position.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StartSrp {
     /// The first token of the windows.
     pub start: usize,
@@ -90,7 +90,7 @@ impl PositionSrp {
             starts,
             selection: Selection::new(geometry, layers)?,
             counts: Vec::new(),
-            running: vec![0; geometry.experts()],
+            running: Vec::new(),
             scratch: Accesses::new(),
         })
     }
@@ -112,7 +112,9 @@ impl PositionSrp {
 
     /// Adds the windows of one layer.
     fn update_layer(&mut self, position: usize, accesses: &Accesses, last: usize) {
-        let row = position * self.running.len() * self.window;
+        let experts = self.selection.experts();
+        let row = position * experts * self.window;
+        self.running.resize(experts, 0);
         for token in 0..self.window - 1 {
             accesses.token(token).iter().for_each(|&expert| self.running[expert as usize] += 1);
         }
@@ -181,14 +183,13 @@ impl Restore for PositionSrp {
         let experts = self.selection.experts();
         let cells = (self.selection.layers().len() * experts) as u128 * self.window as u128;
         for counts in &self.counts {
-            within("number of windows", 0, MOST.into(), counts.windows.into())?;
+            within("number of windows", 0, u128::from(MOST) / cells, counts.windows.into())?;
             within("length of a histogram", cells, cells, counts.used.len() as u128)?;
             for used in counts.used.chunks_exact(self.window) {
                 let sum = used.iter().map(|&windows| u128::from(windows)).sum();
                 within("number of windows of an expert", 0, counts.windows.into(), sum)?;
             }
         }
-        self.running = vec![0; experts];
         Ok(())
     }
 }

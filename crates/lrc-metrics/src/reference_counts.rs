@@ -1,6 +1,5 @@
 //! How well routing follows the domains of a text.
 
-use moe_trace::ExpertSet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -83,10 +82,10 @@ impl ReferenceCounts {
     }
 
     /// The agreement with a reference, `[domains]`.
-    pub(crate) fn agreement(&self, reference: &[ExpertSet]) -> RoutingAgreement {
+    pub(crate) fn agreement(&self, reference: &[Vec<u16>]) -> RoutingAgreement {
         let experts = self.slots.len() / reference.len();
         let rows = || self.slots.chunks_exact(experts).zip(self.first.chunks_exact(experts)).zip(reference);
-        let chosen = |counts: &[u64], set: &ExpertSet| set.iter().map(|expert| counts[expert]).sum::<u64>();
+        let chosen = |counts: &[u64], set: &[u16]| set.iter().map(|&expert| counts[usize::from(expert)]).sum::<u64>();
         let right: u64 = rows().map(|((slots, _), set)| chosen(slots, set)).sum();
         let right_first: u64 = rows().map(|((_, first), set)| chosen(first, set)).sum();
         let referred: u64 = self.tokens.iter().zip(reference).map(|(tokens, set)| tokens * set.len() as u64).sum();
@@ -126,8 +125,8 @@ fn ratio(numerator: u64, denominator: u64) -> f64 {
 mod tests {
     use super::*;
 
-    fn reference(sets: &[&[usize]]) -> Vec<ExpertSet> {
-        sets.iter().map(|set| ExpertSet::from_members(2, set.iter().copied())).collect()
+    fn reference(sets: &[&[u16]]) -> Vec<Vec<u16>> {
+        sets.iter().map(|set| set.to_vec()).collect()
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A router beside one that knows the domain, and beside three that know little.
 
-use moe_trace::{ExpertId, ExpertSet, Geometry, LayerId, Sequence};
+use moe_trace::{ExpertId, Geometry, LayerId, Sequence};
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -56,9 +56,8 @@ const SHUFFLES: u64 = 32;
 #[serde(remote = "Self")]
 pub struct ReferenceRouting {
     selection: Selection,
-    /// The experts of each domain.
-    #[serde(with = "expert_sets")]
-    reference: Vec<ExpertSet>,
+    /// The experts of each domain, in order.
+    reference: Vec<Vec<u16>>,
     seed: u64,
     sequences: Vec<SequenceCounts>,
     /// By layer.
@@ -101,7 +100,7 @@ impl ReferenceRouting {
     /// Creates the comparison of some layers with a reference, the experts of each domain in the order of the source's.
     ///
     /// # Errors
-    /// [`MetricError::NoLayers`] or a layer out of range; [`MetricError::ReferenceExpert`].
+    /// [`MetricError::NoLayers`] or a layer out of range; [`MetricError::NoDomains`]; [`MetricError::ReferenceExpert`].
     pub fn new(
         geometry: &Geometry,
         layers: &[LayerId],
@@ -110,12 +109,20 @@ impl ReferenceRouting {
     ) -> Result<ReferenceRouting> {
         let selection = Selection::new(geometry, layers)?;
         let experts = geometry.experts();
+        if reference.is_empty() {
+            return Err(MetricError::NoDomains);
+        }
         for (domain, set) in reference.iter().enumerate() {
             if let Some(expert) = set.iter().map(|expert| expert.index()).find(|&expert| expert >= experts) {
                 return Err(MetricError::ReferenceExpert { domain, expert, experts });
             }
         }
-        let set = |set: &Vec<ExpertId>| ExpertSet::from_members(experts, set.iter().map(|expert| expert.index()));
+        let set = |set: &Vec<ExpertId>| {
+            let mut set: Vec<u16> = set.iter().map(|expert| expert.0).collect();
+            set.sort_unstable();
+            set.dedup();
+            set
+        };
         let counts = vec![ReferenceCounts::new(reference.len(), experts); layers.len()];
         Ok(ReferenceRouting {
             selection,
@@ -251,7 +258,12 @@ impl Restore for ReferenceRouting {
     fn restore(&mut self) -> Result<()> {
         let (layers, experts, domains) =
             (self.selection.layers().len(), self.selection.experts(), self.reference.len());
-        self.reference.iter().try_for_each(|set| intact("number of experts of a set", &experts, &set.universe()))?;
+        within("number of domains", 1, 1 << 16, domains as u128)?;
+        for set in &self.reference {
+            set.iter().try_for_each(|&expert| within("expert of a set", 0, experts as u128 - 1, expert.into()))?;
+            let rising = set.windows(2).all(|pair| pair[0] < pair[1]);
+            intact("order of the experts of a set", &true, &rising)?;
+        }
         for sequence in &self.sequences {
             within("domain", 0, (domains as u128).saturating_sub(1), sequence.domain as u128)?;
             intact("number of counts of a sequence", &(layers * experts), &sequence.slots.len())?;
@@ -262,34 +274,8 @@ impl Restore for ReferenceRouting {
             null.iter().try_for_each(|counts| counts.check(domains, experts))?;
         }
         within("number of sequences without ids", 0, self.sequences.len() as u128, self.without_ids.into())?;
-        within("number of domains", u128::from(!self.sequences.is_empty()), u128::MAX, domains as u128)?;
         self.null = NullRouter::new(self.seed, experts);
         Ok(())
-    }
-}
-
-/// Sets as the size of their universe and their members.
-mod expert_sets {
-    use moe_trace::ExpertSet;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
-
-    use crate::serialized::within;
-
-    pub(super) fn serialize<S: Serializer>(sets: &[ExpertSet], serializer: S) -> Result<S::Ok, S::Error> {
-        let members = |set: &ExpertSet| (set.universe(), set.iter().collect::<Vec<usize>>());
-        sets.iter().map(members).collect::<Vec<_>>().serialize(serializer)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ExpertSet>, D::Error> {
-        let set = |(universe, members): (usize, Vec<usize>)| {
-            within("number of experts of a set", 1, moe_trace::Geometry::MAX_EXPERTS as u128, universe as u128)?;
-            members
-                .iter()
-                .try_for_each(|&member| within("expert of a set", 0, universe as u128 - 1, member as u128))?;
-            Ok(ExpertSet::from_members(universe, members))
-        };
-        let sets: crate::Result<Vec<ExpertSet>> = Vec::deserialize(deserializer)?.into_iter().map(set).collect();
-        sets.map_err(D::Error::custom)
     }
 }
 
@@ -325,6 +311,7 @@ mod tests {
             |reference: &[Vec<ExpertId>], seed| ReferenceRouting::new(&geometry, &[LayerId(0)], reference, seed);
         let error = create(&[vec![], vec![ExpertId(2)]], 1).unwrap_err().to_string();
         assert_eq!(error, "reference of domain 1: expert 2 is out of range, a layer has 2");
+        assert_eq!(create(&[], 1).unwrap_err().to_string(), "a reference router needs at least one domain");
         let mut routing = create(&[vec![ExpertId(0)]], 1).unwrap();
         let mut sequence = SequenceBuf::from_experts(&geometry, vec![0], Phase::Prefill).unwrap();
         sequence.domain = Some(DomainId(1));

@@ -74,28 +74,6 @@ pub struct PoolReport {
 }
 
 impl MetricsReport {
-    /// Every figure that is a real number, in a fixed order.
-    pub(crate) fn figures_mut(&mut self) -> Vec<&mut f64> {
-        fn srp(values: &mut BTreeMap<usize, SrpValue>) -> impl Iterator<Item = &mut f64> {
-            values.values_mut().flat_map(|value| [&mut value.srp, &mut value.rho, &mut value.activation_rate])
-        }
-        let mut figures = Vec::new();
-        for group in [&mut self.model].into_iter().chain(&mut self.encoder).chain(&mut self.decoder) {
-            figures.extend(srp(&mut group.srp));
-            figures.extend(group.curves.values_mut().flatten());
-        }
-        for layer in &mut self.layers {
-            figures.extend(srp(&mut layer.srp));
-            figures.extend(layer.experts.iter_mut().flat_map(|expert| srp(&mut expert.srp)));
-            figures.extend(layer.curves.values_mut().flatten());
-            let load = &mut layer.load;
-            figures.extend(&mut load.activation_rates);
-            figures.extend([&mut load.deviation_percent, &mut load.max_load, &mut load.entropy, &mut load.utilization]);
-        }
-        figures.extend(self.pool.iter_mut().flat_map(|pool| pool.curves.values_mut().flatten()));
-        figures
-    }
-
     /// Hit rates of a policy, `[layers x capacities]`; `None` if the policy was not measured.
     pub fn curves(&self, label: &str) -> Option<Array2<f64>> {
         let rows: Option<Vec<&[f64]>> =

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    MetricError, Result,
+    Merge, MetricError, Result,
     selection::Selection,
     serialized::{MOST, Restore, checked_serde, intact, within},
 };
@@ -59,16 +59,18 @@ impl Saturation {
         if earlier.len() != later.len() {
             return Err(MetricError::Pairing { what: "sequences", earlier: earlier.len(), later: later.len() });
         }
-        let add = |mut sum: Saturation, index| -> Result<Saturation> {
-            sum.update(&earlier.sequence(index)?, &later.sequence(index)?)?;
-            Ok(sum)
+        let one = |index| -> Result<Saturation> {
+            let mut one = empty.clone();
+            one.update(&earlier.sequence(index)?, &later.sequence(index)?)?;
+            Ok(one)
         };
-        let merge = |mut sum: Saturation, more: Saturation| -> Result<Saturation> {
-            sum.merge(&more)?;
-            Ok(sum)
-        };
-        let parts = (0..earlier.len()).into_par_iter().try_fold(|| empty.clone(), add);
-        parts.try_reduce(|| empty.clone(), merge)
+        // In order, so that the first bad sequence is reported.
+        let parts: Vec<Result<Saturation>> = (0..earlier.len()).into_par_iter().map(one).collect();
+        let mut sum = empty.clone();
+        for part in parts {
+            sum.merge(&part?)?;
+        }
+        Ok(sum)
     }
 
     /// Adds the same sequence as routed by the earlier and by the later checkpoint.
@@ -106,6 +108,12 @@ impl Saturation {
     /// The saturation of each layer, in `0..=1`.
     pub fn finish(&self) -> Vec<f64> {
         self.kept.iter().zip(&self.chosen).map(|(&kept, &chosen)| kept as f64 / chosen.max(1) as f64).collect()
+    }
+}
+
+impl Merge for Saturation {
+    fn add(&mut self, other: &Saturation) -> Result<()> {
+        self.merge(other)
     }
 }
 

@@ -36,6 +36,7 @@ impl Selection {
         if let Some(layer) = layers.iter().find(|layer| layer.index() >= all_layers) {
             return Err(CacheError::LayerOutOfRange { layer: layer.index(), layers: all_layers }.into());
         }
+        check_distinct(layers, all_layers)?;
         Ok(Selection::checked(geometry, layers.to_vec()))
     }
 
@@ -82,6 +83,15 @@ impl Selection {
     }
 }
 
+/// Checks that no layer of a list of layers that exist is in it twice.
+fn check_distinct(layers: &[LayerId], all_layers: usize) -> Result<()> {
+    let mut seen = vec![false; all_layers];
+    match layers.iter().find(|layer| std::mem::replace(&mut seen[layer.index()], true)) {
+        Some(layer) => Err(MetricError::DuplicateLayer { layer: layer.index() }),
+        None => Ok(()),
+    }
+}
+
 checked_serde!(Selection);
 
 impl Restore for Selection {
@@ -91,7 +101,8 @@ impl Restore for Selection {
         within("number of layers", 1, u128::MAX, self.layers.len() as u128)?;
         intact("number of stacks", &self.layers.len(), &self.stacks.len())?;
         let limit = self.all_layers as u128 - 1;
-        self.layers.iter().try_for_each(|layer| within("layer", 0, limit, layer.0.into()))
+        self.layers.iter().try_for_each(|layer| within("layer", 0, limit, layer.0.into()))?;
+        check_distinct(&self.layers, self.all_layers)
     }
 }
 

@@ -4,8 +4,8 @@
 
 use crate::{MetricError, Result};
 
-/// No count of a valid state is above this: sums of several still fit, and all convert to `f64` without loss.
-pub(crate) const MOST: u64 = 1 << 53;
+/// No count of a valid state is above this: sums over all domains still fit, and all convert to `f64` without loss.
+pub(crate) const MOST: u64 = 1 << 47;
 
 /// Checks a state that was read, and rebuilds what is not written.
 pub(crate) trait Restore {

@@ -1,5 +1,7 @@
 //! How differently the domains of a corpus use an expert.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{ByDomain, LayerLoad, LoadBalance, Result};
 
 /// Activation rates up to this are left out of a domain specialization.
@@ -32,7 +34,7 @@ pub fn domain_specialization(activation_rates: &[f64]) -> Option<f64> {
 }
 
 /// Load of the experts in each domain beside that of all sequences.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DomainLoad {
     /// All sequences, by layer.
     pub all: Vec<LayerLoad>,

@@ -99,6 +99,8 @@ impl WindowSrp {
         within("number of windows", 0, most, self.windows.into())?;
         intact("number of layers", &selection.layers().len(), &self.layers.len())?;
         let (window, experts, windows) = (self.window, selection.experts(), self.windows);
+        let all = u128::from(windows) * (self.layers.len() * experts) as u128;
+        within("number of windows of all experts", 0, MOST.into(), all)?;
         self.layers.iter_mut().try_for_each(|layer| layer.restore(window, experts, windows))
     }
 }
@@ -169,8 +171,19 @@ impl Srp {
         self.lengths.iter().map(|length| Ok((length.window, self.report(length)?))).collect()
     }
 
-    fn windows(&self) -> Vec<usize> {
+    /// Number of sequences.
+    pub(crate) fn sequences(&self) -> u64 {
+        self.sequences
+    }
+
+    /// The window lengths in ascending order.
+    pub(crate) fn windows(&self) -> Vec<usize> {
         self.lengths.iter().map(WindowSrp::window).collect()
+    }
+
+    /// Leaves no window length, and returns those that there were.
+    pub(crate) fn take_windows(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.lengths).iter().map(WindowSrp::window).collect()
     }
 }
 

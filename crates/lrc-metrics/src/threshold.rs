@@ -55,12 +55,13 @@ impl SrpValue {
     /// ```
     ///
     /// # Panics
-    /// If `counts` has fewer than two entries.
+    /// If `counts` has fewer than two entries, or `m` times the number of windows is above `2^62`.
     pub fn from_histogram(counts: &[u64]) -> SrpValue {
         assert!(counts.len() >= 2, "a window has at least one token");
         let window = counts.len() as u128 - 1;
         let pairs = (0u128..).zip(counts);
         let all_windows: u128 = counts.iter().map(|&windows| u128::from(windows)).sum();
+        assert!(all_windows <= (1 << 62) / window, "more windows than can be compared");
         let all_uses: u128 = pairs.map(|(uses, &windows)| uses * u128::from(windows)).sum();
         if all_uses == 0 {
             return SrpValue { srp: 0.0, rho: 0.0, threshold: 0, activation_rate: 0.0 };

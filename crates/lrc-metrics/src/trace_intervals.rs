@@ -2,36 +2,36 @@
 
 use std::collections::BTreeMap;
 
-use expert_cache::curve::CurveAccumulator;
-use moe_trace::{Geometry, Sequence, Stack};
+use moe_trace::{Geometry, Sequence};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Accumulator, Bootstrap, Curves, MetricError, MetricsOptions, MetricsReport, ModelReport, Result, SrpValue,
-    TraceMetrics,
+    Accumulator, Bootstrap, Intervals, MetricError, MetricsOptions, MetricsReport, Result, SrpReport, TraceMetrics,
     error::{LONGEST_WINDOW, same},
-    load::layer_load,
-    report::mean_curves,
-    sequence_rows::SequenceRows,
-    serialized::{Restore, checked_serde, within},
+    group_row::{GroupRow, Totals, first_sum},
+    groups::Groups,
+    histogram::{SlidingWindow, add_counts},
+    sequence_key::sequence_key,
+    serialized::{MOST, Restore, checked_serde, intact, within},
+    trace_resamples::TraceResamples,
 };
 
-/// Hit rates of a sequence are kept in multiples of `2^-RATE_BITS`: sums over millions of sequences stay below `2^53`.
-const RATE_BITS: u32 = 30;
+/// The metrics of a trace with intervals.
+pub type MetricsIntervals = Intervals<MetricsReport>;
 
-/// [`TraceMetrics`] that can say how much of each figure is chance.
+/// [`TraceMetrics`] that can say how much of each figure is chance, at every level down to single experts.
 ///
-/// Beside the metrics it keeps what each sequence adds to them, as long as there are at most 512 sequences; with more,
-/// what each of 512 groups of sequences adds, formed by a hash of the sequence. [`finish`](TraceIntervals::finish)
-/// resamples sequences or groups.
+/// Instead of one sum over the trace it keeps the sums of each sequence, as long as there are at most 128 of them; with
+/// more, the sums of 128 groups of sequences, formed by a hash of the sequence (64 or 32 groups where one group would
+/// have more than 2^20 or 2^21 numbers). [`finish`](TraceIntervals::finish) resamples sequences or groups.
 ///
 /// # Formula
-/// [`Bootstrap`].
+/// [`Bootstrap`]. Hit rates of groups are rounded to `2^-30`. It is what
+/// [`Resampled<TraceMetrics>`](crate::Resampled) gives, up to that rounding.
 ///
 /// # Complexity
-/// A sequence costs a look at each histogram beside its metrics. Memory is at most `8 * 512` bytes a column; a layer has
-/// `m + 1` columns for each window length, `experts` for the load and for each curve, and `experts * (m + 1)` for each
-/// window length instead if intervals of expert SRP are asked for.
+/// A sequence costs what [`TraceMetrics`] costs and a few per cent, the intervals one product of a matrix of draws with
+/// one of sums. Memory is `4 * layers * experts * m` bytes a group for each window length.
 ///
 /// # References
 /// arXiv 2505.16056, appendix C.
@@ -46,103 +46,84 @@ const RATE_BITS: u32 = 30;
 ///     trace.push(sequence)?;
 /// }
 /// let options = MetricsOptions { windows: vec![4], ..MetricsOptions::default() };
-/// let metrics = accumulate(&trace, &TraceIntervals::new(&geometry, &options, false)?, &|_done| {})?;
+/// let metrics = accumulate(&trace, &TraceIntervals::new(&geometry, &options)?, &|_done| {})?;
 /// let report = metrics.finish(&Bootstrap::default())?;
 /// let srp = |report: &lrc_metrics::MetricsReport| report.model.srp[&4].srp;
+/// assert!(srp(&report.low) < srp(&report.value) && srp(&report.value) < srp(&report.high));
+/// let srp = |report: &lrc_metrics::MetricsReport| report.layers[0].experts[3].srp[&4].srp;
 /// assert!(srp(&report.low) < srp(&report.value) && srp(&report.value) < srp(&report.high));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(remote = "Self")]
 pub struct TraceIntervals {
+    /// Without SRP, which is summed over groups.
     metrics: TraceMetrics,
+    /// Window lengths in ascending order.
+    lengths: Vec<usize>,
+    longest: usize,
+    groups: Groups<GroupRow>,
     #[serde(skip)]
-    stacks: Vec<Stack>,
-    /// Whether histograms are kept by expert.
-    experts: bool,
-    rows: SequenceRows,
+    empty: GroupRow,
+    /// One for each window length.
+    #[serde(skip)]
+    sliding: Vec<SlidingWindow>,
     #[serde(skip)]
     before: Totals,
     #[serde(skip)]
     now: Totals,
 }
 
-/// The sums that all figures are made of.
-#[derive(Clone, Debug, Default)]
-struct Totals {
-    /// Histograms and uses of each layer, then tokens.
-    counts: Vec<u64>,
-    /// Sequences and hit rates of each layer and of the pool, in multiples of `2^-64`.
-    rates: Vec<u128>,
-}
-
-/// Figures of a trace with the bounds of their intervals.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct MetricsIntervals {
-    /// What was measured.
-    pub value: MetricsReport,
-    /// The lower bound of every real number of it. Experts of layers are left out where their intervals were not asked
-    /// for; whole numbers are as measured.
-    pub low: MetricsReport,
-    /// The upper bound of every real number, likewise.
-    pub high: MetricsReport,
-}
-
-impl Totals {
-    /// Replaces the sums by those of all sequences so far.
-    fn fill(&mut self, metrics: &TraceMetrics, by_expert: bool) {
-        self.counts.clear();
-        self.rates.clear();
-        let experts = metrics.selection().experts();
-        for position in 0..metrics.selection().layers().len() {
-            for srp in metrics.srp() {
-                let (start, len) = (self.counts.len(), srp.window() + 1);
-                self.counts.resize(start + if by_expert { experts * len } else { len }, 0);
-                for expert in 0..experts {
-                    let at = start + if by_expert { expert * len } else { 0 };
-                    srp.add_counts(position, expert, &mut self.counts[at..at + len]);
-                }
-            }
-            self.counts.extend(metrics.load().uses(position));
-        }
-        self.counts.push(metrics.tokens());
-        for curves in metrics.curves() {
-            let sequences = curves.accumulators().first().map_or(0, CurveAccumulator::sequences);
-            self.rates.push(u128::from(sequences) << 64);
-            curves.accumulators().iter().for_each(|curve| self.rates.extend(curve.rate_sums()));
-        }
-    }
-
-    /// What was added since, as a row of columns.
-    fn since(&self, before: &Totals) -> Vec<u64> {
-        let counts = self.counts.iter().zip(&before.counts).map(|(now, before)| now - before);
-        let rate = |(now, before): (&u128, &u128)| {
-            u64::try_from((now - before) >> (64 - RATE_BITS)).expect("a rate is at most 1")
-        };
-        counts.chain(self.rates.iter().zip(&before.rates).map(rate)).collect()
-    }
-}
-
 impl TraceIntervals {
-    /// Creates the metrics of no sequence; `experts` asks for intervals of the SRP of single experts, too.
+    /// Creates the metrics of no sequence.
     ///
     /// # Errors
     /// As [`TraceMetrics::new`]; [`MetricError::WindowLimit`] for a window above 4,096 tokens.
-    pub fn new(geometry: &Geometry, options: &MetricsOptions, experts: bool) -> Result<TraceIntervals> {
+    pub fn new(geometry: &Geometry, options: &MetricsOptions) -> Result<TraceIntervals> {
         if let Some(&window) = options.windows.iter().find(|&&window| window > LONGEST_WINDOW) {
             return Err(MetricError::WindowLimit { window, limit: LONGEST_WINDOW });
         }
-        let metrics = TraceMetrics::new(geometry, options)?;
-        let stacks = metrics.selection().stacks().to_vec();
-        let mut before = Totals::default();
-        before.fill(&metrics, experts);
-        let now = before.clone();
-        Ok(TraceIntervals { metrics, stacks, experts, rows: SequenceRows::default(), before, now })
+        let (metrics, lengths) = TraceMetrics::new(geometry, options)?.without_srp();
+        let groups = Groups::new(groups_of(sums_of(&metrics, &lengths)));
+        let mut intervals = TraceIntervals {
+            metrics,
+            lengths,
+            longest: 0,
+            groups,
+            empty: GroupRow::default(),
+            sliding: Vec::new(),
+            before: Totals::default(),
+            now: Totals::default(),
+        };
+        intervals.shape();
+        Ok(intervals)
     }
 
-    /// The metrics without intervals.
-    pub fn metrics(&self) -> &TraceMetrics {
-        &self.metrics
+    /// The measurements without intervals.
+    ///
+    /// # Errors
+    /// As [`TraceMetrics::finish`].
+    pub fn value(&self) -> Result<MetricsReport> {
+        let (selection, rows) = (self.metrics.selection(), self.groups.sums());
+        let mut reports = BTreeMap::new();
+        for (number, &window) in self.lengths.iter().enumerate() {
+            let windows: u64 = rows.iter().map(|row| row.windows[number]).sum();
+            if windows == 0 {
+                let (longest, sequences) = (self.longest, self.metrics.sequences());
+                return Err(MetricError::WindowTooLong { window, longest, sequences });
+            }
+            let report = SrpReport::pool(window, windows, selection, |position, expert, counts| {
+                let first = first_sum(&self.lengths, selection.experts(), position, number) + expert * window;
+                let mut at_least = vec![0; window];
+                for row in &rows {
+                    let more = &row.at_least[first..first + window];
+                    at_least.iter_mut().zip(more).for_each(|(sum, &more)| *sum += u64::from(more));
+                }
+                add_counts(windows, &at_least, counts);
+            });
+            reports.insert(window, report);
+        }
+        Ok(self.metrics.report(&reports))
     }
 
     /// The measurements of the sequences so far with their intervals.
@@ -150,122 +131,70 @@ impl TraceIntervals {
     /// # Errors
     /// [`MetricError::TooFewSequences`] for fewer than two; as [`TraceMetrics::finish`].
     pub fn finish(&self, bootstrap: &Bootstrap) -> Result<MetricsIntervals> {
-        let value = self.metrics.finish()?;
-        let mut low = value.clone();
-        if !self.experts {
-            low.layers.iter_mut().for_each(|layer| layer.experts.clear());
+        let value = self.value()?;
+        let sequences = self.metrics.sequences();
+        if sequences < 2 {
+            return Err(MetricError::TooFewSequences { sequences });
         }
-        let figures = |sums: &[f64]| -> Vec<f64> {
-            self.report(sums, &low).figures_mut().into_iter().map(|figure| *figure).collect()
-        };
-        let intervals = bootstrap.intervals(&self.rows, figures)?;
-        let mut high = low.clone();
-        let bounds = low.figures_mut().into_iter().zip(high.figures_mut());
-        for ((low, high), interval) in bounds.zip(intervals) {
-            (*low, *high) = interval;
-        }
-        Ok(MetricsIntervals { value, low, high })
+        let rows = self.groups.sums();
+        Ok(TraceResamples::new(bootstrap, &self.metrics, &self.lengths, &rows).intervals(value))
     }
 
-    /// The report of resampled sums; `like` has its shape.
-    fn report(&self, sums: &[f64], like: &MetricsReport) -> MetricsReport {
-        let mut sums = sums.iter().copied();
-        let mut counts = |len: usize| -> Vec<u64> { sums.by_ref().take(len).map(whole).collect() };
-        let mut report = like.clone();
-        let windows: Vec<usize> = self.metrics.srp().iter().map(|srp| srp.window()).collect();
-        let empty: Vec<Vec<u64>> = windows.iter().map(|window| vec![0; window + 1]).collect();
-        let (mut encoder, mut decoder) = (empty.clone(), empty.clone());
-        let mut uses = Vec::new();
-        for (layer, stack) in report.layers.iter_mut().zip(&self.stacks) {
-            let pooled_stack = if *stack == Stack::Encoder { &mut encoder } else { &mut decoder };
-            for (&window, stack) in windows.iter().zip(pooled_stack) {
-                let mut pooled = vec![0; window + 1];
-                for row in 0..self.histograms() {
-                    let histogram = counts(window + 1);
-                    add(&mut pooled, &histogram);
-                    if self.experts {
-                        layer.experts[row].srp.insert(window, srp_value(&histogram));
-                    }
-                }
-                layer.srp.insert(window, srp_value(&pooled));
-                add(stack, &pooled);
-            }
-            uses.push(counts(self.metrics.selection().experts()));
-        }
-        let tokens = counts(1)[0];
-        for (layer, uses) in report.layers.iter_mut().zip(&uses) {
-            layer.load = layer_load(uses, tokens);
-        }
-        let pool = report.pool.iter_mut().map(|pool| &mut pool.curves);
-        let reported = report.layers.iter_mut().map(|layer| &mut layer.curves).chain(pool);
-        for (reported, curves) in reported.zip(self.metrics.curves()) {
-            fill_curves(reported, curves, &mut sums);
-        }
-        let stacks = || report.layers.iter().zip(&self.stacks);
-        let of_stack =
-            |stack| mean_curves(stacks().filter(|(_, of_layer)| **of_layer == stack).map(|(layer, _)| layer));
-        let group = |pooled: &[Vec<u64>], curves| {
-            let values = windows.iter().zip(pooled).map(|(&window, counts)| (window, srp_value(counts)));
-            ModelReport { srp: values.collect(), curves }
-        };
-        let of_encoder = like.encoder.as_ref().map(|_| group(&encoder, of_stack(Stack::Encoder)));
-        let of_decoder = like.decoder.as_ref().map(|_| group(&decoder, of_stack(Stack::Decoder)));
-        encoder.iter_mut().zip(&decoder).for_each(|(sum, more)| add(sum, more));
-        report.model = group(&encoder, mean_curves(report.layers.iter()));
-        (report.encoder, report.decoder) = (of_encoder, of_decoder);
-        report
-    }
-
-    /// Histograms kept of each layer and window length.
-    fn histograms(&self) -> usize {
-        if self.experts { self.metrics.selection().experts() } else { 1 }
+    /// Makes what follows from the metrics.
+    fn shape(&mut self) {
+        let experts = self.metrics.selection().experts();
+        self.before.fill(&self.metrics);
+        let totals = &self.before;
+        let totals = Totals { tokens: 0, uses: vec![0; totals.uses.len()], rates: vec![0; totals.rates.len()] };
+        let at_least = vec![0; sums_of(&self.metrics, &self.lengths)];
+        self.empty = GroupRow { at_least, windows: vec![0; self.lengths.len()], totals };
+        self.sliding = self.lengths.iter().map(|&window| SlidingWindow::new(window, experts)).collect();
     }
 }
 
-/// Replaces hit rates by those of the next sums: the number of sequences, then each policy at each capacity, all in the
-/// same unit; NaN without a sequence.
-fn fill_curves(reported: &mut BTreeMap<String, Vec<f64>>, curves: &Curves, sums: &mut impl Iterator<Item = f64>) {
-    // A pool that no sequence of the trace uses has hit rates of 0, not none.
-    let sequences = sums.next().unwrap_or_default();
-    let unused = curves.accumulators().iter().all(|curve| curve.sequences() == 0);
-    let sequences = if unused { 1.0 } else { sequences };
-    for curve in curves.accumulators() {
-        let rates = sums.by_ref().take(curve.rate_sums().len());
-        reported.insert(curve.policy().label(), rates.map(|sum| sum / sequences).collect());
+/// Numbers of windows in a row.
+fn sums_of(metrics: &TraceMetrics, lengths: &[usize]) -> usize {
+    metrics.selection().layers().len() * metrics.selection().experts() * lengths.iter().sum::<usize>()
+}
+
+/// Groups for rows of so many numbers: fewer for the largest models, whose rows are some 10 MB each.
+fn groups_of(sums: usize) -> usize {
+    match sums {
+        0..=0x10_0000 => 128,
+        0x10_0001..=0x20_0000 => 64,
+        _ => 32,
     }
-}
-
-/// SRP of a histogram, NaN without a window.
-fn srp_value(counts: &[u64]) -> SrpValue {
-    if counts.iter().all(|&windows| windows == 0) {
-        return SrpValue { srp: f64::NAN, rho: f64::NAN, threshold: 0, activation_rate: f64::NAN };
-    }
-    SrpValue::from_histogram(counts)
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a sum of whole numbers, exact in f64")]
-fn whole(sum: f64) -> u64 {
-    sum as u64
-}
-
-fn add(sum: &mut [u64], counts: &[u64]) {
-    sum.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
 }
 
 impl Accumulator for TraceIntervals {
     fn update(&mut self, sequence: &Sequence<'_>) -> Result<()> {
-        self.metrics.update(sequence)?;
-        self.now.fill(&self.metrics, self.experts);
-        self.rows.push(self.now.since(&self.before));
+        self.metrics.selection().check(sequence)?;
+        let row = self.groups.of_next(sequence_key(sequence), &self.empty)?;
+        let windows = |&window: &usize| (sequence.len() + 1).saturating_sub(window) as u64;
+        row.add_windows(self.lengths.iter().map(windows))?;
+        let (sliding, mut at_least) = (&mut self.sliding, row.at_least.as_mut_slice());
+        let experts = self.metrics.selection().experts();
+        self.metrics.update_and(sequence, |_, accesses| {
+            for (window, length) in sliding.iter_mut().zip(&self.lengths) {
+                let (of_length, rest) = std::mem::take(&mut at_least).split_at_mut(experts * length);
+                // Exact modulo 2^32, and a group has fewer windows.
+                window.add(accesses, of_length);
+                at_least = rest;
+            }
+        })?;
+        self.longest = self.longest.max(sequence.len());
+        self.now.fill(&self.metrics);
+        row.totals.add_since(&self.before, &self.now);
         std::mem::swap(&mut self.before, &mut self.now);
         Ok(())
     }
 
     fn merge(&mut self, other: &TraceIntervals) -> Result<()> {
-        same("choice of expert intervals", &self.experts, &other.experts)?;
+        same("list of window lengths", &self.lengths, &other.lengths)?;
         self.metrics.merge(&other.metrics)?;
-        self.rows.merge(&other.rows);
-        self.before.fill(&self.metrics, self.experts);
+        self.groups.merge(&other.groups, &self.empty)?;
+        self.longest = self.longest.max(other.longest);
+        self.before.fill(&self.metrics);
         Ok(())
     }
 }
@@ -274,12 +203,34 @@ checked_serde!(TraceIntervals);
 
 impl Restore for TraceIntervals {
     fn restore(&mut self) -> Result<()> {
-        for srp in self.metrics.srp() {
-            within("window length", 1, LONGEST_WINDOW as u128, srp.window() as u128)?;
+        let mut shortest = 1;
+        for &window in &self.lengths {
+            within("window length", shortest, LONGEST_WINDOW as u128, window as u128)?;
+            shortest = window as u128 + 1;
         }
-        self.stacks = self.metrics.selection().stacks().to_vec();
-        self.before.fill(&self.metrics, self.experts);
-        let columns = self.before.counts.len() + self.before.rates.len();
-        self.rows.check(columns, self.metrics.sequences(), &self.before.counts)
+        for curves in self.metrics.curves() {
+            let ahead: Vec<usize> = curves.policies().iter().filter_map(|policy| policy.window()).collect();
+            same("list of look-ahead windows", &self.lengths, &ahead)?;
+        }
+        self.shape();
+        let limit = groups_of(self.empty.at_least.len());
+        self.groups.check(limit, self.metrics.sequences())?;
+        let experts = self.metrics.selection().experts();
+        for row in self.groups.sums_mut() {
+            row.restore(&self.empty, &self.lengths, experts)?;
+        }
+        // Checked sums: what is read may claim anything.
+        let rows = self.groups.sums();
+        for (at, &uses) in self.before.uses.iter().enumerate() {
+            let sum = rows.iter().map(|row| u128::from(row.totals.uses[at])).sum();
+            within("sum of the uses of groups", uses.into(), uses.into(), sum)?;
+        }
+        for (at, &rate) in self.before.rates.iter().enumerate() {
+            let sum = rows.iter().try_fold(0u128, |sum, row| sum.checked_add(row.totals.rates[at]));
+            intact("sum of the hit rates of groups", &rate, &sum.unwrap_or(u128::MAX))?;
+        }
+        let tokens = rows.iter().map(|row| u128::from(row.totals.tokens)).sum();
+        within("sum of the tokens of groups", self.before.tokens.into(), self.before.tokens.into(), tokens)?;
+        within("length of the longest sequence", 0, MOST.into(), self.longest as u128)
     }
 }

@@ -7,13 +7,12 @@ use moe_trace::{Geometry, LayerId, Sequence, Stack};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Accumulator, Curves, ExpertReport, LayerReport, LoadBalance, MetricsReport, ModelReport, PoolReport, Result, Srp,
-    SrpReport, SrpValue,
+    Accumulator, Curves, ExpertReport, LayerReport, LoadBalance, MetricError, MetricsReport, ModelReport, PoolReport,
+    Result, Srp, SrpReport, SrpValue,
     error::same,
     report::mean_curves,
     selection::Selection,
     serialized::{MOST, Restore, checked_serde, intact, within},
-    srp::WindowSrp,
 };
 
 /// What to measure.
@@ -38,7 +37,7 @@ impl Default for MetricsOptions {
 
 /// SRP, hit-rate curves and load of a trace; each layer of a sequence is read once for all of them.
 ///
-/// The curves are LRU, LFU, Belady and SCH of every window length, in the paper convention. See the
+/// The curves are LRU, LFU, Belady with and without bypass, and SCH of every window length, in the paper convention. See the
 /// [crate](crate) for an example.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(remote = "Self")]
@@ -69,8 +68,7 @@ impl TraceMetrics {
         };
         let layers = selection.layers();
         let srp = Srp::of_layers(geometry, layers, &options.windows)?;
-        let mut policies = vec![CurvePolicy::Lru, CurvePolicy::Lfu, CurvePolicy::Belady];
-        policies.extend(srp.lengths().iter().map(|length| CurvePolicy::LookAhead { window: length.window() }));
+        let policies = policies_of(&srp.windows());
         let curves = |layers: &[LayerId]| Curves::new(geometry, layers, &policies, options.cold_start);
         Ok(TraceMetrics {
             srp,
@@ -90,7 +88,11 @@ impl TraceMetrics {
     /// # Errors
     /// [`MetricError::WindowTooLong`](crate::MetricError::WindowTooLong) if a window fits into no sequence.
     pub fn finish(&self) -> Result<MetricsReport> {
-        let srp = self.srp.finish()?;
+        Ok(self.report(&self.srp.finish()?))
+    }
+
+    /// The measurements with SRP that was measured apart, by window length.
+    pub(crate) fn report(&self, srp: &BTreeMap<usize, SrpReport>) -> MetricsReport {
         let by_window = |value: &dyn Fn(&SrpReport) -> SrpValue| -> BTreeMap<usize, SrpValue> {
             srp.iter().map(|(&window, report)| (window, value(report))).collect()
         };
@@ -111,7 +113,7 @@ impl TraceMetrics {
             let curves = mean_curves(stacks().filter(|(_, of_layer)| **of_layer == stack).map(|(layer, _)| layer));
             self.selection.stacks().contains(&stack).then_some(ModelReport { srp, curves })
         };
-        Ok(MetricsReport {
+        MetricsReport {
             sequences: self.sequences,
             tokens: self.tokens,
             top_k: self.top_k,
@@ -120,17 +122,18 @@ impl TraceMetrics {
             decoder: by_stack(Stack::Decoder, |report| report.decoder),
             layers,
             pool: self.pool.as_ref().map(|pool| PoolReport { curves: by_label(pool) }),
-        })
+        }
+    }
+
+    /// The same metrics but SRP, and its window lengths in ascending order.
+    pub(crate) fn without_srp(mut self) -> (TraceMetrics, Vec<usize>) {
+        let windows = self.srp.take_windows();
+        (self, windows)
     }
 
     /// The layers in the order in which they were selected.
     pub(crate) fn selection(&self) -> &Selection {
         &self.selection
-    }
-
-    /// Histograms of each window length in ascending order.
-    pub(crate) fn srp(&self) -> &[WindowSrp] {
-        self.srp.lengths()
     }
 
     /// Uses of every expert.
@@ -153,9 +156,33 @@ impl TraceMetrics {
         self.tokens
     }
 
-    fn update_layers(&mut self, sequence: &Sequence<'_>, accesses: &mut Accesses) -> Result<()> {
+    /// Adds a sequence, and shows the accesses of each layer to `layer(position, accesses)`.
+    pub(crate) fn update_and(&mut self, sequence: &Sequence<'_>, layer: impl FnMut(usize, &Accesses)) -> Result<()> {
+        self.selection.check(sequence)?;
+        let (found, expected) = (sequence.geometry().top_k(), self.top_k);
+        if found != expected {
+            return Err(MetricError::TopK { found, expected });
+        }
+        let mut accesses = std::mem::take(&mut self.scratch);
+        let result = self.update_layers(sequence, &mut accesses, layer);
+        self.scratch = accesses;
+        result?;
+        self.srp.count_sequence(sequence.len());
+        self.load.count_sequence(sequence.len());
+        self.sequences += 1;
+        self.tokens += sequence.len() as u64;
+        Ok(())
+    }
+
+    fn update_layers(
+        &mut self,
+        sequence: &Sequence<'_>,
+        accesses: &mut Accesses,
+        mut also: impl FnMut(usize, &Accesses),
+    ) -> Result<()> {
         for (position, layer) in self.selection.layers().iter().enumerate() {
             accesses.fill(sequence, std::slice::from_ref(layer))?;
+            also(position, accesses);
             self.srp.update_layer(position, accesses);
             self.load.update_layer(position, accesses);
             self.curves[position].update_accesses(accesses)?;
@@ -168,22 +195,19 @@ impl TraceMetrics {
     }
 }
 
+/// The policies that are measured beside some window lengths.
+fn policies_of(windows: &[usize]) -> Vec<CurvePolicy> {
+    let fixed = [CurvePolicy::Lru, CurvePolicy::Lfu, CurvePolicy::Belady, CurvePolicy::BeladyBypass];
+    fixed.into_iter().chain(windows.iter().map(|&window| CurvePolicy::LookAhead { window })).collect()
+}
+
 fn by_label(curves: &Curves) -> BTreeMap<String, Vec<f64>> {
     curves.finish().into_iter().map(|(policy, curve)| (policy.label(), curve.hit_rates)).collect()
 }
 
 impl Accumulator for TraceMetrics {
     fn update(&mut self, sequence: &Sequence<'_>) -> Result<()> {
-        self.selection.check(sequence)?;
-        let mut accesses = std::mem::take(&mut self.scratch);
-        let result = self.update_layers(sequence, &mut accesses);
-        self.scratch = accesses;
-        result?;
-        self.srp.count_sequence(sequence.len());
-        self.load.count_sequence(sequence.len());
-        self.sequences += 1;
-        self.tokens += sequence.len() as u64;
-        Ok(())
+        self.update_and(sequence, |_, _| {})
     }
 
     fn merge(&mut self, other: &TraceMetrics) -> Result<()> {
@@ -210,9 +234,19 @@ impl Restore for TraceMetrics {
         intact("number of layers", &layers.len(), &self.curves.len())?;
         self.selection.same(self.srp.selection())?;
         self.selection.same(self.load.selection())?;
+        let mut windows = self.srp.windows();
         for (layer, curves) in layers.iter().zip(&self.curves) {
-            curves.check_layers(std::slice::from_ref(layer), self.selection.experts())?;
+            curves.check(std::slice::from_ref(layer), &self.curves[0])?;
+            same("number of experts a layer", &self.selection.experts(), &curves.experts())?;
         }
-        self.pool.iter().try_for_each(|pool| pool.check_layers(layers, self.selection.experts()))
+        self.pool.iter().try_for_each(|pool| pool.check(layers, &self.curves[0]))?;
+        let policies = self.curves[0].policies();
+        if windows.is_empty() {
+            // SRP may be measured apart.
+            windows = policies.iter().filter_map(|policy| policy.window()).collect();
+        }
+        same("list of policies", &policies_of(&windows), &policies)?;
+        intact("number of tokens of the load", &self.tokens, &self.load.tokens())?;
+        intact("number of sequences of SRP", &self.sequences, &self.srp.sequences())
     }
 }

@@ -26,8 +26,8 @@ pub enum VocabularyToken {
     Input,
     /// The token that follows in the text; the last one of a sequence has none.
     Next,
-    /// The token that the model predicts to follow. Traces do not record it: give it to
-    /// [`Vocabulary::update_tokens`].
+    /// The token that the model predicts to follow: give it to [`Vocabulary::update_tokens`] or
+    /// [`Vocabulary::update_with`].
     Predicted,
 }
 
@@ -112,12 +112,33 @@ impl Vocabulary {
     /// # Errors
     /// [`MetricError::TokenCount`] if there are more ids than tokens; a sequence of another geometry.
     pub fn update_tokens(&mut self, sequence: &Sequence<'_>, ids: &[u32]) -> Result<()> {
-        self.selection.check(sequence)?;
         if ids.len() > sequence.len() {
             return Err(MetricError::TokenCount { ids: ids.len(), tokens: sequence.len() });
         }
+        self.update_with(sequence, |token| ids.get(token).copied())
+    }
+
+    /// Adds a sequence in which routed token `t` counts for the token `id(t)`, and for none where that is `None`.
+    ///
+    /// # Errors
+    /// If the sequence is of another geometry.
+    ///
+    /// ```
+    /// use lrc_metrics::{Vocabulary, VocabularyToken};
+    /// use moe_trace::{Geometry, LayerId, Phase, SequenceBuf};
+    ///
+    /// // 20 tokens of expert 1 predict token 5; what the first one predicts is not known.
+    /// let geometry = Geometry::decoder(1, 2, 1)?;
+    /// let sequence = SequenceBuf::from_experts(&geometry, vec![1; 21], Phase::Decode)?;
+    /// let mut vocabulary = Vocabulary::new(&geometry, &[LayerId(0)], VocabularyToken::Predicted)?;
+    /// vocabulary.update_with(&sequence.view(&geometry, 0)?, |token| (token > 0).then_some(5))?;
+    /// assert_eq!(vocabulary.finish()[0][1].top_tokens[0].seen, 20);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn update_with(&mut self, sequence: &Sequence<'_>, id: impl Fn(usize) -> Option<u32>) -> Result<()> {
+        self.selection.check(sequence)?;
         let experts = self.selection.experts();
-        for (token, &id) in ids.iter().enumerate() {
+        for (token, id) in (0..sequence.len()).filter_map(|token| Some((token, id(token)?))) {
             let counts = self.counts.entry(id).or_default();
             for (position, &layer) in self.selection.layers().iter().enumerate() {
                 if let Some(expert) = sequence.experts(token, layer).next() {

@@ -7,7 +7,7 @@ use std::fmt::Debug;
 use expert_cache::curve::{ColdStart, CurvePolicy};
 use lrc_metrics::{
     Accumulator, ByDomain, Coactivation, Curves, LoadBalance, MetricsOptions, PositionSrp, ReferenceRouting,
-    Saturation, Srp, TraceIntervals, Vocabulary, VocabularyToken,
+    Saturation, Srp, TraceIntervals, TraceMetrics, Vocabulary, VocabularyToken,
 };
 use moe_trace::{DomainId, ExpertId, Geometry, LayerId, Phase, SequenceBuf};
 use serde::{Serialize, de::DeserializeOwned};
@@ -75,6 +75,19 @@ fn srp() {
     );
 }
 
+/// Each expert's windows are countable, those of all experts of a layer together are not.
+#[test]
+fn srp_of_too_many_windows() {
+    let text = serde_json::to_string(&folded(Srp::new(&geometry(), &[2]).unwrap())).unwrap();
+    let many = 1u64 << 47;
+    let forged = text
+        .replace("\"windows\":3", &format!("\"windows\":{many}"))
+        .replace("\"sequences\":1", &format!("\"sequences\":{many}"));
+    let error = serde_json::from_str::<Srp>(&forged).unwrap_err().to_string();
+    let expected = format!("number of windows of all experts is {}, expected 0..={many}", 2 * many);
+    assert_eq!(error, format!("serialized accumulator is damaged: {expected}"));
+}
+
 #[test]
 fn position_srp() {
     damage(
@@ -95,6 +108,7 @@ fn load() {
         &[
             ("[[3,1]]", "[[3]]", "number of experts of a layer is 1, expected 2"),
             ("[[3,1]]", "[]", "number of layers is 0, expected 1"),
+            ("[[3,1]]", "[[140737488355328,140737488355328]]", "uses of a layer is 281474976710656"),
             ("[[3,1]]", "[[5,1]]", "uses of an expert is 5, expected 0..=4"),
             ("\"tokens\":4", "\"tokens\":9007199254740993", "number of tokens is 9007199254740993"),
         ],
@@ -115,6 +129,48 @@ fn curves() {
             ("\"sequences\":1", "\"sequences\":5", "number of sequences is 5, expected 0..=4"),
         ],
     );
+}
+
+/// A state whose layers were counted in different ways, or of fewer sequences than it says.
+#[test]
+fn trace_metrics() {
+    let options = MetricsOptions { windows: vec![2], pool: true, ..MetricsOptions::default() };
+    let metrics = folded(TraceMetrics::new(&geometry(), &options).unwrap());
+    let text = serde_json::to_string(&metrics).unwrap();
+    assert_eq!(serde_json::to_string(&serde_json::from_str::<TraceMetrics>(&text).unwrap()).unwrap(), text);
+    let error = |old: &str, new: &str| {
+        assert!(text.contains(old), "{old} in {text}");
+        serde_json::from_str::<TraceMetrics>(&text.replacen(old, new, 1)).unwrap_err().to_string()
+    };
+    let belong = "accumulators do not belong together: ";
+    assert_eq!(error("\"free\"", "\"miss\""), format!("{belong}cold start is Free, expected Miss"));
+    assert!(error("\"lru\"", "\"lfu\"").starts_with(&format!("{belong}list of policies is [Lru, Lfu")));
+    assert!(error("\"look_ahead\":{\"window\":2}", "\"look_ahead\":{\"window\":3}").starts_with(belong));
+    // The last numbers are those of the whole.
+    let all = |text: &str, new: &str| {
+        let at = text.rfind("\"tokens\":4").unwrap();
+        serde_json::from_str::<TraceMetrics>(&(text[..at].to_owned() + new + &text[at + 10..])).unwrap_err().to_string()
+    };
+    assert!(
+        all(&text, "\"tokens\":5").starts_with("serialized accumulator is damaged: number of tokens of the load is 4")
+    );
+}
+
+/// Small texts with large claims are errors before anything is made as large.
+#[test]
+fn claims_allocate_nothing() {
+    let layers: Vec<u16> = (0..60_000).collect();
+    let stacks = vec!["decoder"; layers.len()];
+    let claim = |layers: &[u16]| {
+        let selection = serde_json::json!({
+            "layers": layers, "stacks": stacks[..layers.len()], "all_layers": 65_535, "experts": 65_535,
+        });
+        let curve = serde_json::json!({ "policy": "lru", "rates": [], "sequences": 0, "accesses": 0 });
+        let curves = serde_json::json!({ "selection": selection, "cold_start": "free", "curves": [curve] });
+        serde_json::from_str::<Curves>(&curves.to_string()).unwrap_err().to_string()
+    };
+    assert!(claim(&layers).contains("number of capacities is 0, expected 3932100000"), "{}", claim(&layers));
+    assert!(claim(&[0, 0]).starts_with("layer 0 is selected twice"));
 }
 
 #[test]
@@ -161,8 +217,9 @@ fn reference_routing() {
     damage(
         &folded(ReferenceRouting::new(&geometry(), &LAYERS, &reference, 1).unwrap()),
         &[
-            ("[[2,[0]],[2,[1]]]", "[[2,[0]],[2,[2]]]", "expert of a set is 2, expected 0..=1"),
-            ("[[2,[0]],[2,[1]]]", "[[2,[0]],[3,[1]]]", "number of experts of a set is 3, expected 2"),
+            ("\"reference\":[[0],[1]]", "\"reference\":[[0],[2]]", "expert of a set is 2, expected 0..=1"),
+            ("\"reference\":[[0],[1]]", "\"reference\":[[0],[1,1]]", "order of the experts of a set is false"),
+            ("\"reference\":[[0],[1]]", "\"reference\":[]", "number of domains is 0, expected 1..=65536"),
             ("\"domain\":0", "\"domain\":2", "domain is 2, expected 0..=1"),
             ("\"slots\":[3,1]", "\"slots\":[3]", "number of counts of a sequence is 1, expected 2"),
             ("\"without_ids\":0", "\"without_ids\":2", "number of sequences without ids is 2, expected 0..=1"),
@@ -173,13 +230,40 @@ fn reference_routing() {
 #[test]
 fn trace_intervals() {
     let options = MetricsOptions { windows: vec![2], pool: true, ..MetricsOptions::default() };
-    let metrics = folded(TraceIntervals::new(&geometry(), &options, false).unwrap());
+    let metrics = folded(TraceIntervals::new(&geometry(), &options).unwrap());
     damage(
         &metrics,
         &[
-            ("\"grouped\":false", "\"grouped\":true", "number of rows is 1, expected 512..=512"),
-            ("\"rows\":[[", "\"rows\":[[1,", "number of columns is"),
-            ("\"rows\":[[", "\"rows\":[[9", "sum of a column is 9"),
+            ("\"grouped\":false", "\"grouped\":true", "number of rows is 1, expected 128..=128"),
+            ("\"limit\":128", "\"limit\":64", "number of groups is 64, expected 128"),
+            ("\"lengths\":[2]", "\"lengths\":[0]", "window length is 0, expected 1..=4096"),
+            // A is used by three windows and twice by one of them, B once by two.
+            ("\"at_least\":[3,1,2,0,1]", "\"at_least\":[3,1,2]", "number of counts is 3, expected 4"),
+            (
+                "\"at_least\":[3,1,2,0,1]",
+                "\"at_least\":[3,1,2,0,4000000000]",
+                "number of counts is 4000000003, expected 0..=4",
+            ),
+            (
+                "\"at_least\":[3,1,2,0,1]",
+                "\"at_least\":[4,1,2,0,1]",
+                "number of windows of a number of uses or more is 4, expected 0..=3",
+            ),
+            (
+                "\"at_least\":[3,1,2,0,1]",
+                "\"at_least\":[1,3,2,0,1]",
+                "number of windows of a number of uses or more is 3, expected 0..=1",
+            ),
+            (
+                "\"totals\":{\"tokens\":4,\"uses\":[3,1]",
+                "\"totals\":{\"tokens\":4,\"uses\":[3,2]",
+                "sum of the uses of groups is 2",
+            ),
+            (
+                "\"totals\":{\"tokens\":4",
+                "\"totals\":{\"tokens\":5",
+                "sum of the tokens of groups is 5, expected 4..=4",
+            ),
         ],
     );
 }

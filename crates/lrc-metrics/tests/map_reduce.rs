@@ -17,7 +17,7 @@ const FOLDER: &str = "LRC_METRICS_TEST_FOLDER";
 
 fn empty(trace: &dyn RoutingSource) -> TraceIntervals {
     let options = MetricsOptions { windows: vec![4, 16], pool: true, ..MetricsOptions::default() };
-    TraceIntervals::new(trace.geometry(), &options, false).unwrap()
+    TraceIntervals::new(trace.geometry(), &options).unwrap()
 }
 
 /// The mapper: folds its part if it was started to do so.

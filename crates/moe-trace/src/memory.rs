@@ -82,7 +82,7 @@ impl RoutingSource for MemoryTrace {
     fn sequence(&self, index: usize) -> Result<Sequence<'_>> {
         let len = self.sequences.len();
         let sequence = self.sequences.get(index).ok_or(TraceError::NoSuchSequence { index, len })?;
-        Ok(Sequence::trusted(&self.geometry, sequence.columns()))
+        Ok(Sequence::trusted(&self.geometry, index, sequence.columns()))
     }
 
     fn domains(&self) -> &[String] {

@@ -11,6 +11,7 @@ pub const EMPTY_SLOT: u16 = u16::MAX;
 #[derive(Clone, Copy, Debug)]
 pub struct Sequence<'a> {
     geometry: &'a Geometry,
+    number: usize,
     tokens: usize,
     columns: Columns<'a>,
     stored: Stored<'a>,
@@ -47,7 +48,7 @@ impl<'a> Sequence<'a> {
                 return Err(TraceError::PhaseCode { sequence: index, token, code: codes[token] });
             }
         }
-        let sequence = Sequence::trusted(geometry, columns);
+        let sequence = Sequence::trusted(geometry, index, columns);
         if !rows_are_valid(columns.experts, geometry.top_k(), geometry.experts()) {
             sequence.check_ids(index)?;
         }
@@ -56,9 +57,9 @@ impl<'a> Sequence<'a> {
     }
 
     /// Views columns that were checked before.
-    pub(crate) fn trusted(geometry: &'a Geometry, columns: Columns<'a>) -> Sequence<'a> {
+    pub(crate) fn trusted(geometry: &'a Geometry, number: usize, columns: Columns<'a>) -> Sequence<'a> {
         let tokens = columns.experts.len() / (geometry.layers() * geometry.top_k());
-        Sequence { geometry, tokens, columns, stored: Stored::All }
+        Sequence { geometry, number, tokens, columns, stored: Stored::All }
     }
 
     /// Finds the first id that is wrong.
@@ -132,6 +133,11 @@ impl<'a> Sequence<'a> {
     /// The geometry of the trace that the sequence belongs to.
     pub fn geometry(&self) -> &'a Geometry {
         self.geometry
+    }
+
+    /// The number that the source gave to the sequence; equal numbers of different shards are different sequences.
+    pub fn number(&self) -> usize {
+        self.number
     }
 
     /// Number of tokens.

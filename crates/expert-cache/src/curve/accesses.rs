@@ -117,3 +117,41 @@ pub(super) fn check_layers(layers: &[LayerId], limit: usize) -> Result<()> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use moe_trace::{EMPTY_SLOT, Geometry, Phase, SequenceBuf};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Against the ids as they lie in the sequence: all curves, the definition too, read what is filled here.
+        #[test]
+        fn keys_are_those_of_the_slots(
+            rows in proptest::collection::vec(
+                Just(vec![0, 1, 2, 3, 4, EMPTY_SLOT, EMPTY_SLOT]).prop_shuffle().prop_map(|ids| [ids[0], ids[1]]), 0..30,
+            ),
+            layers in Just(vec![0, 1, 2]).prop_shuffle(), selected in 1usize..=3,
+        ) {
+            let geometry = Geometry::decoder(3, 5, 2).unwrap();
+            let ids = rows[..rows.len() / 3 * 3].concat();
+            let sequence = SequenceBuf::from_experts(&geometry, ids.clone(), Phase::Decode).unwrap();
+            let layers: Vec<LayerId> = layers[..selected].iter().map(|&layer| LayerId(layer)).collect();
+            let mut accesses = Accesses::new();
+            for _ in 0..2 {
+                accesses.fill(&sequence.view(&geometry, 0).unwrap(), &layers).unwrap();
+                prop_assert_eq!((accesses.pool(), accesses.token_count()), (5 * selected, ids.len() / 6));
+                for (token, slots) in ids.chunks(6).enumerate() {
+                    let mut keys = Vec::new();
+                    for (position, layer) in (0..).zip(&layers) {
+                        for &id in slots[2 * layer.index()..][..2].iter().filter(|&&id| id != EMPTY_SLOT) {
+                            keys.push(5 * position + u32::from(id));
+                        }
+                    }
+                    prop_assert_eq!(accesses.token(token), &keys);
+                }
+            }
+        }
+    }
+}

@@ -207,8 +207,9 @@ mod tests {
 
     const COLD_STARTS: [ColdStart; 2] = [ColdStart::Free, ColdStart::Miss];
 
-    fn policies(window: usize) -> [CurvePolicy; 4] {
-        [CurvePolicy::Lru, CurvePolicy::Lfu, CurvePolicy::Belady, CurvePolicy::LookAhead { window }]
+    fn policies(window: usize) -> [CurvePolicy; 5] {
+        use CurvePolicy::{Belady, BeladyBypass, Lfu, LookAhead, Lru};
+        [Lru, Lfu, Belady, BeladyBypass, LookAhead { window }]
     }
 
     /// Token by token and layer by layer the first `k` of a shuffle of the experts, some slots emptied.

@@ -83,8 +83,16 @@ impl Lanes {
         self.0.avx512f._mm512_mask_sub_epi32(levels, self.find(levels, demand), levels, by)
     }
 
+    /// Replaces the first demand `old` by `new`; returns the lanes that held it.
+    #[inline(always)]
+    pub(super) fn rank(self, levels: __m512i, old: __m512i, new: __m512i) -> (__m512i, u16) {
+        let found = self.find(levels, old);
+        let first = found & found.wrapping_neg();
+        (self.0.avx512f._mm512_mask_mov_epi32(levels, first, new), found)
+    }
+
     /// Serves an expert of demand `old` in levels that come below a level that `above` sinks from. If they are the top
-    /// ones, `top` is its new demand, and `above` is 0.
+    /// ones and the expert goes there, `top` is its new demand, and `above` is 0.
     #[inline(always)]
     pub(super) fn sink(self, levels: __m512i, above: __m512i, old: __m512i, top: Option<__m512i>) -> Sunk {
         let f = self.0.avx512f;

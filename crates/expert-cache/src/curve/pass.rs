@@ -40,7 +40,8 @@ enum State {
     /// LRU of larger pools.
     Lru(LastUses),
     Lfu(Stacks, Frequency),
-    Belady(Stacks, NextUse),
+    Belady(Stacks, NextUse<false>),
+    BeladyBypass(Stacks, NextUse<true>),
     LookAhead(Stacks, WindowUses),
 }
 
@@ -76,6 +77,7 @@ impl Pass {
             CurvePolicy::Lru => State::Lru(LastUses::default()),
             CurvePolicy::Lfu => State::Lfu(stack, Frequency::default()),
             CurvePolicy::Belady => State::Belady(stack, NextUse::default()),
+            CurvePolicy::BeladyBypass => State::BeladyBypass(stack, NextUse::default()),
             CurvePolicy::LookAhead { window } => State::LookAhead(stack, WindowUses::new(window)),
         };
         Pass { state, instructions }
@@ -99,6 +101,7 @@ impl Pass {
             ),
             State::Lfu(stack, ranking) => run_ranked(stack, ranking, accesses, hits),
             State::Belady(stack, ranking) => run_ranked(stack, ranking, accesses, hits),
+            State::BeladyBypass(stack, ranking) => run_ranked(stack, ranking, accesses, hits),
             State::LookAhead(stack, ranking) => run_ranked(stack, ranking, accesses, hits),
         };
         if cold == ColdStart::Free {
@@ -172,13 +175,21 @@ fn run_ranked(stacks: &mut Stacks, ranking: &mut impl Ranking, accesses: &Access
 }
 
 #[inline(always)]
-fn run_stack(stack: &mut impl Stack, ranking: &mut impl Ranking, accesses: &Accesses, hits: &mut [u64]) -> usize {
+fn run_stack<R: Ranking>(stack: &mut impl Stack, ranking: &mut R, accesses: &Accesses, hits: &mut [u64]) -> usize {
     let (mut distinct, mut access) = (0, 0);
     for (token, keys) in accesses.tokens().enumerate() {
         stack.judge(keys, |depth| hits[depth] += 1, || distinct += 1);
         stack.raise(ranking.rising(accesses, token), ranking.one_use());
+        if R::BYPASS {
+            (access..).zip(keys).for_each(|(access, &key)| stack.rank(key, ranking.served(access, key)));
+        }
         for &key in keys {
-            stack.serve(key, ranking.served(access, key));
+            let priority = ranking.served(access, key);
+            if R::BYPASS {
+                stack.sink(key, priority)
+            } else {
+                stack.serve(key, priority)
+            }
             access += 1;
         }
     }
@@ -234,8 +245,14 @@ mod tests {
 
     const INSTRUCTIONS: [Instructions; 2] = [Instructions::Detected, Instructions::Portable];
 
-    fn policies(window: usize) -> [CurvePolicy; 4] {
-        [CurvePolicy::Lru, CurvePolicy::Lfu, CurvePolicy::Belady, CurvePolicy::LookAhead { window }]
+    fn policies(window: usize) -> [CurvePolicy; 5] {
+        [
+            CurvePolicy::Lru,
+            CurvePolicy::Lfu,
+            CurvePolicy::Belady,
+            CurvePolicy::BeladyBypass,
+            CurvePolicy::LookAhead { window },
+        ]
     }
 
     /// Pools on both sides of every limit: one register of levels, 64, 128, blocks of 64 levels.

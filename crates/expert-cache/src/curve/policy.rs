@@ -29,6 +29,9 @@ pub enum CurvePolicy {
     Lfu,
     /// The expert whose next use is farthest away.
     Belady,
+    /// Belady's choice among what is resident and what is to be loaded: a miss is served without loading where everything
+    /// resident is used sooner. No policy has more hits.
+    BeladyBypass,
     /// The expert used least in the look-ahead window; on a tie the one used longest ago.
     ///
     /// While token `i` is served the window is the tokens `i..i + window`, and a use by token `i` counts until it is
@@ -40,7 +43,7 @@ pub enum CurvePolicy {
 }
 
 impl CurvePolicy {
-    /// A short name: `lru`, `lfu`, `belady`, `sch_16`.
+    /// A short name: `lru`, `lfu`, `belady`, `belady_bypass`, `sch_16`.
     ///
     /// ```
     /// use expert_cache::curve::CurvePolicy;
@@ -51,7 +54,16 @@ impl CurvePolicy {
             CurvePolicy::Lru => "lru".to_owned(),
             CurvePolicy::Lfu => "lfu".to_owned(),
             CurvePolicy::Belady => "belady".to_owned(),
+            CurvePolicy::BeladyBypass => "belady_bypass".to_owned(),
             CurvePolicy::LookAhead { window } => format!("sch_{window}"),
+        }
+    }
+
+    /// The look-ahead window in tokens, if the policy has one.
+    pub fn window(self) -> Option<usize> {
+        match self {
+            CurvePolicy::LookAhead { window } => Some(window),
+            _ => None,
         }
     }
 

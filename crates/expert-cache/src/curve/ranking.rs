@@ -4,6 +4,10 @@ use super::Accesses;
 
 /// A priority for every expert of a pool, the larger the longer it stays.
 pub(super) trait Ranking {
+    /// Whether a miss need not load. Then all experts of a token have the priorities that it leaves them before the first
+    /// is served.
+    const BYPASS: bool = false;
+
     /// Starts a sequence and returns a bound above all of its priorities (or the largest number).
     fn start(&mut self, accesses: &Accesses) -> u64;
 
@@ -68,15 +72,21 @@ impl Ranking for Frequency {
 }
 
 /// Belady: minus the next use.
+///
+/// With bypass it is the optimum of the paper convention. Every stay of an expert from one use to its next is worth one hit
+/// and takes one slot; of stays that overlap, keeping those that end first keeps the most (interval scheduling on `c`
+/// machines), so no policy that judges a token on the state before it has more hits.
 #[derive(Clone, Debug, Default)]
-pub(super) struct NextUse {
+pub(super) struct NextUse<const BYPASS: bool> {
     /// For every expert its first use, while the sequence is started.
     next: Vec<u32>,
     /// For every access the priority that it leaves behind.
     after: Vec<u32>,
 }
 
-impl Ranking for NextUse {
+impl<const BYPASS: bool> Ranking for NextUse<BYPASS> {
+    const BYPASS: bool = BYPASS;
+
     fn start(&mut self, accesses: &Accesses) -> u64 {
         // 0 is "never again". A next use at access `i` is `len - i`, so an earlier one ranks higher.
         self.next.clear();

@@ -10,6 +10,11 @@ const BLOCK: usize = 64;
 /// Serving an expert puts it on top. What it displaces sinks: at each level the one of lower priority sinks on, down to
 /// the old place of the served expert (or the bottom, for a new one). At level `c` the one that sinks on is the lowest
 /// of what `c` slots held, that is, the one that a cache of `c` slots evicts (Mattson et al., 1970).
+///
+/// A cache that need not load what it misses keeps the `c` experts of highest priority out of what it held and what the
+/// token used. If `c + 1` slots hold what `c` slots hold, then the lowest of the larger set, with the newcomer, is either
+/// not in the smaller or its lowest, too. So the same order serves all capacities, but a served expert does not go on top:
+/// it sinks from there by its own priority like any other.
 pub(super) trait Stack {
     /// Judges the accesses of a token on the state before it: calls `seen(depth)` for an expert that was resident at
     /// capacities above `depth`, and `new()` for one never seen. Called once before the others for each token.
@@ -20,6 +25,13 @@ pub(super) trait Stack {
 
     /// Serves an expert, at most once a token, and gives it a priority that no other has (or 0 if never used again).
     fn serve(&mut self, key: u32, priority: u64);
+
+    /// Gives an expert a priority where it is, and a level below all others to one never seen. For the experts of a token
+    /// in order, before any of them is served.
+    fn rank(&mut self, key: u32, priority: u64);
+
+    /// Serves an expert that has this priority, at most once a token, by letting it sink from the top.
+    fn sink(&mut self, key: u32, priority: u64);
 }
 
 const ABSENT: u32 = u32::MAX;
@@ -65,6 +77,35 @@ impl BlockStack {
         }
         level
     }
+
+    /// Lets `sinking` of priority `low` sink from level `top` to the level of `key`, which was `place` or above when the
+    /// token was judged.
+    fn sink_from(&mut self, top: usize, mut sinking: u32, mut low: u64, key: u32, place: usize) {
+        let blocks = self.keys.chunks_mut(BLOCK).zip(self.priorities.chunks_mut(BLOCK)).zip(&mut self.floors);
+        for (block, ((keys, priorities), floor)) in blocks.enumerate() {
+            if block < place / BLOCK && low <= *floor {
+                continue;
+            }
+            let first = if block == 0 { top } else { 0 };
+            let mut least = priorities[..first].iter().copied().min().unwrap_or(u64::MAX);
+            for (slot, at) in keys.iter_mut().zip(priorities.iter_mut()).skip(first) {
+                if *slot == key {
+                    (*slot, *at) = (sinking, low);
+                    *floor = low.min(*floor);
+                    return;
+                }
+                // Which of the two sinks is close to a coin toss.
+                let swap = *at < low;
+                let (here, stays) = (*slot, (*at).max(low));
+                low = low.min(*at);
+                *slot = select_unpredictable(swap, sinking, here);
+                sinking = select_unpredictable(swap, here, sinking);
+                *at = stays;
+                least = least.min(stays);
+            }
+            *floor = least;
+        }
+    }
 }
 
 impl Stack for BlockStack {
@@ -95,35 +136,26 @@ impl Stack for BlockStack {
             ABSENT => self.admit(key),
             place => place as usize,
         };
-        let mut sinking = std::mem::replace(&mut self.keys[0], key);
-        let mut low = std::mem::replace(&mut self.priorities[0], priority);
+        let sinking = std::mem::replace(&mut self.keys[0], key);
+        let low = std::mem::replace(&mut self.priorities[0], priority);
         self.floors[0] = self.floors[0].min(priority);
-        if sinking == key {
-            return;
+        if sinking != key {
+            self.sink_from(1, sinking, low, key, place);
         }
-        let blocks = self.keys.chunks_mut(BLOCK).zip(self.priorities.chunks_mut(BLOCK)).zip(&mut self.floors);
-        for (block, ((keys, priorities), floor)) in blocks.enumerate() {
-            if block < place / BLOCK && low <= *floor {
-                continue;
-            }
-            let mut least = u64::MAX;
-            let first = usize::from(block == 0);
-            for (slot, at) in keys.iter_mut().zip(priorities.iter_mut()).skip(first) {
-                if *slot == key {
-                    (*slot, *at) = (sinking, low);
-                    *floor = low.min(*floor);
-                    return;
-                }
-                // Which of the two sinks is close to a coin toss.
-                let swap = *at < low;
-                let (here, stays) = (*slot, (*at).max(low));
-                low = low.min(*at);
-                *slot = select_unpredictable(swap, sinking, here);
-                sinking = select_unpredictable(swap, here, sinking);
-                *at = stays;
-                least = least.min(stays);
-            }
-            *floor = if block == 0 { least.min(priority) } else { least };
-        }
+    }
+
+    fn rank(&mut self, key: u32, priority: u64) {
+        let place = match self.place[key as usize] {
+            ABSENT => self.admit(key),
+            place => place as usize,
+        };
+        self.place[key as usize] = u32::try_from(place).expect("a level is below the number of keys");
+        self.priorities[place] = priority;
+        let floor = &mut self.floors[place / BLOCK];
+        *floor = priority.min(*floor);
+    }
+
+    fn sink(&mut self, key: u32, priority: u64) {
+        self.sink_from(0, key, priority, key, self.place[key as usize] as usize);
     }
 }

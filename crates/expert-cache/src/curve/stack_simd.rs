@@ -32,6 +32,19 @@ impl<const R: usize> LaneStack<R> {
     fn demand(&mut self, key: u32) -> &mut u32 {
         &mut self.demands[key as usize / LANES % R][key as usize % LANES]
     }
+
+    /// Lets what `above` holds in every lane (0 where `top` is served) sink from the top to the level of demand `old`.
+    #[inline(always)]
+    fn sink_from(&mut self, mut above: __m512i, old: __m512i, mut top: Option<__m512i>) {
+        for levels in &mut self.levels {
+            let sunk = self.lanes.sink(*levels, above, old, top.take());
+            *levels = sunk.levels;
+            if sunk.found != 0 {
+                break;
+            }
+            above = sunk.below;
+        }
+    }
 }
 
 impl<const R: usize> Stack for LaneStack<R> {
@@ -73,20 +86,30 @@ impl<const R: usize> Stack for LaneStack<R> {
 
     #[inline(always)]
     fn serve(&mut self, key: u32, priority: u64) {
-        let lanes = self.lanes;
         let new = demand(priority);
         // A new expert goes to the first level that is absent.
         let old = std::mem::replace(self.demand(key), new);
-        let old = lanes.splat(old);
-        let mut above = lanes.splat(0);
-        let mut top = Some(lanes.splat(new));
+        let lanes = self.lanes;
+        self.sink_from(lanes.splat(0), lanes.splat(old), Some(lanes.splat(new)));
+    }
+
+    #[inline(always)]
+    fn rank(&mut self, key: u32, priority: u64) {
+        let new = demand(priority);
+        let old = std::mem::replace(self.demand(key), new);
+        let (old, new) = (self.lanes.splat(old), self.lanes.splat(new));
         for levels in &mut self.levels {
-            let sunk = lanes.sink(*levels, above, old, top.take());
-            *levels = sunk.levels;
-            if sunk.found != 0 {
+            let (ranked, found) = self.lanes.rank(*levels, old, new);
+            *levels = ranked;
+            if found != 0 {
                 break;
             }
-            above = sunk.below;
         }
+    }
+
+    #[inline(always)]
+    fn sink(&mut self, _key: u32, priority: u64) {
+        let demand = self.lanes.splat(demand(priority));
+        self.sink_from(demand, demand, None);
     }
 }

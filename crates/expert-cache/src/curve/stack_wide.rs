@@ -69,6 +69,36 @@ impl WideStack {
         }
         unreachable!("an expert that was seen has a level")
     }
+
+    /// Lets `sinking` (0 where `top` is served) sink from the top to the level of demand `old`, which is not above block
+    /// `first`.
+    #[inline(always)]
+    fn sink_from(&mut self, mut sinking: u32, old: u32, first: usize, top: Option<u32>) {
+        let lanes = self.lanes;
+        let old = lanes.splat(old);
+        let mut above = lanes.splat(sinking);
+        if let Some(top) = top {
+            self.ceilings[0] = self.ceilings[0].max(top);
+        }
+        let mut top = top.map(|top| lanes.splat(top));
+        for (block, (levels, ceiling)) in self.levels.iter_mut().zip(&mut self.ceilings).enumerate() {
+            if block < first && sinking >= *ceiling {
+                continue;
+            }
+            for levels in levels.iter_mut() {
+                let sunk = lanes.sink(*levels, above, old, top.take());
+                *levels = sunk.levels;
+                if sunk.found != 0 {
+                    // What sank into the block stays there.
+                    *ceiling = sinking.max(*ceiling);
+                    return;
+                }
+                above = sunk.below;
+            }
+            sinking = lanes.first(above);
+            *ceiling = lanes.most(*levels);
+        }
+    }
 }
 
 impl Stack for WideStack {
@@ -105,35 +135,39 @@ impl Stack for WideStack {
 
     #[inline(always)]
     fn serve(&mut self, key: u32, priority: u64) {
-        let lanes = self.lanes;
         let new = demand(priority);
         let expert = &mut self.experts[key as usize];
         let old = std::mem::replace(&mut expert.demand, new);
         // Within a token an expert only sinks, so it is not above the block it was in when the token was judged.
         let first = if old == ABSENT { self.distinct / BLOCK } else { expert.block as usize };
         self.distinct += usize::from(old == ABSENT);
-        let old = lanes.splat(old);
-        let mut above = lanes.splat(0);
-        let mut sinking = 0;
-        let mut top = Some(lanes.splat(new));
-        for (block, (levels, ceiling)) in self.levels.iter_mut().zip(&mut self.ceilings).enumerate() {
-            if block == 0 {
-                *ceiling = new.max(*ceiling);
-            } else if block < first && sinking >= *ceiling {
-                continue;
-            }
-            for levels in levels.iter_mut() {
-                let sunk = lanes.sink(*levels, above, old, top.take());
-                *levels = sunk.levels;
-                if sunk.found != 0 {
-                    // What sank into the block stays there.
-                    *ceiling = sinking.max(*ceiling);
-                    return;
-                }
-                above = sunk.below;
-            }
-            sinking = lanes.first(above);
-            *ceiling = lanes.most(*levels);
+        self.sink_from(0, old, first, Some(new));
+    }
+
+    #[inline(always)]
+    fn rank(&mut self, key: u32, priority: u64) {
+        let new = demand(priority);
+        let expert = &mut self.experts[key as usize];
+        let old = std::mem::replace(&mut expert.demand, new);
+        if old == ABSENT {
+            expert.block = narrow((self.distinct / BLOCK) as u64);
+            self.distinct += 1;
         }
+        let block = expert.block as usize;
+        self.ceilings[block] = self.ceilings[block].max(new);
+        let (demanded, new) = (self.lanes.splat(old), self.lanes.splat(new));
+        for levels in &mut self.levels[block] {
+            let (ranked, found) = self.lanes.rank(*levels, demanded, new);
+            *levels = ranked;
+            if found != 0 {
+                break;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn sink(&mut self, key: u32, priority: u64) {
+        let demand = demand(priority);
+        self.sink_from(demand, demand, self.experts[key as usize].block as usize, None);
     }
 }

@@ -66,7 +66,7 @@ fn a_single_token_is_a_window_of_one() {
     assert_eq!(experts[1], SrpValue { srp: 1.0, rho: 1.0, threshold: 0, activation_rate: 1.0 });
     assert_eq!((srp.model.srp, srp.model.activation_rate), (1.0, 1.0 / 3.0));
     let options = MetricsOptions { windows: vec![1], ..MetricsOptions::default() };
-    let metrics = accumulate(&trace, &TraceIntervals::new(&geometry(), &options, false).unwrap(), &|_| {}).unwrap();
+    let metrics = accumulate(&trace, &TraceIntervals::new(&geometry(), &options).unwrap(), &|_| {}).unwrap();
     let error = metrics.finish(&Bootstrap::default()).unwrap_err().to_string();
     assert_eq!(error, "a bootstrap needs at least 2 sequences, there are 1");
 }
@@ -76,7 +76,7 @@ fn a_single_token_is_a_window_of_one() {
 fn equal_sequences_leave_nothing_to_chance() {
     let trace = memory(&geometry(), vec![sequence(&[1, 0, 1]); 3]);
     let options = MetricsOptions { windows: vec![2], pool: true, ..MetricsOptions::default() };
-    let mut metrics = TraceIntervals::new(&geometry(), &options, true).unwrap();
+    let mut metrics = TraceIntervals::new(&geometry(), &options).unwrap();
     metrics.merge(&accumulate(&trace, &metrics, &|_| {}).unwrap()).unwrap();
     let report = metrics.finish(&Bootstrap::new(20, 0.9, 1).unwrap()).unwrap();
     assert_eq!(report.low, report.high);

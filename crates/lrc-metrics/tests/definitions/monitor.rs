@@ -48,7 +48,7 @@ proptest! {
     ) {
         let cold_start = if miss { ColdStart::Miss } else { ColdStart::Free };
         let slots = slots.min(trace.geometry().experts());
-        let options = MonitorOptions { window, slots, horizon: 1 << 40, cold_start };
+        let options = MonitorOptions { window, slots, horizon: 1 << 40, cold_start, sequences: 9 };
         let mut monitor = Monitor::new(trace.geometry(), &options).unwrap();
         for event in interleaved(&trace, &lengths) {
             route(&mut monitor, &trace, event);
@@ -85,7 +85,7 @@ proptest! {
     /// At every moment the windows are those that the last epochs' tokens completed.
     #[test]
     fn recent_windows_are_counted(trace in trace(), window in 1usize..5, horizon in 1u64..9) {
-        let options = MonitorOptions { window, slots: 1, horizon, cold_start: ColdStart::Free };
+        let options = MonitorOptions { window, slots: 1, horizon, cold_start: ColdStart::Free, sequences: 9 };
         let mut monitor = Monitor::new(trace.geometry(), &options).unwrap();
         let experts = trace.geometry().experts();
         // For every token so far the uses of each expert by the window that it completed.
@@ -109,6 +109,37 @@ proptest! {
             prop_assert_eq!(found.tokens, (completed.len() - recent) as u64);
             prop_assert_eq!(found.windows, completed[recent..].iter().flatten().count() as u64);
             prop_assert_eq!(found.srp, SrpValue::from_histogram(&counts));
+        }
+    }
+
+    /// At every moment the hit rates are those of the last epochs' tokens; with windows of one token nothing waits.
+    #[test]
+    fn recent_hits_are_counted(trace in trace(), slots in 1usize..6, horizon in 1usize..9) {
+        let slots = slots.min(trace.geometry().experts());
+        let cold_start = ColdStart::Miss;
+        let options = MonitorOptions { window: 1, slots, horizon: horizon as u64, cold_start, sequences: 1 };
+        let mut monitor = Monitor::new(trace.geometry(), &options).unwrap();
+        let (layer, sequence) = (LayerId(0), trace.sequence(0).unwrap());
+        // Hits of the first tokens, and how many accesses they are.
+        let of_first = |tokens: usize, policy| {
+            let mut cut = trace.sequences()[0].clone();
+            cut.experts.truncate(tokens * trace.geometry().layers() * trace.geometry().top_k());
+            (cut.phases, cut.token_ids) = (vec![cut.phases[0]; tokens], None);
+            let mut accesses = Accesses::new();
+            accesses.fill(&cut.view(trace.geometry(), 0).unwrap(), &[layer]).unwrap();
+            (naive::hits(&accesses, policy, cold_start)[slots - 1], accesses.len())
+        };
+        for token in 0..sequence.len() {
+            route(&mut monitor, &trace, (0, token, 1));
+            let recent = ((token + 1) / horizon).saturating_sub(1) * horizon;
+            let rate = |policy| {
+                let (all, before) = (of_first(token + 1, policy), of_first(recent, policy));
+                (all.0 - before.0) as f64 / (all.1 - before.1).max(1) as f64
+            };
+            let found = monitor.layer(layer).unwrap();
+            prop_assert_eq!(found.lru_hit_rate, rate(CurvePolicy::Lru));
+            prop_assert_eq!(found.sch_hit_rate, rate(CurvePolicy::LookAhead { window: 1 }));
+            prop_assert_eq!(found.look_ahead_gap(), found.sch_hit_rate - found.lru_hit_rate);
         }
     }
 }

@@ -80,3 +80,44 @@ proptest! {
         }
     }
 }
+
+/// Sequences of one domain or the other, whose tokens all have one id, of experts that know the domain.
+fn two_domains(sequences: u16, tokens: usize) -> MemoryTrace {
+    let geometry = moe_trace::Geometry::decoder(1, 4, 2).unwrap();
+    let sequence = |number: u16| {
+        let domain = number % 2;
+        let experts = [domain, domain + 2].repeat(tokens);
+        let mut sequence = moe_trace::SequenceBuf::from_experts(&geometry, experts, moe_trace::Phase::Prefill).unwrap();
+        sequence.domain = Some(moe_trace::DomainId(domain));
+        sequence.token_ids = Some(vec![7; tokens]);
+        sequence
+    };
+    crate::traces::memory(&geometry, (0..sequences).map(sequence).collect())
+}
+
+/// Each null sees what it should see, and only that.
+#[test]
+fn nulls_see_position_or_id_or_neither() {
+    let trace = two_domains(8, 64);
+    let mut differ = 0;
+    for seed in 0..6 {
+        let reference = [vec![ExpertId(0)], vec![ExpertId(1)]];
+        let empty = ReferenceRouting::new(trace.geometry(), &[LayerId(0)], &reference, seed).unwrap();
+        let layer = &accumulate(&trace, &empty, &|_| {}).unwrap().finish()[0];
+        assert_eq!((layer.router.top1, layer.router.precision), (1.0, 0.5));
+        // Every id is the same: the hash router has two experts for all tokens, the first of them in each.
+        let hash = layer.hash.unwrap();
+        assert!([0.0, 0.5, 1.0].contains(&hash.top1) && [0.0, 0.25, 0.5].contains(&hash.precision), "{hash:?}");
+        assert_eq!((hash.purity, hash.nmi), (0.5, 0.0));
+        // Positions differ: some of the 64 draw the domain's expert, as one of two of four experts.
+        let position = layer.position;
+        assert!((0.1..0.4).contains(&position.precision) && (0.1..0.4).contains(&position.top1), "{position:?}");
+        differ += usize::from((position.top1 - position.precision).abs() > 1e-9);
+        // All sequences have the same positions, so a router that sees no more has nothing of the domain.
+        assert!((position.purity - 0.5).abs() < 1e-12 && position.nmi < 1e-12);
+        // One shuffle of 8 labels has a precision of 0, 1/8 .. 1/2 and is off by 0.09 as a rule, the mean of 32 by 0.016.
+        assert!((layer.shuffled.precision - 0.25).abs() < 0.06, "{:?}", layer.shuffled);
+    }
+    // Only the first rank is the first, so the two shares differ but by chance.
+    assert!(differ >= 3, "{differ}");
+}

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use expert_cache::curve::{Accesses, ColdStart, CurvePolicy, naive};
 use lrc_metrics::{Curves, LoadBalance, MetricError, MetricsOptions, Srp, SrpReport, TraceMetrics, accumulate, oracle};
-use moe_trace::{Geometry, LayerId, MemoryTrace, RoutingSource, Sequence, TraceError};
+use moe_trace::{Geometry, LayerId, MemoryTrace, MoeLayer, RoutingSource, Sequence, Stack, TraceError};
 use proptest::prelude::*;
 
 use crate::traces::{agrees, every_fold_agrees, memory, naive_counts, trace};
@@ -123,6 +123,36 @@ proptest! {
     }
 }
 
+/// An encoder and a decoder are models of their own layers.
+#[test]
+fn stacks_are_models_of_their_layers() {
+    let stack = |stack| MoeLayer { model_layer: 0, stack };
+    let layers = vec![stack(Stack::Decoder), stack(Stack::Encoder), stack(Stack::Decoder), stack(Stack::Encoder)];
+    let geometry = Geometry::new(layers, 8, 2).unwrap();
+    let trace = memory(&geometry, oracle::synthetic(&geometry, 5, 40, 3));
+    let of = |layers: Option<Vec<LayerId>>| {
+        let options = MetricsOptions { windows: vec![4], layers, ..MetricsOptions::default() };
+        accumulate(&trace, &TraceMetrics::new(&geometry, &options).unwrap(), &|_| {}).unwrap().finish().unwrap()
+    };
+    let all = of(None);
+    let (encoder, decoder) = (of(Some(vec![LayerId(1), LayerId(3)])), of(Some(vec![LayerId(0), LayerId(2)])));
+    assert_eq!((all.encoder, all.decoder), (Some(encoder.model.clone()), Some(decoder.model.clone())));
+    assert_eq!((encoder.encoder, encoder.decoder), (Some(encoder.model), None));
+    assert_eq!((decoder.encoder, decoder.decoder), (None, Some(decoder.model)));
+}
+
+#[test]
+fn sequences_of_another_k_and_layers_given_twice_say_so() {
+    let (two, four) = (Geometry::decoder(1, 8, 2).unwrap(), Geometry::decoder(1, 8, 4).unwrap());
+    let trace = memory(&four, oracle::synthetic(&four, 2, 9, 3));
+    let options = MetricsOptions { windows: vec![4], ..MetricsOptions::default() };
+    let error = accumulate(&trace, &TraceMetrics::new(&two, &options).unwrap(), &|_| {}).unwrap_err().to_string();
+    assert_eq!(error, "a sequence is top-4, the accumulator top-2");
+    let twice = MetricsOptions { layers: Some(vec![LayerId(0), LayerId(0)]), ..options };
+    let error = TraceMetrics::new(&two, &twice).unwrap_err().to_string();
+    assert_eq!(error, "layer 0 is selected twice");
+}
+
 /// A trace like the reference trace, drawn here: all four policies and SRP agree with the definitions.
 #[test]
 fn a_synthetic_trace_agrees() {
@@ -204,7 +234,7 @@ fn the_report_has_the_documented_keys() {
         }
     }
     for curves in [&json["model"]["curves"], &json["layers"][0]["curves"], &json["pool"]["curves"]] {
-        for key in ["lru", "lfu", "belady", "sch_4", "sch_16"] {
+        for key in ["lru", "lfu", "belady", "belady_bypass", "sch_4", "sch_16"] {
             assert_eq!(curves[key].as_array().unwrap().len(), 4, "{key}");
         }
     }

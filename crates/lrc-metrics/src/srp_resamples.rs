@@ -1,0 +1,214 @@
+//! SRP of a trace in all resamples.
+
+use std::{collections::BTreeMap, ops::Range};
+
+use moe_trace::Stack;
+use ndarray::{Array2, s};
+use rayon::prelude::*;
+
+use crate::{
+    MetricsReport, ModelReport, SrpValue,
+    group_row::first_sum,
+    threshold_resamples::{ThresholdResamples, threshold_resamples},
+    trace_resamples::{BoundReports, Bounds, Side, TraceResamples},
+};
+
+/// Sums of one matrix product, about: its result stays in the second cache.
+const SUMS: usize = 256;
+/// Resamples of one matrix product.
+const BLOCK: usize = 256;
+/// The largest sum over groups; more would not be exact as `f32` in a resample that draws large groups.
+const LARGEST: u64 = 1 << 22;
+
+/// Bounds of SRP, rho and activation rate.
+type SrpBounds = [Bounds; 3];
+
+/// Bounds at one window length.
+struct GroupBounds {
+    layers: Vec<SrpBounds>,
+    encoder: Option<SrpBounds>,
+    decoder: Option<SrpBounds>,
+    model: SrpBounds,
+}
+
+impl TraceResamples<'_> {
+    /// SRP of single experts.
+    pub(crate) fn bound_srp_of_experts(&self, value: &MetricsReport, reports: &mut BoundReports) {
+        let experts = self.metrics.selection().experts();
+        let mut tasks = Vec::new();
+        for position in 0..value.layers.len() {
+            for (number, &window) in self.lengths.iter().enumerate() {
+                let few = (SUMS / window).clamp(1, experts);
+                let starts = (0..experts).step_by(few);
+                tasks.extend(starts.map(|first| (position, number, first..experts.min(first + few))));
+            }
+        }
+        let weights = self.weights.mapv(exact_f32);
+        let bounds: Vec<Vec<SrpBounds>> = tasks
+            .par_iter()
+            .map(|(position, number, experts)| {
+                let of = |expert: usize| value.layers[*position].experts[expert].srp[&self.lengths[*number]];
+                self.of_experts(*position, *number, experts.clone(), &weights, of)
+            })
+            .collect();
+        reports.set(|report, side| {
+            for ((position, number, experts), bounds) in tasks.iter().zip(&bounds) {
+                for (expert, bounds) in report.layers[*position].experts[experts.clone()].iter_mut().zip(bounds) {
+                    set_srp(&mut expert.srp, self.lengths[*number], bounds, side);
+                }
+            }
+        });
+    }
+
+    /// SRP of layers, stacks and model.
+    pub(crate) fn bound_srp_of_groups(&self, value: &MetricsReport, reports: &mut BoundReports) {
+        let numbers = 0..self.lengths.len();
+        let bounds: Vec<GroupBounds> = numbers.into_par_iter().map(|number| self.of_groups(number, value)).collect();
+        reports.set(|report, side| {
+            for (&window, bounds) in self.lengths.iter().zip(&bounds) {
+                set_srp(&mut report.model.srp, window, &bounds.model, side);
+                for (layer, bounds) in report.layers.iter_mut().zip(&bounds.layers) {
+                    set_srp(&mut layer.srp, window, bounds, side);
+                }
+                for (stack, bounds) in [(&mut report.encoder, &bounds.encoder), (&mut report.decoder, &bounds.decoder)]
+                {
+                    if let (Some(stack), Some(bounds)) = (stack, bounds) {
+                        set_srp(&mut stack.srp, window, bounds, side);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Some experts of a layer.
+    fn of_experts(
+        &self,
+        position: usize,
+        number: usize,
+        experts: Range<usize>,
+        weights: &Array2<f32>,
+        value: impl Fn(usize) -> SrpValue,
+    ) -> Vec<SrpBounds> {
+        let window = self.lengths[number];
+        let first = self.first_sum(position, number);
+        let sums_of = |expert: usize| first + expert * window..first + (expert + 1) * window;
+        // How often each expert is used at most, and the largest sum.
+        let mut total = vec![0u64; window];
+        let (mut used, mut largest) = (Vec::new(), 0);
+        for expert in experts.clone() {
+            total.fill(0);
+            for group in self.rows {
+                total.iter_mut().zip(&group.at_least[sums_of(expert)]).for_each(|(sum, &more)| *sum += u64::from(more));
+            }
+            used.push(total.partition_point(|&windows| windows > 0));
+            largest = total[0].max(largest);
+        }
+        // Beyond a corpus of 2^22 windows of one expert last bits are dropped.
+        let shift = (largest / LARGEST).checked_ilog2().map_or(0, |bits| bits + 1);
+        let columns: usize = used.iter().sum();
+        let mut sums = Vec::with_capacity(self.rows.len() * columns);
+        for group in self.rows {
+            for (expert, &used) in experts.clone().zip(&used) {
+                let first = sums_of(expert).start;
+                sums.extend(group.at_least[first..first + used].iter().map(|&windows| narrow(windows >> shift)));
+            }
+        }
+        let sums = Array2::from_shape_vec((self.rows.len(), columns), sums).expect("a row for each group");
+        let windows: Vec<f64> =
+            self.windows.row(number).iter().map(|windows| windows / f64::from(1u32 << shift)).collect();
+        let mut figures = vec![ThresholdResamples::default(); used.len()];
+        for start in (0..windows.len()).step_by(BLOCK) {
+            let block = start..windows.len().min(start + BLOCK);
+            let resampled = sums.t().dot(&weights.slice(s![.., block.clone()]));
+            let mut resampled = resampled.as_slice().expect("a product in standard order");
+            for (figures, &used) in figures.iter_mut().zip(&used) {
+                let (of_expert, rest) = resampled.split_at(used * block.len());
+                threshold_resamples(of_expert, window, &windows[block.clone()], figures);
+                resampled = rest;
+            }
+        }
+        experts.zip(figures).map(|(expert, figures)| self.srp_bounds(&value(expert), figures)).collect()
+    }
+
+    /// Layers, stacks and model at one window length.
+    fn of_groups(&self, number: usize, value: &MetricsReport) -> GroupBounds {
+        let (window, experts) = (self.lengths[number], self.metrics.selection().experts());
+        let bounds = |pooled: &Array2<f64>, layers: usize, value: &SrpValue| {
+            let windows: Vec<f64> =
+                self.windows.row(number).iter().map(|windows| windows * (layers * experts) as f64).collect();
+            let mut figures = ThresholdResamples::default();
+            let pooled = pooled.as_slice().expect("a product in standard order");
+            threshold_resamples(pooled, window, &windows, &mut figures);
+            self.srp_bounds(value, figures)
+        };
+        let stacks = self.metrics.selection().stacks();
+        let none = || (Array2::zeros((window, self.weights.ncols())), 0);
+        let ((mut encoder, mut of_encoder), (mut decoder, mut of_decoder)) = (none(), none());
+        let mut layers = Vec::new();
+        for (position, stack) in stacks.iter().enumerate() {
+            let pooled = self.pooled(position, number).t().dot(&self.weights);
+            layers.push(bounds(&pooled, 1, &value.layers[position].srp[&window]));
+            let (sum, count) = match stack {
+                Stack::Encoder => (&mut encoder, &mut of_encoder),
+                Stack::Decoder => (&mut decoder, &mut of_decoder),
+            };
+            *sum += &pooled;
+            *count += 1;
+        }
+        let of = |pooled, layers, report: &Option<ModelReport>| {
+            report.as_ref().map(|report| bounds(pooled, layers, &report.srp[&window]))
+        };
+        let of_encoder = of(&encoder, of_encoder, &value.encoder);
+        let of_decoder = of(&decoder, of_decoder, &value.decoder);
+        let model = match (of_encoder, of_decoder) {
+            // A model of one stack is that stack.
+            (Some(bounds), None) | (None, Some(bounds)) => bounds,
+            _ => bounds(&(encoder + decoder), stacks.len(), &value.model.srp[&window]),
+        };
+        GroupBounds { layers, encoder: of_encoder, decoder: of_decoder, model }
+    }
+
+    /// Windows of all experts of a layer by their uses at least, from 1 on, `[groups x window]`.
+    fn pooled(&self, position: usize, number: usize) -> Array2<f64> {
+        let (window, experts) = (self.lengths[number], self.metrics.selection().experts());
+        let first = self.first_sum(position, number);
+        let mut pooled = Array2::zeros((self.rows.len(), window));
+        for (group, mut pooled) in self.rows.iter().zip(pooled.rows_mut()) {
+            for at_least in group.at_least[first..first + experts * window].chunks_exact(window) {
+                pooled.iter_mut().zip(at_least).for_each(|(sum, &windows)| *sum += f64::from(windows));
+            }
+        }
+        pooled
+    }
+
+    /// Place of the first sum of a layer and a window length in a row.
+    fn first_sum(&self, position: usize, number: usize) -> usize {
+        first_sum(self.lengths, self.metrics.selection().experts(), position, number)
+    }
+
+    fn srp_bounds(&self, value: &SrpValue, mut figures: ThresholdResamples) -> SrpBounds {
+        [
+            self.bootstrap.interval(value.srp, &mut figures.srp),
+            self.bootstrap.interval(value.rho, &mut figures.rho),
+            self.bootstrap.interval(value.activation_rate, &mut figures.activation_rate),
+        ]
+    }
+}
+
+/// Replaces the figures of a window length; thresholds stay.
+fn set_srp(srp: &mut BTreeMap<usize, SrpValue>, window: usize, bounds: &SrpBounds, side: Side) {
+    if let Some(found) = srp.get_mut(&window) {
+        let [srp, rho, activation_rate] = bounds.each_ref().map(side);
+        *found = SrpValue { srp, rho, activation_rate, threshold: found.threshold };
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a number of draws")]
+fn exact_f32(draws: f64) -> f32 {
+    draws as f32
+}
+
+#[expect(clippy::cast_precision_loss, reason = "at most 2^22")]
+fn narrow(windows: u32) -> f32 {
+    windows as f32
+}
