@@ -209,6 +209,25 @@ pub enum CacheError {
     /// Something else than a profile.
     #[error("not a profile of residents")]
     Json(#[from] serde_json::Error),
+    /// A budget for no layer.
+    #[error("there are no layers")]
+    NoLayers,
+    /// A layer whose values cannot be compared.
+    #[error("value of layer {layer}: {problem}")]
+    LayerValue {
+        /// The layer.
+        layer: usize,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A budget that does not suffice for one slot a layer.
+    #[error("{bytes} bytes are too few, one slot a layer takes {least}")]
+    Budget {
+        /// Bytes of the budget.
+        bytes: u64,
+        /// Bytes of one slot a layer.
+        least: u64,
+    },
     /// A sequence of the trace cannot be read.
     #[error("cannot read the trace")]
     Trace(#[from] moe_trace::TraceError),

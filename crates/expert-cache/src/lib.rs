@@ -29,6 +29,7 @@
 
 #![forbid(unsafe_code)]
 
+mod budget;
 mod cache;
 pub mod curve;
 mod error;
@@ -50,6 +51,7 @@ mod simulate;
 mod sizes;
 mod sweep;
 
+pub use budget::{Allocation, LayerValue, best_allocation, uniform_allocation};
 pub use cache::{ExpertCache, Oversize};
 pub use error::{CacheError, Result};
 pub use key::{ExpertKey, SlotId};
