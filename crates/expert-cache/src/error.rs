@@ -228,6 +228,22 @@ pub enum CacheError {
         /// Bytes of one slot a layer.
         least: u64,
     },
+    /// A figure that no machine has.
+    #[error("{field} is {value}, it must be {limit}")]
+    Profile {
+        /// The figure.
+        field: &'static str,
+        /// Its value.
+        value: f64,
+        /// What it may be.
+        limit: &'static str,
+    },
+    /// A name that no preset has.
+    #[error("there is no preset {name:?}, known are {}", crate::HardwareProfile::presets().collect::<Vec<_>>().join(", "))]
+    UnknownPreset {
+        /// The name.
+        name: String,
+    },
     /// A sequence of the trace cannot be read.
     #[error("cannot read the trace")]
     Trace(#[from] moe_trace::TraceError),

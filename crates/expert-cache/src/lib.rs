@@ -50,6 +50,7 @@ mod serving;
 mod simulate;
 mod sizes;
 mod sweep;
+mod time;
 
 pub use budget::{Allocation, LayerValue, best_allocation, uniform_allocation};
 pub use cache::{ExpertCache, Oversize};
@@ -70,3 +71,6 @@ pub use serving::{Demand, Serving, for_each_request};
 pub use simulate::{Counts, MassCounts, PhaseCounts, PrefetchCounts, Prefetched, Prefetching, Served, Simulation};
 pub use sizes::ExpertSizes;
 pub use sweep::{PolicySweep, PoolSweep, Sweep};
+pub use time::{
+    CostModel, HardwareProfile, Linear, ModelSize, Overlap, PhaseSpeed, Processor, Speed, Timeline, Transfer,
+};
