@@ -1,9 +1,32 @@
 //! What can be wrong with a trace.
 
+use std::fmt;
 use std::path::PathBuf;
 
 /// Result of this crate.
 pub type Result<T, E = TraceError> = std::result::Result<T, E>;
+
+/// Where in a foreign file something was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Place {
+    /// A line of a text file, counted from 1.
+    Line(u64),
+    /// A byte of a binary file, counted from 0.
+    Byte(u64),
+    /// An array, a member of an archive, or a key of an object.
+    Entry(String),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Line(line) => write!(f, "line {line}"),
+            Place::Byte(byte) => write!(f, "byte {byte}"),
+            Place::Entry(name) => f.write_str(name),
+        }
+    }
+}
 
 /// An error of capture, of a trace file, or of a trace in memory.
 #[derive(Debug, thiserror::Error)]
@@ -152,6 +175,39 @@ pub enum TraceError {
         path: PathBuf,
         /// Tensor or metadata key.
         field: &'static str,
+    },
+    /// A record of a foreign file has a value that its format does not allow.
+    #[error("{path}, {place}: {field} is {value}, {limit}")]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Where in the file.
+        place: Place,
+        /// Column, key or array.
+        field: String,
+        /// What was found.
+        value: String,
+        /// What is allowed.
+        limit: String,
+    },
+    /// A foreign file is not well-formed.
+    #[error("{path}: not a readable {format} file")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// The format that was expected.
+        format: &'static str,
+        /// The parser's complaint, which says where.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// No importer knows the content of the file.
+    #[error("{path}: no known trace format; known are {known}")]
+    UnknownFormat {
+        /// The file.
+        path: PathBuf,
+        /// The names of the importers.
+        known: String,
     },
     /// A directory of shards has no complete shard.
     #[error("{path}: no complete shard in this directory")]

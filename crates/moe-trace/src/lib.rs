@@ -36,6 +36,8 @@ mod expert_set;
 mod format;
 mod geometry;
 mod ids;
+#[cfg(feature = "import")]
+mod import;
 mod memory;
 mod observer;
 mod phase;
@@ -44,12 +46,15 @@ mod routing_matrix;
 mod sequence;
 mod shards;
 mod source;
+mod stream;
 
-pub use error::{Result, TraceError};
+pub use error::{Place, Result, TraceError};
 pub use expert_set::ExpertSet;
 pub use format::{TraceFile, write_trace};
 pub use geometry::{Geometry, MoeLayer, Stack};
 pub use ids::{DomainId, ExpertId, LayerId};
+#[cfg(feature = "import")]
+pub use import::{ImportOptions, Importer, Sample, detect_importer, import, importer, importers, open_import};
 pub use memory::MemoryTrace;
 pub use observer::{IgnoreRouting, RouterObserver, RoutingEvent};
 pub use phase::Phase;
@@ -58,3 +63,4 @@ pub use routing_matrix::RoutingMatrix;
 pub use sequence::{EMPTY_SLOT, Sequence, SequenceBuf};
 pub use shards::{ShardedTrace, ShardedWriter};
 pub use source::{RoutingSource, open};
+pub use stream::SequenceStream;

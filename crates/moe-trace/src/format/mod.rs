@@ -7,5 +7,7 @@ mod writer;
 
 pub(crate) use header::Header;
 pub use reader::TraceFile;
+#[cfg(feature = "import")]
+pub(crate) use reader::map_file;
 pub use writer::write_trace;
 pub(crate) use writer::{Columns, sync_directory, write_atomically};

@@ -105,7 +105,7 @@ impl TraceFile {
 }
 
 #[expect(unsafe_code, reason = "mapping a file is what makes reading zero-copy")]
-fn map_file(file: &File) -> std::io::Result<Mmap> {
+pub(crate) fn map_file(file: &File) -> std::io::Result<Mmap> {
     // SAFETY: the map is read only. As with every mapped file, somebody who truncates it while it is open makes reads
     // fault; writers of this crate never change a file in place, they rename complete files.
     unsafe { Mmap::map(file) }

@@ -1,0 +1,106 @@
+//! Rows of a delimited text file with named columns.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use csv::ByteRecord;
+
+use super::{io, record};
+use crate::{Place, Result, TraceError};
+
+/// A column, by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Column(usize);
+
+/// A comma-separated file: comment lines, a row of names, rows of values.
+#[derive(Debug)]
+pub(super) struct Table {
+    path: PathBuf,
+    names: Vec<String>,
+    reader: csv::Reader<BufReader<File>>,
+    row: ByteRecord,
+    /// Lines before what `reader` sees.
+    skipped: u64,
+}
+
+impl Table {
+    /// Longest comment line that is kept.
+    const LONGEST_COMMENT: u64 = 1 << 16;
+
+    /// Opens a file; `comment` is called with each line at the beginning that starts with `#`, and its number.
+    pub(super) fn open(path: &Path, mut comment: impl FnMut(u64, &str) -> Result<()>) -> Result<Table> {
+        let file = File::open(path).map_err(io(path, "open the file"))?;
+        let mut file = BufReader::with_capacity(1 << 16, file);
+        let mut skipped = 0;
+        while file.fill_buf().map_err(io(path, "read the file"))?.first() == Some(&b'#') {
+            let mut line = Vec::new();
+            let mut limited = file.by_ref().take(Self::LONGEST_COMMENT);
+            limited.read_until(b'\n', &mut line).map_err(io(path, "read the file"))?;
+            skipped += 1;
+            if limited.limit() == 0 && line.last() != Some(&b'\n') {
+                let limit = format!("at most {} bytes", Self::LONGEST_COMMENT);
+                return Err(record(path, Place::Line(skipped), "comment", "longer", limit));
+            }
+            comment(skipped, String::from_utf8_lossy(&line).trim_ascii())?;
+        }
+        let mut reader = csv::ReaderBuilder::new().comment(Some(b'#')).trim(csv::Trim::All).from_reader(file);
+        let names = reader.byte_headers().map_err(|source| malformed(path, source))?;
+        let names = names.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
+        Ok(Table { path: path.to_owned(), names, reader, row: ByteRecord::new(), skipped })
+    }
+
+    /// The column of a name, if there is one.
+    pub(super) fn find(&self, name: &str) -> Option<Column> {
+        self.names.iter().position(|found| found == name).map(Column)
+    }
+
+    /// The column of a name.
+    pub(super) fn column(&self, name: &str) -> Result<Column> {
+        self.find(name).ok_or_else(|| {
+            let limit = format!("expected a column {name}");
+            record(&self.path, Place::Line(self.skipped + 1), "header", &self.names.join(","), limit)
+        })
+    }
+
+    /// Reads the next row; tells whether there was one.
+    pub(super) fn next(&mut self) -> Result<bool> {
+        self.reader.read_byte_record(&mut self.row).map_err(|source| malformed(&self.path, source))
+    }
+
+    /// The line of the row.
+    pub(super) fn line(&self) -> u64 {
+        self.skipped + self.row.position().map_or(0, csv::Position::line)
+    }
+
+    /// The value of a column in the row, as text.
+    pub(super) fn text(&self, column: Column) -> Result<&str> {
+        let bytes = self.row.get(column.0).unwrap_or_default();
+        str::from_utf8(bytes).map_err(|_| self.error(column, &String::from_utf8_lossy(bytes), "expected UTF-8"))
+    }
+
+    /// The value of a column in the row; `expected` says what is allowed.
+    pub(super) fn value<T: FromStr>(&self, column: Column, expected: &str) -> Result<T> {
+        let text = self.text(column)?;
+        text.parse().map_err(|_| self.error(column, text, expected))
+    }
+
+    /// The value of a column in the row, which must be below `limit`.
+    pub(super) fn below(&self, column: Column, limit: usize) -> Result<usize> {
+        let text = self.text(column)?;
+        text.parse()
+            .ok()
+            .filter(|&value: &usize| value < limit)
+            .ok_or_else(|| self.error(column, text, &format!("expected an integer below {limit}")))
+    }
+
+    /// An error at a value of the row.
+    pub(super) fn error(&self, column: Column, value: &str, limit: &str) -> TraceError {
+        record(&self.path, Place::Line(self.line()), &self.names[column.0], value, limit)
+    }
+}
+
+fn malformed(path: &Path, source: csv::Error) -> TraceError {
+    TraceError::Malformed { path: path.to_owned(), format: "CSV", source: Box::new(source) }
+}
