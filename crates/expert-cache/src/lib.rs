@@ -29,6 +29,7 @@
 
 #![forbid(unsafe_code)]
 
+mod advisor;
 mod budget;
 mod cache;
 pub mod curve;
@@ -52,6 +53,7 @@ mod sizes;
 mod sweep;
 mod time;
 
+pub use advisor::{Advisor, Candidate, Choices, Figure, Layout, Setup, Slots, SpeedBootstrap, Survey, Target, Verdict};
 pub use budget::{Allocation, LayerValue, best_allocation, uniform_allocation};
 pub use cache::{ExpertCache, Oversize};
 pub use error::{CacheError, Result};
@@ -72,5 +74,6 @@ pub use simulate::{Counts, MassCounts, PhaseCounts, PrefetchCounts, Prefetched, 
 pub use sizes::ExpertSizes;
 pub use sweep::{PolicySweep, PoolSweep, Sweep};
 pub use time::{
-    CostModel, HardwareProfile, Linear, ModelSize, Overlap, PhaseSpeed, Processor, Speed, Timeline, Transfer,
+    CostModel, HardwareProfile, Linear, ModelSize, Overlap, Pass, PhaseSpeed, Processor, Speed, Timeline, Transfer,
+    WhileLoading,
 };

@@ -1,5 +1,6 @@
 //! What the parts of a model cost on a machine.
 
+use moe_trace::Geometry;
 use serde::{Deserialize, Serialize};
 
 use super::{HardwareProfile, Overlap, Processor};
@@ -40,6 +41,22 @@ pub struct ModelSize {
     pub head_weights: u64,
 }
 
+/// Who computes a wanted expert that must be loaded first.
+///
+/// Where nothing overlaps it is the device, whatever is chosen: the copy that fills the slot takes its time all the same.
+/// (A [`MissPolicy`](crate::MissPolicy) decides whether it is loaded at all.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhileLoading {
+    /// The device, when it has arrived.
+    #[default]
+    Device,
+    /// The host, at once; the copy follows when the link is idle.
+    Host,
+    /// Whichever of the two would be done first, expert by expert in the order of the plan.
+    Sooner,
+}
+
 /// What each step of serving a token costs, in seconds.
 ///
 /// # Formula
@@ -54,6 +71,8 @@ pub struct CostModel {
     pub device_expert: Linear,
     /// An expert in host memory, by tokens.
     pub host_expert: Linear,
+    /// Deciding a plan and keeping the books of a layer's cache, by wanted experts.
+    pub plan: Linear,
     /// What else a layer computes, by tokens.
     pub dense: Linear,
     /// What is computed once a pass through the model, by tokens.
@@ -73,6 +92,20 @@ impl Processor {
 }
 
 impl CostModel {
+    /// Costs of loads alone: one expert of each layer into a slot; all else takes no time.
+    pub fn loads(load_seconds: Vec<f64>, overlap: Overlap) -> CostModel {
+        let nothing = Linear::default();
+        CostModel {
+            load_seconds,
+            device_expert: nothing,
+            host_expert: nothing,
+            plan: nothing,
+            dense: nothing,
+            head: nothing,
+            overlap,
+        }
+    }
+
     /// Costs of a model whose experts come from host memory, or from disk through host memory.
     ///
     /// # Errors
@@ -108,24 +141,33 @@ impl CostModel {
             load_seconds: size.expert_bytes.iter().map(load).collect(),
             device_expert: profile.device.cost(expert_bytes, size.expert_weights),
             host_expert: profile.host.cost(expert_bytes, size.expert_weights),
+            plan: profile.plan,
             dense: profile.device.cost(size.dense_bytes, size.dense_weights),
             head: profile.device.cost(size.head_bytes, size.head_weights),
             overlap: profile.overlap,
         })
     }
 
+    /// Checks the costs, and that they are those of a geometry's layers.
+    pub(crate) fn check_layers(&self, geometry: &Geometry) -> Result<()> {
+        self.check()?;
+        let (found, expected) = (self.load_seconds.len(), geometry.layers());
+        if found == expected { Ok(()) } else { Err(CacheError::CostLayers { found, expected }) }
+    }
+
     /// Checks that every cost is finite and not negative.
-    pub(super) fn check(&self) -> Result<()> {
+    fn check(&self) -> Result<()> {
         if self.load_seconds.is_empty() {
             return Err(CacheError::NoLayers);
         }
         let linear = [
             ["device_expert.call_seconds", "device_expert.seconds_each"],
             ["host_expert.call_seconds", "host_expert.seconds_each"],
+            ["plan.call_seconds", "plan.seconds_each"],
             ["dense.call_seconds", "dense.seconds_each"],
             ["head.call_seconds", "head.seconds_each"],
         ];
-        let values = [self.device_expert, self.host_expert, self.dense, self.head];
+        let values = [self.device_expert, self.host_expert, self.plan, self.dense, self.head];
         let linear = linear
             .into_iter()
             .zip(values)

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Linear;
 use crate::{CacheError, Result};
 
 /// A path over which weights travel.
@@ -61,6 +62,8 @@ pub struct HardwareProfile {
     pub device: Processor,
     /// The processor beside host memory.
     pub host: Processor,
+    /// Deciding a plan and keeping the books of a layer's cache, by wanted experts.
+    pub plan: Linear,
     /// Whether copies run beside compute.
     pub overlap: Overlap,
 }
@@ -112,6 +115,7 @@ impl HardwareProfile {
             disk: Transfer { latency_seconds: 100e-6, bytes_per_second: disk * 1e9 },
             device: processor(device),
             host: processor(host),
+            plan: Linear::default(),
             overlap: Overlap::Copies,
         })
     }
@@ -126,6 +130,8 @@ impl HardwareProfile {
             ("disk.latency_seconds", self.disk.latency_seconds),
             ("device.call_seconds", self.device.call_seconds),
             ("host.call_seconds", self.host.call_seconds),
+            ("plan.call_seconds", self.plan.call_seconds),
+            ("plan.seconds_each", self.plan.seconds_each),
         ];
         let speeds = [
             ("link.bytes_per_second", self.link.bytes_per_second),

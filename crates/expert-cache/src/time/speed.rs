@@ -4,7 +4,7 @@ use hdrhistogram::Histogram;
 use moe_trace::Phase;
 use serde::Serialize;
 
-use super::timeline::Pass;
+use super::Pass;
 
 /// What the passes of one phase took.
 #[derive(Clone, Debug, Serialize)]
@@ -70,21 +70,20 @@ impl PhaseSpeed {
         self.passes.value_at_quantile(share) as f64 * 1e-9
     }
 
-    /// Adds a pass over `tokens` tokens.
+    /// Adds a pass.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "seconds are not negative; casts saturate"
     )]
-    pub(super) fn add_pass(&mut self, tokens: u64, pass: &Pass) {
-        let seconds = pass.device + pass.copies_exposed + pass.host_exposed;
-        self.tokens += tokens;
-        self.seconds += seconds;
-        self.compute_seconds += pass.device;
-        self.exposed_seconds += pass.copies_exposed;
-        self.host_seconds += pass.host_exposed;
-        self.hidden_seconds += pass.copies - pass.copies_exposed;
-        self.passes.saturating_record((seconds * 1e9).round() as u64);
+    pub(super) fn add_pass(&mut self, pass: &Pass) {
+        self.tokens += pass.tokens;
+        self.seconds += pass.seconds();
+        self.compute_seconds += pass.compute_seconds;
+        self.exposed_seconds += pass.exposed_seconds;
+        self.host_seconds += pass.host_seconds;
+        self.hidden_seconds += pass.hidden_seconds;
+        self.passes.record((pass.seconds() * 1e9).round() as u64).expect("auto-resizing histograms hold every u64");
     }
 
     /// Adds the passes of another run.
@@ -119,5 +118,33 @@ impl Speed {
     pub fn merge(&mut self, other: &Speed) {
         self.prefill.merge(&other.prefill);
         self.decode.merge(&other.decode);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_and_sums_by_hand() {
+        let pass = |tokens, compute_seconds| Pass {
+            phase: Phase::Decode,
+            tokens,
+            compute_seconds,
+            exposed_seconds: 0.5,
+            host_seconds: 0.0,
+            hidden_seconds: 0.25,
+        };
+        let (mut one, mut other) = (Speed::default(), Speed::default());
+        (1u32..=19).for_each(|seconds| one.decode.add_pass(&pass(1, f64::from(seconds))));
+        other.decode.add_pass(&pass(5, 100.0));
+        one.merge(&other);
+        let decode = &one.decode;
+        assert_eq!((decode.tokens, decode.seconds, decode.hidden_seconds), (24, 190.0 + 100.0 + 10.0, 5.0));
+        assert_eq!((decode.tokens_per_second(), decode.mean_seconds()), (0.08, 12.5));
+        // To three significant figures.
+        let close = |share, seconds: f64| (decode.quantile_seconds(share) / seconds - 1.0).abs() < 1e-3;
+        assert!(close(0.5, 10.5) && close(0.95, 19.5) && close(1.0, 100.5));
+        assert_eq!(one.prefill.quantile_seconds(0.5), 0.0);
     }
 }

@@ -1,41 +1,41 @@
 //! A clock that executes plans.
 
-use moe_trace::{LayerId, Phase};
+use moe_trace::Phase;
 
-use super::{CostModel, Overlap, Speed};
-use crate::{CacheError, Plan, Result};
+use super::link::{Arrival, Copied, Link};
+use super::{CostModel, Overlap, Pass, Speed, WhileLoading};
+use crate::{ExpertKey, Partition, Plan, Pool, Request, Result, Served};
 
 /// A discrete-event model of one device, one copy engine and one host processor that serve passes through a model.
 ///
-/// A pass begins, asks for a plan in each layer, and ends. In each layer what is dense is computed first; then the
-/// router has decided, and the plan is executed wave by wave. Copies run one after the other in the order of the plan.
-/// With [`Overlap::Copies`] the device computes resident experts meanwhile and each loaded one when it has arrived, and
-/// the host computes bypassed ones; without, the loads of a wave, its compute and the host follow each other. A wave
-/// begins when the one before has been computed, since it may load into its slots. A layer ends when device and host
-/// are done.
+/// In each layer what is dense is computed first; then the router has decided, and the plan is executed wave by wave.
+///
+/// With [`Overlap::Copies`] the device computes resident experts while others are copied, each of those when it has
+/// arrived, and the host computes bypassed ones meanwhile. Copies run one after the other. One that a plan demands waits
+/// for the running copy and for those demanded before it, but never for one that was only foreseen; foreseen copies run
+/// when none is demanded. A resident expert whose copy is still under way is waited for; one whose copy has not begun is
+/// demanded. A wave begins when the one before has been computed, since it may load into its slots. A layer ends when
+/// device and host are done.
+///
+/// With [`Overlap::None`] everything happens one after the other: the loads of a wave, its compute, the host.
 ///
 /// ```
-/// use expert_cache::{CostModel, ExpertCache, Linear, Lru, Overlap, Oversize, Timeline};
-/// use moe_trace::{ExpertSet, LayerId, Phase};
+/// use expert_cache::{CostModel, ExpertCache, Linear, Lru, Overlap, Oversize, Pool, Simulation, Timeline};
+/// use moe_trace::{Geometry, MemoryTrace, Phase, SequenceBuf};
 ///
 /// // One layer: loads take 10 s, an expert 1 s, the rest nothing.
-/// let nothing = Linear::default();
-/// let costs = CostModel {
-///     load_seconds: vec![10.0],
-///     device_expert: Linear { call_seconds: 1.0, seconds_each: 0.0 },
-///     host_expert: nothing,
-///     dense: nothing,
-///     head: nothing,
-///     overlap: Overlap::Copies,
-/// };
-/// let mut timeline = Timeline::new(costs)?;
-/// let mut cache = ExpertCache::new(Lru::new(4), 4, 3, Oversize::Waves)?;
-/// for experts in [[0, 1], [1, 2]] {
-///     timeline.begin(Phase::Decode, 1);
-///     let plan = cache.request(&ExpertSet::from_members(4, experts))?;
-///     timeline.layer(LayerId(0), plan, 2)?;
-///     timeline.end();
-/// }
+/// let mut costs = CostModel::loads(vec![10.0], Overlap::Copies);
+/// costs.device_expert = Linear { call_seconds: 1.0, seconds_each: 0.0 };
+/// let geometry = Geometry::decoder(1, 4, 2)?;
+/// let mut trace = MemoryTrace::new(geometry.clone());
+/// trace.push(SequenceBuf::from_experts(&geometry, vec![0, 1, 1, 2], Phase::Decode)?)?;
+///
+/// let cache = ExpertCache::new(Lru::new(4), 4, 3, Oversize::Waves)?;
+/// let mut simulation = Simulation::new(Pool::model(&geometry), cache)?;
+/// let mut timeline = Timeline::new(costs, simulation.pools())?;
+/// simulation.observe(&trace, |served| {
+///     timeline.serve(served);
+/// })?;
 /// let decode = &timeline.speed().decode;
 /// // Two loads and the last expert, 21 s; then a load beside the resident expert and the loaded expert, 11 s.
 /// assert_eq!((decode.seconds, decode.compute_seconds, decode.hidden_seconds), (32.0, 4.0, 2.0));
@@ -44,167 +44,221 @@ use crate::{CacheError, Plan, Result};
 #[derive(Clone, Debug)]
 pub struct Timeline {
     costs: CostModel,
-    phase: Phase,
-    tokens: u64,
+    pools: Vec<Pool>,
+    while_loading: WhileLoading,
+    /// Seconds since the clock was made.
+    now: f64,
+    link: Link,
+    /// The running pass.
     pass: Pass,
+    /// The link was busy for so long before the running pass.
+    busy_before: f64,
+    late: u64,
     speed: Speed,
 }
 
-/// Seconds of one pass.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Pass {
-    /// Device compute.
-    pub(super) device: f64,
-    /// The device waits for copies.
-    pub(super) copies_exposed: f64,
-    /// The device waits for the host, all copies done.
-    pub(super) host_exposed: f64,
-    /// The link is busy.
-    pub(super) copies: f64,
+/// Experts of one layer, while they are computed.
+#[derive(Clone, Copy, Debug)]
+struct Clocks {
+    /// The device is done with what it got so far.
+    device: f64,
+    /// The host is done with what it got so far.
+    host: f64,
+    /// Of the seconds of the device, those computed.
+    computed: f64,
 }
 
 impl Timeline {
-    /// Creates a clock that has run nothing.
+    /// Creates a clock at 0 for the pools of a simulation, which must hold every layer of the model.
     ///
     /// # Errors
-    /// [`CacheError::NoLayers`]; [`CacheError::Profile`] for a cost that is negative or not finite.
-    pub fn new(costs: CostModel) -> Result<Timeline> {
-        costs.check()?;
-        Ok(Timeline { costs, phase: Phase::Decode, tokens: 0, pass: Pass::default(), speed: Speed::default() })
+    /// [`CacheError::EmptyPool`], [`CacheError::DuplicateLayer`], [`CacheError::UncoveredLayer`]; [`CacheError::CostLayers`]
+    /// if the costs are of another number of layers; [`CacheError::Profile`] for a cost that is negative or not finite.
+    pub fn new(costs: CostModel, pools: &[Pool]) -> Result<Timeline> {
+        let partition = Partition::new(pools.to_vec())?;
+        costs.check_layers(pools[0].geometry())?;
+        Ok(Timeline {
+            costs,
+            pools: partition.into_pools(),
+            while_loading: WhileLoading::default(),
+            now: 0.0,
+            link: Link::default(),
+            pass: Pass::new(Phase::Decode, 0),
+            busy_before: 0.0,
+            late: 0,
+            speed: Speed::default(),
+        })
     }
 
-    /// Begins a pass of `tokens` tokens.
-    pub fn begin(&mut self, phase: Phase, tokens: u64) {
-        (self.phase, self.tokens, self.pass) = (phase, tokens, Pass::default());
+    /// Chooses who computes an expert while it is loaded.
+    pub fn while_loading(mut self, who: WhileLoading) -> Timeline {
+        self.while_loading = who;
+        self
     }
 
-    /// Executes a layer: its dense part, then a plan whose experts serve `uses` pairs of token and expert.
+    /// Executes a layer of a pass; returns the pass that the model's last layer ends.
     ///
-    /// # Errors
-    /// [`CacheError::LayerOutOfRange`] for a layer without costs.
-    pub fn layer(&mut self, layer: LayerId, plan: &Plan, uses: u64) -> Result<()> {
-        let layers = self.costs.load_seconds.len();
-        let load = self.costs.load_seconds.get(layer.index());
-        let load = *load.ok_or(CacheError::LayerOutOfRange { layer: layer.index(), layers })?;
-        self.pass.device += self.costs.dense.seconds(1, self.tokens);
-        let experts = plan.hits().len() + plan.loads().len() + plan.bypasses().len();
-        if experts == 0 {
-            return Ok(());
+    /// # Panics
+    /// If the request is not one to the pools that the clock was made for.
+    pub fn serve(&mut self, served: &Served<'_>) -> Option<Pass> {
+        let (request, layer) = (served.request, served.request.layer().index());
+        let tokens = u64::from(request.tokens());
+        if layer == 0 {
+            self.pass = Pass::new(request.phase(), tokens);
+            self.busy_before = self.link.busy(self.now);
         }
-        // Costs are linear in the tokens of an expert, so it does not matter which expert has how many.
-        let share = uses as f64 / experts as f64;
-        let device = self.costs.device_expert.call_seconds + self.costs.device_expert.seconds_each * share;
-        let host = self.costs.host_expert.call_seconds + self.costs.host_expert.seconds_each * share;
-        let host = host * plan.bypasses().len() as f64;
-        let mut resident = plan.hits().len();
-        let mut until_device = 0.0;
-        for wave in plan.waves() {
-            until_device += self.wave(std::mem::take(&mut resident), wave.len(), load, device);
+        self.compute(self.costs.dense.seconds(1, tokens));
+        if !request.wanted().is_empty() {
+            let books = self.costs.plan.seconds(1, request.wanted().len() as u64);
+            self.now += books;
+            self.pass.host_seconds += books;
         }
-        self.pass.host_exposed += match self.costs.overlap {
-            Overlap::None => host,
-            Overlap::Copies => (host - until_device).max(0.0),
-        };
-        Ok(())
-    }
-
-    /// Seconds of a wave: `resident` experts that are there and `loads` that come.
-    fn wave(&mut self, resident: usize, loads: usize, load: f64, compute: f64) -> f64 {
-        let computing = compute * (resident + loads) as f64;
-        let copying = load * loads as f64;
-        let seconds = match self.costs.overlap {
-            Overlap::None => copying + computing,
-            Overlap::Copies => {
-                (1..=loads).fold(compute * resident as f64, |device, number| device.max(load * number as f64) + compute)
-            }
-        };
-        self.pass.device += computing;
-        self.pass.copies += copying;
-        self.pass.copies_exposed += (seconds - computing).max(0.0);
-        seconds
-    }
-
-    /// Ends the pass.
-    pub fn end(&mut self) {
-        self.pass.device += self.costs.head.seconds(1, self.tokens);
-        self.speed.of_mut(self.phase).add_pass(self.tokens, &self.pass);
+        self.execute(served);
+        if layer + 1 < self.costs.load_seconds.len() {
+            return None;
+        }
+        self.compute(self.costs.head.seconds(1, tokens));
+        self.link.advance(self.now);
+        self.pass.hidden_seconds = self.link.busy(self.now) - self.busy_before - self.pass.exposed_seconds;
+        self.speed.of_mut(self.pass.phase).add_pass(&self.pass);
+        Some(self.pass)
     }
 
     /// What the passes so far took.
     pub fn speed(&self) -> &Speed {
         &self.speed
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use moe_trace::ExpertSet;
+    /// Prefetched experts that were used before they had arrived.
+    pub fn late_prefetches(&self) -> u64 {
+        self.late
+    }
 
-    use super::*;
-    use crate::{ExpertCache, Linear, Lru, Oversize};
+    fn compute(&mut self, seconds: f64) {
+        self.now += seconds;
+        self.pass.compute_seconds += seconds;
+    }
 
-    fn costs(overlap: Overlap) -> CostModel {
-        let linear = |call_seconds, seconds_each| Linear { call_seconds, seconds_each };
-        CostModel {
-            load_seconds: vec![4.0],
-            device_expert: linear(1.0, 0.5),
-            host_expert: linear(6.0, 1.0),
-            dense: linear(2.0, 0.25),
-            head: linear(3.0, 0.0),
-            overlap,
+    /// Executes a plan from the second in which the router has decided.
+    fn execute(&mut self, served: &Served<'_>) {
+        let (pool, request, plan) = (served.pool, served.request, served.plan);
+        let started = self.now;
+        let load = self.costs.load_seconds[request.layer().index()];
+        let device = self.costs.device_expert;
+        let mut clocks = Clocks { device: started, host: started, computed: 0.0 };
+        self.link.advance(started);
+        // Resident experts are there, on the way, or still queued.
+        let (mut awaited, mut queued) = (None, Vec::new());
+        for hit in plan.hits() {
+            match self.link.arrival(Copied { pool, key: hit.key }, started) {
+                Arrival::Here => clocks.device(started, device.seconds(1, uses(request, hit.key))),
+                Arrival::At(second) => awaited = Some((hit.key, second)),
+                Arrival::Queued => queued.push(hit.key),
+            }
+        }
+        self.late += u64::from(awaited.is_some()) + queued.len() as u64;
+        for evicted in plan.evictions() {
+            self.link.cancel(Copied { pool, key: evicted.key });
+        }
+        // Beside compute, prefetches give way to what the plan demands.
+        if self.costs.overlap == Overlap::Copies {
+            self.foresee(served);
+        }
+        if let Some((key, arrival)) = awaited {
+            let uses = uses(request, key);
+            if !self.by_host(&mut clocks, arrival, uses) {
+                clocks.device(arrival, device.seconds(1, uses));
+            }
+        }
+        for key in queued {
+            self.fetch(&mut clocks, started, load, Copied { pool, key }, request, plan);
+        }
+        for (number, wave) in plan.waves().enumerate() {
+            let begins = if number == 0 { started } else { clocks.device };
+            for wanted in wave {
+                self.fetch(&mut clocks, begins, load, Copied { pool, key: wanted.key }, request, plan);
+            }
+        }
+        let bypassed = plan.bypasses().iter();
+        clocks.host += bypassed.map(|&key| self.costs.host_expert.seconds(1, uses(request, key))).sum::<f64>();
+        let host_alone = match self.costs.overlap {
+            Overlap::None => clocks.host - started,
+            Overlap::Copies => (clocks.host - clocks.device).max(0.0),
+        };
+        self.now = clocks.device + host_alone;
+        self.pass.compute_seconds += clocks.computed;
+        self.pass.exposed_seconds += clocks.device - started - clocks.computed;
+        self.pass.host_seconds += host_alone;
+        if self.costs.overlap == Overlap::None {
+            self.foresee(served);
         }
     }
 
-    /// One pass of two tokens that want experts 0..wanted; two slots, expert 0 is resident.
-    fn pass(overlap: Overlap, oversize: Oversize, wanted: usize) -> Speed {
-        let mut timeline = Timeline::new(costs(overlap)).unwrap();
-        let mut cache = ExpertCache::new(Lru::new(4), 4, 2, oversize).unwrap();
-        cache.request(&ExpertSet::from_members(4, [0])).unwrap();
-        timeline.begin(Phase::Decode, 2);
-        let plan = cache.request(&ExpertSet::from_members(4, 0..wanted)).unwrap();
-        timeline.layer(LayerId(0), plan, 2 * wanted as u64).unwrap();
-        timeline.end();
-        timeline.speed().clone()
+    /// Queues, or copies at once, what a request lets prefetch.
+    fn foresee(&mut self, served: &Served<'_>) {
+        for prefetched in served.prefetches {
+            for evicted in served.evicted(prefetched) {
+                self.link.cancel(Copied { pool: prefetched.pool, key: evicted.key });
+            }
+            let copied = Copied { pool: prefetched.pool, key: prefetched.load.key };
+            let (layer, _) = self.pools[copied.pool].expert(copied.key).expect("an expert of the pool");
+            let load = self.costs.load_seconds[layer.index()];
+            match self.costs.overlap {
+                Overlap::None => {
+                    let arrival = self.link.demand(self.now, load);
+                    self.pass.exposed_seconds += arrival - self.now;
+                    self.now = arrival;
+                }
+                Overlap::Copies => self.link.enqueue(copied, self.now, load),
+            }
+        }
     }
 
-    #[test]
-    fn one_after_the_other_by_hand() {
-        // Dense 2 + 2 * 0.25, head 3; each expert 1 + 2 * 0.5; expert 1 loads for 4, then 2 and 3 in waves of two.
-        let decode = pass(Overlap::None, Oversize::Waves, 4).decode;
-        assert_eq!(decode.seconds, 5.5 + 4.0 * 2.0 + 3.0 * 4.0);
-        assert_eq!((decode.compute_seconds, decode.exposed_seconds, decode.hidden_seconds), (13.5, 12.0, 0.0));
-        // Two of the four are bypassed: 6 + 2 each.
-        let decode = pass(Overlap::None, Oversize::Bypass, 4).decode;
-        assert_eq!((decode.seconds, decode.host_seconds), (5.5 + 2.0 * 2.0 + 4.0 + 2.0 * 8.0, 16.0));
+    /// Serves an expert that is not there: the device when it has been copied, or the host at once, and the copy follows.
+    fn fetch(
+        &mut self,
+        clocks: &mut Clocks,
+        wanted: f64,
+        load: f64,
+        copied: Copied,
+        request: &Request<'_>,
+        plan: &Plan,
+    ) {
+        let uses = uses(request, copied.key);
+        let wanted = if self.costs.overlap == Overlap::None { clocks.device } else { wanted };
+        if !self.by_host(clocks, self.link.estimate(wanted, load), uses) {
+            let arrival = self.link.demand(wanted, load);
+            clocks.device(arrival, self.costs.device_expert.seconds(1, uses));
+        } else if plan.evictions().iter().all(|evicted| evicted.key != copied.key) {
+            // A later wave of the plan takes the slots of the others.
+            self.link.enqueue(copied, wanted, load);
+        }
     }
 
-    #[test]
-    fn side_by_side_by_hand() {
-        // The resident expert is done at 2, the loaded one arrives at 4 and is done at 6. Second wave: loads arrive at 4
-        // and 8, done at 6 and 10.
-        let decode = pass(Overlap::Copies, Oversize::Waves, 4).decode;
-        assert_eq!(decode.seconds, 5.5 + 6.0 + 10.0);
-        assert_eq!((decode.compute_seconds, decode.exposed_seconds, decode.hidden_seconds), (13.5, 8.0, 4.0));
-        // The host needs 16 beside the 6 of the device.
-        let decode = pass(Overlap::Copies, Oversize::Bypass, 4).decode;
-        assert_eq!((decode.seconds, decode.host_seconds), (5.5 + 16.0, 10.0));
-    }
-
-    #[test]
-    fn layers_without_costs_and_impossible_costs_are_refused() {
-        let mut timeline = Timeline::new(costs(Overlap::None)).unwrap();
-        let error = timeline.layer(LayerId(1), &Plan::default(), 0).unwrap_err().to_string();
-        assert_eq!(error, "layer 1 is out of range, the trace has 1 MoE layers");
-        let refused = |change: fn(&mut CostModel)| {
-            let mut costs = costs(Overlap::None);
-            change(&mut costs);
-            Timeline::new(costs).unwrap_err().to_string()
+    /// Lets the host compute an expert that would arrive at some second, if it shall.
+    fn by_host(&self, clocks: &mut Clocks, arrival: f64, uses: u64) -> bool {
+        let done = clocks.host + self.costs.host_expert.seconds(1, uses);
+        let shall = match (self.costs.overlap, self.while_loading) {
+            (Overlap::None, _) | (_, WhileLoading::Device) => false,
+            (_, WhileLoading::Host) => true,
+            (_, WhileLoading::Sooner) => done < clocks.device.max(arrival) + self.costs.device_expert.seconds(1, uses),
         };
-        assert_eq!(refused(|costs| costs.load_seconds[0] = -1.0), "load_seconds is -1, it must be at least 0");
-        assert_eq!(
-            refused(|costs| costs.head.seconds_each = f64::NAN),
-            "head.seconds_each is NaN, it must be at least 0"
-        );
-        assert_eq!(refused(|costs| costs.load_seconds.clear()), "there are no layers");
+        if shall {
+            clocks.host = done;
+        }
+        shall
     }
+}
+
+impl Clocks {
+    /// The device computes for some seconds, not before `arrival`.
+    fn device(&mut self, arrival: f64, seconds: f64) {
+        self.device = self.device.max(arrival) + seconds;
+        self.computed += seconds;
+    }
+}
+
+/// Tokens that an expert serves.
+fn uses(request: &Request<'_>, key: ExpertKey) -> u64 {
+    u64::from(request.uses(key))
 }
