@@ -292,7 +292,7 @@ fn the_machine_is_measured() {
     let directory = tempfile::tempdir().unwrap();
     let files = checkpoint(directory.path(), DType::F32);
     let disk = measure_disk(&files, SHAPE, DType::F32, names).unwrap();
-    let host = HostStore::from_store(&store(directory.path())).unwrap();
+    let host: Arc<dyn ExpertStore> = Arc::new(HostStore::from_store(&store(directory.path())).unwrap());
     let mut profile = measure("here", &host, &Device::Cpu).unwrap();
     // A fetch from host memory copies nothing, one from a file does.
     assert!(profile.disk.bytes_per_second > disk.bytes_per_second);
