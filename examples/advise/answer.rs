@@ -224,7 +224,7 @@ fn open(path: &Path, sequences: Option<usize>) -> Result<Box<dyn RoutingSource>>
     ensure!(!trace.is_empty(), "{} has no sequence; was its recording finished?", path.display());
     let Some(wanted) = sequences.filter(|&wanted| wanted < trace.len()) else { return Ok(trace) };
     ensure!(wanted > 0, "--sequences is 0, give at least 1");
-    let mut some = MemoryTrace::new(trace.geometry().clone());
+    let mut some = MemoryTrace::new(trace.geometry().clone()).with_domains(trace.domains());
     for number in 0..wanted {
         some.push(trace.sequence(number * trace.len() / wanted)?.to_buf())?;
     }

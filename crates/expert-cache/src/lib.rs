@@ -1,7 +1,8 @@
 //! Expert-cache policies, exact plans, simulators and one-pass hit-rate curves.
 //!
 //! An [`ExpertCache`] turns the set of experts that a token (or a batch) wants into a [`Plan`]: hits, loads with their
-//! slots and victims, bypasses. A [`Simulation`] counts the plans of a recorded trace; `moe-offload` executes them. The
+//! slots and victims, bypasses. A [`Simulation`] counts the plans of a recorded trace, a [`Timeline`] says how long they take, an
+//! [`Advisor`] which cache is fast enough; `moe-offload` executes them. The
 //! [`curve`] module gives hit rates at every capacity in one pass, in the convention of arXiv 2505.16056.
 //!
 //! ```

@@ -72,8 +72,8 @@ impl Timeline {
     /// Creates a clock at 0 for the pools of a simulation, which must hold every layer of the model.
     ///
     /// # Errors
-    /// [`CacheError::EmptyPool`], [`CacheError::DuplicateLayer`], [`CacheError::UncoveredLayer`]; [`CacheError::CostLayers`]
-    /// if the costs are of another number of layers; [`CacheError::Profile`] for a cost that is negative or not finite.
+    /// As [`Partition::new`]; [`CacheError::CostLayers`](crate::CacheError::CostLayers) if the costs are of another number of
+    /// layers; [`CacheError::Profile`](crate::CacheError::Profile) for a cost that is negative or not finite.
     pub fn new(costs: CostModel, pools: &[Pool]) -> Result<Timeline> {
         let partition = Partition::new(pools.to_vec())?;
         costs.check_layers(pools[0].geometry())?;
