@@ -124,6 +124,15 @@ struct Runtime {
     new_tokens: usize,
 }
 
+/// What rounds of runs gave.
+struct Measured {
+    resident: Best,
+    /// Of each case.
+    cases: Vec<Best>,
+    /// Of each store, a profile a round.
+    profiles: Vec<Vec<HardwareProfile>>,
+}
+
 /// The routing of the runs, and what each layer will want, for policies that know it.
 struct Recorded {
     trace: MemoryTrace,
@@ -145,17 +154,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     let recorded = Recorded::new(runtime.run(runtime.resident.clone())?.1)?;
-    let profiles = runtime.stores.iter().map(|(name, store)| Ok(measure(name, store, &Device::Cpu)?));
-    let profiles: Vec<HardwareProfile> = profiles.collect::<Result<_>>()?;
-    let (resident, measured) = runtime.measure(&cases, &recorded, arguments.rounds)?;
+    let Measured { resident, cases: measured, profiles } = runtime.measure(&cases, &recorded, arguments.rounds)?;
 
     let mut costs = Vec::new();
-    for (store, profile) in profiles.iter().enumerate() {
-        let mut of_store = CostModel::new(profile, &runtime.size()?, store == 1)?;
+    for (store, profiles) in profiles.iter().enumerate() {
+        let size = runtime.size()?;
+        let of_rounds = profiles.iter().map(|profile| CostModel::new(profile, &size, store == 1));
+        let mut of_store = medians(&of_rounds.collect::<Result<Vec<_>, _>>()?);
         recorded.calibrate(&mut of_store, &resident)?;
         println!(
             "{} store: {:.2} us a load, {:.2} us for the books of a layer; the rest {:.2} us a layer and {:.2} us a token",
-            profile.name,
+            runtime.stores[store].0,
             1e6 * of_store.load_seconds[0],
             1e6 * of_store.plan.call_seconds,
             1e6 * of_store.dense.call_seconds,
@@ -242,11 +251,16 @@ impl Runtime {
         Ok((best, recorder.finish()?))
     }
 
-    /// Runs the resident bank and all cases in turn, so that a machine that slows down does so for all.
-    fn measure(&self, cases: &[Case], recorded: &Recorded, rounds: usize) -> Result<(Best, Vec<Best>)> {
+    /// Measures the machine, runs the resident bank and all cases in turn, so that a machine that slows down does so for
+    /// all.
+    fn measure(&self, cases: &[Case], recorded: &Recorded, rounds: usize) -> Result<Measured> {
         let bar = progress_bar(rounds * (cases.len() + 1), "runs");
         let (mut resident, mut measured) = (Best::default(), vec![Best::default(); cases.len()]);
+        let mut profiles = vec![Vec::new(); self.stores.len()];
         for _ in 0..rounds {
+            for ((name, store), profiles) in self.stores.iter().zip(&mut profiles) {
+                profiles.push(measure(name, store, &Device::Cpu)?);
+            }
             resident.merge(self.run(self.resident.clone())?.0);
             bar.inc(1);
             for (case, best) in cases.iter().zip(&mut measured) {
@@ -260,7 +274,7 @@ impl Runtime {
             }
         }
         bar.finish_and_clear();
-        Ok((resident, measured))
+        Ok(Measured { resident, cases: measured, profiles })
     }
 }
 
@@ -316,6 +330,16 @@ impl Recorded {
         simulation.counts().iter().for_each(|layer| counts.merge(&layer.decode));
         Ok((timeline.speed().clone(), counts.hit_rate()))
     }
+}
+
+/// The median of each cost that is used.
+fn medians(costs: &[CostModel]) -> CostModel {
+    let of = |cost: fn(&CostModel) -> f64| median(costs.iter().map(cost));
+    let linear = |call_seconds, seconds_each| Linear { call_seconds: of(call_seconds), seconds_each: of(seconds_each) };
+    let mut all = CostModel::loads(vec![of(|one| one.load_seconds[0]); costs[0].load_seconds.len()], costs[0].overlap);
+    all.device_expert = linear(|one| one.device_expert.call_seconds, |one| one.device_expert.seconds_each);
+    all.plan = linear(|one| one.plan.call_seconds, |one| one.plan.seconds_each);
+    all
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {

@@ -89,9 +89,13 @@ proptest! {
 
     /// In so many bytes no online candidate is faster than the answer.
     #[test]
-    fn bytes_are_used_as_well_as_they_can(sequences in sequences(), bytes in 60u64..500) {
+    fn bytes_are_used_as_well_as_they_can(
+        sequences in sequences(), bytes in 60u64..500,
+        while_loading in prop_oneof![Just(WhileLoading::Device), Just(WhileLoading::Host), Just(WhileLoading::Sooner)],
+    ) {
         let trace = trace(&sequences);
         let choices = Choices {
+            while_loading,
             prefetchers: vec![PrefetcherKind::None, PrefetcherKind::Markov],
             prefetched_experts: 1,
             ..Choices::default()
@@ -105,6 +109,8 @@ proptest! {
                 let best = &survey.candidates[best];
                 prop_assert_eq!(best.speed.decode.mean_seconds(), fastest);
                 prop_assert!(best.setup.bytes <= bytes);
+                let counts = best.prefetches;
+                prop_assert!(counts.useful + counts.late + counts.useless <= counts.issued);
             }
             (Err(CacheError::NoCandidate { .. }), None) => prop_assert!(bytes < 80),
             other => prop_assert!(false, "{other:?}"),

@@ -150,13 +150,14 @@ impl Timeline {
         // Resident experts are there, on the way, or still queued.
         let (mut awaited, mut queued) = (None, Vec::new());
         for hit in plan.hits() {
-            match self.link.arrival(Copied { pool, key: hit.key }, started) {
+            let arrival = self.link.arrival(Copied { pool, key: hit.key }, started);
+            self.late += u64::from(hit.prefetched && arrival != Arrival::Here);
+            match arrival {
                 Arrival::Here => clocks.device(started, device.seconds(1, uses(request, hit.key))),
                 Arrival::At(second) => awaited = Some((hit.key, second)),
                 Arrival::Queued => queued.push(hit.key),
             }
         }
-        self.late += u64::from(awaited.is_some()) + queued.len() as u64;
         for evicted in plan.evictions() {
             self.link.cancel(Copied { pool, key: evicted.key });
         }
