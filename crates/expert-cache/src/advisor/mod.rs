@@ -48,7 +48,7 @@ pub struct Choices {
 }
 
 impl Default for Choices {
-    /// LRU, LFU and Belady, without prefetching and with a perfect oracle, in every layout at every capacity.
+    /// LRU, LFU and Belady without prefetching, in every layout at every capacity.
     fn default() -> Choices {
         Choices {
             policies: vec![PolicyKind::Lru, PolicyKind::Lfu, PolicyKind::Belady],
