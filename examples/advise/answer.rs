@@ -23,7 +23,7 @@ pub(crate) struct Arguments {
     trace: PathBuf,
 
     /// The model's sizes: gpt-oss-20b, qwen3-30b-a3b, the folder of a checkpoint (config.json), or a JSON file with
-    /// expert_bytes of each layer, expert_weights, dense_bytes, dense_weights, head_bytes, head_weights.
+    /// `expert_bytes` of each layer, `expert_weights`, `dense_bytes`, `dense_weights`, `head_bytes`, `head_weights`.
     #[arg(long, value_name = "MODEL")]
     model: String,
 

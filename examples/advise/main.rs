@@ -31,7 +31,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Find the smallest cache, its policy and prefetcher that make a model fast enough on a machine.
-    Answer(answer::Arguments),
+    Answer(Box<answer::Arguments>),
     /// Measure this machine, and write its profile.
     Measure(measure::Arguments),
     /// Predict the speed of the offloading runtime on this machine, run it, and compare.

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// A route trace of BigMoeOnEdge, with the columns residency and expert_bytes.
+    /// A route trace of `BigMoeOnEdge`, with the columns `residency` and `expert_bytes`.
     trace: PathBuf,
 
     /// Bytes of the recorded run's cache, which all layers share.

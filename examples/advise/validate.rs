@@ -348,6 +348,9 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     values[values.len() / 2]
 }
 
+/// One of a row's figures.
+type Figure = fn(&Row) -> Compared;
+
 fn report(rows: &[Row], resident: &Best) -> Result<String> {
     let mut table = table([
         "store",
@@ -380,7 +383,7 @@ fn report(rows: &[Row], resident: &Best) -> Result<String> {
     let mut text = table.to_string();
     let (decode, prefill) = (1e3 * resident.decode_seconds(), 1.0 / resident.prefill_seconds());
     write!(text, "\nresident: {decode:.3} ms a decoded token, {prefill:.0} prefilled tokens/s")?;
-    let kinds: [(&str, fn(&Row) -> Compared, f64); 2] =
+    let kinds: [(&str, Figure, f64); 2] =
         [("decode", |row| row.decode_ms, decode), ("prefill", |row| row.prefill_tokens_per_second, prefill)];
     for (name, of, resident) in kinds {
         let errors = || rows.iter().map(|row| of(row).error().abs());

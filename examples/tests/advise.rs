@@ -10,8 +10,8 @@ use expert_cache::{
     Simulation, Slots, Target, Timeline, Verdict,
 };
 use moe_model::{Checkpoint, GenerateOptions, Olmoe, Sampling, generate};
-use moe_offload::{ExpertBank, ExpertStore, HostStore, MappedStore, OffloadedExperts};
-use moe_trace::{MemoryTrace, Recorder, RoutingSource};
+use moe_offload::{ExpertBank, ExpertStore, HostStore, LayerCounters, MappedStore, OffloadedExperts};
+use moe_trace::{MemoryTrace, Recorder};
 
 const PROMPT: &str = "def main():\n    import os\n    return";
 
@@ -51,11 +51,11 @@ fn predicted_seconds_are_the_loads_of_the_runtime() {
         })
         .unwrap();
     let counters = bank.counters().unwrap();
-    let [prefill, decode] = [timeline.speed().prefill.exposed_seconds, timeline.speed().decode.exposed_seconds]
-        .map(|seconds| seconds as u64);
-    assert_eq!(prefill, counters.iter().map(|layer| layer.prefill.counts.loads).sum::<u64>());
-    assert_eq!(decode, counters.iter().map(|layer| layer.decode.counts.loads).sum::<u64>());
-    assert!(decode > 0);
+    let speed = timeline.speed();
+    let loads = |of: fn(&LayerCounters) -> u64| counters.iter().map(of).sum::<u64>() as f64;
+    assert_eq!(speed.prefill.exposed_seconds, loads(|layer| layer.prefill.counts.loads));
+    assert_eq!(speed.decode.exposed_seconds, loads(|layer| layer.decode.counts.loads));
+    assert!(speed.decode.exposed_seconds > 0.0);
 
     // Half a load a token and layer is allowed; a smaller cache than the answer is slower.
     let costs = CostModel { device_expert: Linear { call_seconds: 0.01, seconds_each: 0.0 }, ..costs };

@@ -120,12 +120,19 @@ impl Calls {
         turn(&hits, capacity, &mut Vec::new())?;
         turn(&misses, capacity, &mut Vec::new())?;
         let (mut resident_best, mut hit_best, mut miss_best) = (Vec::new(), Vec::new(), Vec::new());
-        // Turns alternate, so that a machine that slows down does so for all three.
+        // Turns alternate, so that a machine that slows down does so for all three; each bank has two in a row, so that it
+        // finds its weights in the processor's caches as the others do.
         for _ in 0..ROUNDS {
-            turn(&resident, capacity, &mut resident_best)?;
-            turn(&hits, capacity, &mut hit_best)?;
+            for _ in 0..2 {
+                turn(&resident, capacity, &mut resident_best)?;
+            }
+            for _ in 0..2 {
+                turn(&hits, capacity, &mut hit_best)?;
+            }
             // More experts than slots, in a cycle: never a hit.
-            turn(&misses, shape.experts, &mut miss_best)?;
+            for _ in 0..2 {
+                turn(&misses, shape.experts, &mut miss_best)?;
+            }
         }
         let [resident, hit, miss] = [resident_best, hit_best, miss_best].map(|best| middle(best) / width as f64);
         Ok(Calls { resident, hit, miss, width })
