@@ -217,6 +217,77 @@ pub enum CacheError {
     /// Something else than a profile.
     #[error("not a profile of residents")]
     Json(#[from] serde_json::Error),
+    /// A budget for no layer.
+    #[error("there are no layers")]
+    NoLayers,
+    /// Costs of another model.
+    #[error("the costs are of {found} layers, the model has {expected}")]
+    CostLayers {
+        /// Layers of the costs.
+        found: usize,
+        /// MoE layers of the model.
+        expected: usize,
+    },
+    /// A layer whose values cannot be compared.
+    #[error("value of layer {layer}: {problem}")]
+    LayerValue {
+        /// The layer.
+        layer: usize,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A budget that does not suffice for one slot a layer.
+    #[error("{bytes} bytes are too few, one slot a layer takes {least}")]
+    Budget {
+        /// Bytes of the budget.
+        bytes: u64,
+        /// Bytes of one slot a layer.
+        least: u64,
+    },
+    /// Nothing to choose from.
+    #[error("there is no {what} to try")]
+    NoChoice {
+        /// What is missing.
+        what: &'static str,
+    },
+    /// A budget in which nothing was tried.
+    #[error("nothing was tried in {bytes} bytes or fewer")]
+    NoCandidate {
+        /// Bytes of the budget.
+        bytes: u64,
+    },
+    /// A name that no layout has.
+    #[error("there is no layout {name:?}, known are {}", crate::Layout::ALL.map(|layout| layout.to_string()).join(", "))]
+    UnknownLayout {
+        /// The name.
+        name: String,
+    },
+    /// A target or an option of a bootstrap that cannot be.
+    #[error("{field} is {value}, it must be {limit}")]
+    Figure {
+        /// The figure.
+        field: &'static str,
+        /// Its value.
+        value: f64,
+        /// What it may be.
+        limit: &'static str,
+    },
+    /// A figure that no machine has.
+    #[error("{field} is {value}, it must be {limit}")]
+    Profile {
+        /// The figure.
+        field: &'static str,
+        /// Its value.
+        value: f64,
+        /// What it may be.
+        limit: &'static str,
+    },
+    /// A name that no preset has.
+    #[error("there is no preset {name:?}, known are {}", crate::HardwareProfile::presets().collect::<Vec<_>>().join(", "))]
+    UnknownPreset {
+        /// The name.
+        name: String,
+    },
     /// A sequence of the trace cannot be read.
     #[error("cannot read the trace")]
     Trace(#[from] moe_trace::TraceError),

@@ -1,7 +1,8 @@
 //! Expert-cache policies, exact plans, simulators and one-pass hit-rate curves.
 //!
 //! An [`ExpertCache`] turns the set of experts that a token (or a batch) wants into a [`Plan`]: hits, loads with their
-//! slots and victims, bypasses. A [`Simulation`] counts the plans of a recorded trace; `moe-offload` executes them. The
+//! slots and victims, bypasses. A [`Simulation`] counts the plans of a recorded trace, a [`Timeline`] says how long they take, an
+//! [`Advisor`] which cache is fast enough; `moe-offload` executes them. The
 //! [`curve`] module gives hit rates at every capacity in one pass, in the convention of arXiv 2505.16056.
 //!
 //! ```
@@ -29,6 +30,8 @@
 
 #![forbid(unsafe_code)]
 
+mod advisor;
+mod budget;
 mod cache;
 pub mod curve;
 mod error;
@@ -48,7 +51,10 @@ mod serving;
 mod simulate;
 mod sizes;
 mod sweep;
+mod time;
 
+pub use advisor::{Advisor, Candidate, Choices, Figure, Layout, Setup, Slots, SpeedBootstrap, Survey, Target, Verdict};
+pub use budget::{Allocation, LayerValue, best_allocation, uniform_allocation};
 pub use cache::{ExpertCache, Oversize};
 pub use error::{CacheError, Result};
 pub use key::{ExpertKey, SlotId};
@@ -71,6 +77,10 @@ pub use serving::{Demand, Serving, for_each_request};
 pub use simulate::{Counts, MassCounts, PhaseCounts, PrefetchCounts, Prefetched, Prefetching, Served, Simulation};
 pub use sizes::ExpertSizes;
 pub use sweep::{PolicySweep, PoolSweep, Sweep};
+pub use time::{
+    CostModel, HardwareProfile, Linear, ModelSize, Overlap, Pass, PhaseSpeed, Processor, Speed, Timeline, Transfer,
+    WhileLoading,
+};
 
 /// The examples of the guides are tests.
 #[cfg(doctest)]

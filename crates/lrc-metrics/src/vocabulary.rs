@@ -196,7 +196,7 @@ impl Accumulator for Vocabulary {
         let ids = match self.token {
             VocabularyToken::Input => sequence.token_ids(),
             VocabularyToken::Next => sequence.token_ids().map(|ids| ids.get(1..).unwrap_or_default()),
-            VocabularyToken::Predicted => None,
+            VocabularyToken::Predicted => sequence.predictions(),
         };
         self.update_tokens(sequence, ids.ok_or(MetricError::NoTokenIds { token: self.token })?)
     }

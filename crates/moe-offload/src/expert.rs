@@ -1,6 +1,6 @@
 //! One expert: its shape, its weights, its arithmetic.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::ops::silu;
 
 use crate::{OffloadError, Result};
@@ -79,6 +79,15 @@ impl ExpertWeights {
     /// The projections: gate, up, down.
     pub fn projections(&self) -> [&Tensor; 3] {
         [&self.gate, &self.up, &self.down]
+    }
+
+    /// The same weights on `device`; nothing is copied if they are there.
+    ///
+    /// # Errors
+    /// A device that has no room.
+    pub fn to_device(&self, device: &Device) -> Result<ExpertWeights> {
+        let [gate, up, down] = self.projections().map(|projection| projection.to_device(device));
+        Ok(ExpertWeights { gate: gate?, up: up?, down: down? })
     }
 
     /// Sends tokens `[tokens, hidden]` through the expert.

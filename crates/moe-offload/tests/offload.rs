@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use expert_cache::{ExpertCache, Oversize, PolicyKind, Pool, PoolShape, Requests, Simulation};
 use moe_offload::{
     ExpertBank, ExpertShape, ExpertStore, ExpertWeights, HostStore, MappedStore, OffloadError, OffloadedExperts,
-    ResidentExperts, Result, Routes,
+    ResidentExperts, Result, Routes, measure, measure_disk,
 };
 use moe_trace::{ExpertId, Geometry, LayerId, MemoryTrace, Phase, RoutingSource, SequenceBuf};
 
@@ -287,4 +287,19 @@ fn a_call_of_no_token_asks_nobody() {
     let routes = Routes::new(vec![], none(2), Phase::Decode).unwrap();
     assert_eq!(bank.forward(LayerId(0), &none(8), &routes).unwrap().dims(), [0, 8]);
     assert_eq!(bank.counters().unwrap()[0].counts().total().requests, 0);
+}
+
+#[test]
+fn the_machine_is_measured() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = checkpoint(directory.path(), DType::F32);
+    let disk = measure_disk(&files, SHAPE, DType::F32, names).unwrap();
+    let host: Arc<dyn ExpertStore> = Arc::new(HostStore::from_store(&store(directory.path())).unwrap());
+    let mut profile = measure("here", &host, &Device::Cpu).unwrap();
+    // A fetch from host memory copies nothing, one from a file does.
+    assert!(profile.disk.bytes_per_second > disk.bytes_per_second);
+    profile.disk = disk;
+    profile.check().unwrap();
+    let missing = measure_disk(&[directory.path().join("c")], SHAPE, DType::F32, names).unwrap_err();
+    assert!(matches!(missing, OffloadError::Io { .. }));
 }

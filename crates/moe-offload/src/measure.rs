@@ -1,0 +1,252 @@
+//! Measures what the machine does with the experts of a model.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
+use expert_cache::{HardwareProfile, Linear, Overlap, Oversize, PolicyKind, PoolShape, Processor, SlotId, Transfer};
+use moe_trace::{ExpertId, LayerId, Phase};
+use rustix::fs::{Advice, fadvise};
+
+use crate::slots::SlotTensors;
+use crate::{
+    ExpertBank, ExpertShape, ExpertStore, ExpertWeights, MappedStore, OffloadError, OffloadedExperts, ResidentExperts,
+    Result, Routes,
+};
+
+/// Experts that are timed, at most.
+const EXPERTS: usize = 256;
+/// Times that each is timed; the best counts, since other work of the machine only ever adds to it.
+const ROUNDS: usize = 20;
+/// Layers whose banks are timed, at most.
+const LAYERS: usize = 4;
+/// Experts of a call of a bank, at most.
+const WIDTH: usize = 4;
+/// Tokens of the larger batch.
+const BATCH: usize = 64;
+/// Differences below a nanosecond count as one.
+const RESOLUTION_SECONDS: f64 = 1e-9;
+/// Sizes of an expert that costs nothing but its call.
+const TINY: ExpertShape = ExpertShape { layers: 1, experts: 1, hidden: 8, intermediate: 8 };
+
+/// Measures what `device` takes for experts and loads, and the host for experts, in the way that the banks use them.
+///
+/// A load costs what a call of [`OffloadedExperts`] with a miss takes longer than one with a hit; keeping the books of a
+/// cache costs what a call with a hit takes longer than one of [`ResidentExperts`]. Experts of the store are used one
+/// after the other, so that the processors' caches are as cold as in use; of each the best of some rounds counts, and of
+/// all the median. The disk counts as fast as
+/// fetching from the store; [`measure_disk`] measures a checkpoint on disk. The runtime does not run copies beside
+/// compute, and so says the profile.
+///
+/// # Errors
+/// Experts that cannot be fetched; a device that has no room for a quarter of the experts of four layers.
+pub fn measure(name: &str, store: &Arc<dyn ExpertStore>, device: &Device) -> Result<HardwareProfile> {
+    let shape = store.shape();
+    shape.check()?;
+    let calls = Calls::measure(store, device)?;
+    let experts: Vec<(LayerId, ExpertId)> = expert_ids(shape).take(EXPERTS).collect();
+    let fetch = median(&experts, |&(layer, expert)| store.fetch(layer, expert).map(drop))?;
+    let weights = experts.iter().map(|&(layer, expert)| store.fetch(layer, expert)).collect::<Result<Vec<_>>>()?;
+    let tiny_slots = SlotTensors::new(1, TINY, store.dtype(), device)?;
+    let tiny_host = SlotTensors::new(1, TINY, store.dtype(), &Device::Cpu)?.get(SlotId(0)).clone();
+    let latency = median(&vec![(); weights.len()], |()| {
+        tiny_slots.load(SlotId(0), &tiny_host)?;
+        Ok(device.synchronize()?)
+    })?;
+
+    let bytes = shape.expert_bytes(store.dtype()) as f64;
+    let load = calls.miss - calls.hit - fetch;
+    let on_device = weights.iter().map(|weights| weights.to_device(device)).collect::<Result<Vec<_>>>()?;
+    let latency_seconds = latency.min(load / 2.0).max(0.0);
+    Ok(HardwareProfile {
+        name: name.to_owned(),
+        link: Transfer { latency_seconds, bytes_per_second: rate(bytes, load - latency_seconds) },
+        disk: Transfer { latency_seconds: 0.0, bytes_per_second: rate(bytes, fetch) },
+        device: processor(&on_device, tiny_slots.get(SlotId(0)), shape, store.dtype(), device)?,
+        host: processor(&weights, &tiny_host, shape, store.dtype(), &Device::Cpu)?,
+        plan: Linear { call_seconds: (calls.hit - calls.resident).max(0.0) * calls.width as f64, seconds_each: 0.0 },
+        overlap: Overlap::None,
+    })
+}
+
+/// Seconds that a bank takes for one token, by expert that it wants.
+struct Calls {
+    resident: f64,
+    hit: f64,
+    miss: f64,
+    /// Experts of a call.
+    width: usize,
+}
+
+impl Calls {
+    /// Times three banks of the same slots, each with all of its experts in turn.
+    fn measure(store: &Arc<dyn ExpertStore>, device: &Device) -> Result<Calls> {
+        let store = Arc::new(FirstLayers { layers: store.shape().layers.min(LAYERS), store: Arc::clone(store) });
+        let shape = store.shape();
+        let capacity = shape.experts.div_ceil(4);
+        let width = capacity.min(WIDTH);
+        let offloaded = || {
+            let policy = |_| PolicyKind::Lru.build(PoolShape { layers: 1, experts: shape.experts }, capacity, None);
+            OffloadedExperts::new(store.clone(), device, capacity, Oversize::Waves, policy)
+        };
+        let mut resident = Vec::new();
+        for layer in layer_ids(shape.layers) {
+            let expert = |expert| store.fetch(layer, expert)?.to_device(device);
+            resident.push(expert_ids_of(capacity).map(expert).collect::<Result<_>>()?);
+        }
+        let (resident, hits, misses) = (ResidentExperts::new(resident), offloaded()?, offloaded()?);
+        let hidden = Tensor::ones((1, shape.hidden), store.dtype(), device)?;
+        let weights = Tensor::ones((1, width), store.dtype(), device)?;
+        let ids: Vec<u16> = expert_ids_of(shape.experts).map(|expert| expert.0).collect();
+        let turn = |bank: &dyn ExpertBank, experts: usize, best: &mut Vec<f64>| -> Result<()> {
+            let calls = ids[..experts]
+                .chunks_exact(width)
+                .flat_map(|experts| layer_ids(shape.layers).map(move |layer| (layer, experts)));
+            for (number, (layer, experts)) in calls.enumerate() {
+                let routes = Routes::new(experts.to_vec(), weights.clone(), Phase::Decode)?;
+                let started = Instant::now();
+                bank.forward(layer, &hidden, &routes)?;
+                device.synchronize()?;
+                let seconds = started.elapsed().as_secs_f64();
+                match best.get_mut(number) {
+                    Some(best) => *best = best.min(seconds),
+                    None => best.push(seconds),
+                }
+            }
+            Ok(())
+        };
+        turn(&hits, capacity, &mut Vec::new())?;
+        turn(&misses, capacity, &mut Vec::new())?;
+        let (mut resident_best, mut hit_best, mut miss_best) = (Vec::new(), Vec::new(), Vec::new());
+        // Turns alternate, so that a machine that slows down does so for all three; each bank has two in a row, so that it
+        // finds its weights in the processor's caches as the others do.
+        for _ in 0..ROUNDS {
+            for _ in 0..2 {
+                turn(&resident, capacity, &mut resident_best)?;
+            }
+            for _ in 0..2 {
+                turn(&hits, capacity, &mut hit_best)?;
+            }
+            // More experts than slots, in a cycle: never a hit.
+            for _ in 0..2 {
+                turn(&misses, shape.experts, &mut miss_best)?;
+            }
+        }
+        let [resident, hit, miss] = [resident_best, hit_best, miss_best].map(|best| middle(best) / width as f64);
+        Ok(Calls { resident, hit, miss, width })
+    }
+}
+
+/// A store of fewer layers.
+#[derive(Debug)]
+struct FirstLayers {
+    layers: usize,
+    store: Arc<dyn ExpertStore>,
+}
+
+impl ExpertStore for FirstLayers {
+    fn shape(&self) -> ExpertShape {
+        ExpertShape { layers: self.layers, ..self.store.shape() }
+    }
+
+    fn dtype(&self) -> DType {
+        self.store.dtype()
+    }
+
+    fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights> {
+        self.store.fetch(layer, expert)
+    }
+}
+
+/// Measures reading experts from the checkpoint `files` after the operating system was asked to forget them, one expert
+/// after the other in the order of execution.
+///
+/// Pages that another open store has mapped and touched stay in memory, and read faster; measure before opening one.
+///
+/// # Errors
+/// As [`MappedStore::open`], and [`OffloadError::Io`] if the operating system refuses.
+pub fn measure_disk(
+    files: &[PathBuf],
+    shape: ExpertShape,
+    dtype: DType,
+    names: impl Fn(LayerId, ExpertId) -> [String; 3],
+) -> Result<Transfer> {
+    for path in files {
+        let io = |source| OffloadError::Io { path: path.clone(), source };
+        let file = File::open(path).map_err(io)?;
+        // Pages that were written and not yet synced cannot be dropped.
+        file.sync_all().map_err(io)?;
+        fadvise(&file, 0, None, Advice::DontNeed).map_err(|error| io(error.into()))?;
+    }
+    let store = MappedStore::open(files, shape, dtype, names)?;
+    let mut bytes = 0;
+    let started = Instant::now();
+    for (layer, expert) in expert_ids(shape).take(EXPERTS) {
+        store.fetch(layer, expert)?;
+        bytes += shape.expert_bytes(dtype);
+    }
+    Ok(Transfer { latency_seconds: 0.0, bytes_per_second: rate(bytes as f64, started.elapsed().as_secs_f64()) })
+}
+
+fn rate(amount: f64, seconds: f64) -> f64 {
+    amount / seconds.max(RESOLUTION_SECONDS)
+}
+
+fn expert_ids(shape: ExpertShape) -> impl Iterator<Item = (LayerId, ExpertId)> {
+    let experts = move |layer| expert_ids_of(shape.experts).map(move |expert| (layer, expert));
+    layer_ids(shape.layers).flat_map(experts)
+}
+
+fn expert_ids_of(experts: usize) -> impl Iterator<Item = ExpertId> {
+    (0..).take(experts).map(ExpertId)
+}
+
+fn layer_ids(layers: usize) -> impl Iterator<Item = LayerId> {
+    (0..).take(layers).map(LayerId)
+}
+
+fn processor(
+    experts: &[ExpertWeights],
+    tiny: &ExpertWeights,
+    shape: ExpertShape,
+    dtype: DType,
+    device: &Device,
+) -> Result<Processor> {
+    let seconds = |experts: &[ExpertWeights], tokens: usize, hidden: usize| {
+        let tokens = Tensor::ones((tokens, hidden), dtype, device)?;
+        median(experts, |expert| {
+            expert.forward(&tokens)?;
+            Ok(device.synchronize()?)
+        })
+    };
+    let call_seconds = seconds(&vec![tiny.clone(); experts.len()], 1, TINY.hidden)?;
+    let one = seconds(experts, 1, shape.hidden)?;
+    let batch = seconds(experts, BATCH, shape.hidden)?;
+    let each = (batch - one) / (BATCH - 1) as f64;
+    Ok(Processor {
+        call_seconds,
+        bytes_per_second: rate(shape.expert_bytes(dtype) as f64, one - call_seconds - each),
+        operations_per_second: rate((6 * shape.hidden * shape.intermediate) as f64, each),
+    })
+}
+
+/// Median over the items of the seconds of `run`, the best of some rounds; the items take turns, as experts do in use.
+fn median<T>(items: &[T], run: impl Fn(&T) -> Result<()>) -> Result<f64> {
+    let mut best = vec![f64::INFINITY; items.len()];
+    for _ in 0..ROUNDS {
+        for (item, best) in items.iter().zip(&mut best) {
+            let started = Instant::now();
+            run(item)?;
+            *best = best.min(started.elapsed().as_secs_f64());
+        }
+    }
+    Ok(middle(best))
+}
+
+/// The median of some seconds, of which there is at least one.
+fn middle(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_unstable_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
+}
