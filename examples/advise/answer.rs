@@ -50,8 +50,9 @@ pub(crate) struct Arguments {
     #[arg(long, value_parser = parse_bytes, conflicts_with = "bytes")]
     budget: Option<u64>,
 
-    /// Policies to try; those that know the future (belady, look-ahead-N) are the bounds to compare with.
-    #[arg(long, value_delimiter = ',', default_value = "lru,lfu,belady")]
+    /// Policies to try; those that know the future (belady, belady-bypass, look-ahead-N)
+    /// are the bounds to compare with.
+    #[arg(long, value_delimiter = ',', default_value = "lru,lfru-32,s3-fifo,belady,belady-bypass")]
     policies: Vec<PolicyKind>,
 
     /// Prefetchers to try: none, previous-token, next-layer, markov, history-PASSES; oracle-ACCURACY is a bound.

@@ -33,7 +33,7 @@ fn fixture() -> Fixture {
 
 /// Serves the sequences one after the other: a prompt as one prefill, then token by token. Returns the bits of all
 /// logits and the routing.
-fn serve(fixture: &Fixture, bank: Arc<dyn ExpertBank>) -> (Vec<u32>, MemoryTrace) {
+fn serve<B: ExpertBank + 'static>(fixture: &Fixture, bank: &Arc<B>) -> (Vec<u32>, MemoryTrace) {
     let vb = fixture.checkpoint.var_builder(DType::F32, &Device::Cpu).unwrap();
     let model = Olmoe::new(fixture.checkpoint.config(), &vb, bank.clone()).unwrap();
     let mut recorder = Recorder::new(MemoryTrace::new(fixture.checkpoint.config().geometry()));
@@ -59,7 +59,7 @@ fn offloading_changes_no_bit_and_hits_equal_the_simulation_for_every_policy() {
     let checkpoint = &fixture.checkpoint;
     let (shape, geometry) = (checkpoint.config().expert_shape(), checkpoint.config().geometry());
     let resident = Arc::new(checkpoint.resident_experts(DType::F32, &Device::Cpu).unwrap());
-    let (expected_bits, expected_trace) = serve(&fixture, resident);
+    let (expected_bits, expected_trace) = serve(&fixture, &resident);
     let names = |layer, expert| checkpoint.expert_names(layer, expert);
     let mapped: Arc<dyn ExpertStore> =
         Arc::new(MappedStore::open(checkpoint.files(), shape, DType::F32, names).unwrap());
@@ -83,7 +83,7 @@ fn offloading_changes_no_bit_and_hits_equal_the_simulation_for_every_policy() {
         };
         let bank = OffloadedExperts::new(Arc::clone(store), &Device::Cpu, capacity, oversize, policy).unwrap();
         let bank = Arc::new(bank);
-        let (bits, trace) = serve(&fixture, bank.clone());
+        let (bits, trace) = serve(&fixture, &bank);
         assert!(bits == expected_bits, "{case}: logits differ");
         assert!(trace == expected_trace, "{case}: routing differs");
         for (layer, counters) in geometry.layer_ids().zip(bank.counters().unwrap()) {

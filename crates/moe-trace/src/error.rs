@@ -223,11 +223,11 @@ pub enum TraceError {
         /// Where in the file.
         place: Place,
         /// Column, key or array.
-        field: String,
+        field: Box<str>,
         /// What was found.
-        value: String,
+        value: Box<str>,
         /// What is allowed.
-        limit: String,
+        limit: Box<str>,
     },
     /// A foreign file is not well-formed.
     #[error("{path}: not a readable {format} file")]

@@ -48,10 +48,16 @@ pub struct Choices {
 }
 
 impl Default for Choices {
-    /// LRU, LFU and Belady without prefetching, in every layout at every capacity.
+    /// LRU, a fading frequency, S3-FIFO and both optima without prefetching, in every layout at every capacity.
     fn default() -> Choices {
         Choices {
-            policies: vec![PolicyKind::Lru, PolicyKind::Lfu, PolicyKind::Belady],
+            policies: vec![
+                PolicyKind::Lru,
+                PolicyKind::Lfru { memory: 32 },
+                PolicyKind::S3Fifo,
+                PolicyKind::Belady,
+                PolicyKind::BeladyBypass,
+            ],
             prefetchers: vec![PrefetcherKind::None],
             prefetched_experts: 4,
             prefetch_ahead: 1,
@@ -77,7 +83,8 @@ impl Default for Choices {
 /// let mut costs = CostModel::loads(vec![1.0], Overlap::Copies);
 /// costs.device_expert = Linear { call_seconds: 1.0, seconds_each: 0.0 };
 ///
-/// let choices = Choices { layouts: vec![Layout::Uniform], ..Choices::default() };
+/// let policies = vec![PolicyKind::Lru, PolicyKind::Belady];
+/// let choices = Choices { policies, layouts: vec![Layout::Uniform], ..Choices::default() };
 /// let advisor = Advisor::new(&trace, costs, vec![1000], choices)?;
 /// let survey = advisor.survey(&|_, _| ())?;
 /// let Verdict::Met { best } = survey.answer(Target::TokensPerSecond(0.9), None)? else { panic!() };

@@ -60,7 +60,8 @@ proptest! {
     #[test]
     fn answers_are_those_of_trying_everything(sequences in sequences(), target in 0.05f64..0.6, most in 1usize..6) {
         let trace = trace(&sequences);
-        let choices = Choices { layouts: vec![Layout::Uniform], ..Choices::default() };
+        let policies = vec![PolicyKind::Lru, PolicyKind::Lfu, PolicyKind::Belady];
+        let choices = Choices { policies, layouts: vec![Layout::Uniform], ..Choices::default() };
         let advisor = Advisor::new(&trace, costs(), vec![30, 50], choices).unwrap();
         let survey = advisor.survey(&|_, _| ()).unwrap();
         let budget = 80 * most as u64;

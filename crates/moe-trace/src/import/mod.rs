@@ -146,11 +146,11 @@ fn in_file(path: &Path, error: TraceError) -> TraceError {
 }
 
 /// A [`TraceError::Record`], the value shortened.
-fn record(path: &Path, place: Place, field: &str, value: &str, limit: impl Into<String>) -> TraceError {
+fn record(path: &Path, place: Place, field: &str, value: &str, limit: impl Into<Box<str>>) -> TraceError {
     const LONGEST: usize = 80;
     let shown: String = value.chars().take(LONGEST).collect();
     let value = if shown.len() < value.len() { format!("{shown}...") } else { shown };
-    TraceError::Record { path: path.to_owned(), place, field: field.to_owned(), value, limit: limit.into() }
+    TraceError::Record { path: path.to_owned(), place, field: field.into(), value: value.into(), limit: limit.into() }
 }
 
 /// Turns an I/O error into a [`TraceError::Io`].
