@@ -26,10 +26,10 @@ const MOST_RESAMPLES: usize = 100_000;
 ///
 /// Resample `b` draws from stream `b` of a `ChaCha8` generator, so the result does not depend on the number of threads.
 ///
-/// What is drawn is the part of each sequence in the sums that figures are made of, not the trace; above 128 sequences,
-/// the part of each of 128 groups of sequences, chosen by a hash of the sequence. Groups are as independent as the
-/// sequences in them, so an interval keeps its meaning; its width is that of 128 draws and so uncertain to
-/// `1 / sqrt(2 * 127)` = 6 % of itself, beside the 4 % that 1,000 resamples leave.
+/// What is drawn is the part of each sequence in the sums that figures are made of, not the trace; above 96 sequences,
+/// the part of each of 96 groups of sequences, chosen by a hash of the sequence. Groups are as independent as the
+/// sequences in them, so an interval keeps its meaning; its width is that of 96 draws and so uncertain to
+/// `1 / sqrt(2 * 95)` = 7 % of itself, beside the 4 % that 1,000 resamples leave.
 ///
 /// # References
 /// Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 5.2.

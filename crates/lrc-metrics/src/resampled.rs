@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Sequences or groups of sequences that are resampled.
-const GROUPS: usize = 128;
+const GROUPS: usize = 96;
 
 /// A report with the bounds of the interval of each of its figures.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ pub struct Intervals<R> {
 
 /// Any accumulator, so that the figures that are computed from it have confidence intervals.
 ///
-/// It keeps one accumulator for each sequence, or for each of 128 groups of sequences once there are more. A resample is
+/// It keeps one accumulator for each sequence, or for each of 96 groups of sequences once there are more. A resample is
 /// a merge of them, each as often as it is drawn, and a report is computed from it as from the whole: so whatever an
 /// accumulator reports has an interval, and so has what is derived from it, or from two accumulators: a correlation, a
 /// distance to a null, a domain relative to the corpus.
@@ -35,7 +35,7 @@ pub struct Intervals<R> {
 /// [`Bootstrap`].
 ///
 /// # Complexity
-/// A sequence costs what the accumulator costs. Memory is that of 128 accumulators. Intervals cost 128 merges and a
+/// A sequence costs what the accumulator costs. Memory is that of 96 accumulators. Intervals cost 96 merges and a
 /// report for each resample; [`TraceIntervals`](crate::TraceIntervals) does the same for
 /// [`TraceMetrics`](crate::TraceMetrics) in a fraction of the time.
 ///

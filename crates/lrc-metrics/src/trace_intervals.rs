@@ -21,8 +21,8 @@ pub type MetricsIntervals = Intervals<MetricsReport>;
 
 /// [`TraceMetrics`] that can say how much of each figure is chance, at every level down to single experts.
 ///
-/// Instead of one sum over the trace it keeps the sums of each sequence, as long as there are at most 128 of them; with
-/// more, the sums of 128 groups of sequences, formed by a hash of the sequence (64 or 32 groups where one group would
+/// Instead of one sum over the trace it keeps the sums of each sequence, as long as there are at most 96 of them; with
+/// more, the sums of 96 groups of sequences, formed by a hash of the sequence (64 or 32 groups where one group would
 /// have more than 2^20 or 2^21 numbers). [`finish`](TraceIntervals::finish) resamples sequences or groups.
 ///
 /// # Formula
@@ -160,7 +160,7 @@ fn sums_of(metrics: &TraceMetrics, lengths: &[usize]) -> usize {
 /// Groups for rows of so many numbers: fewer for the largest models, whose rows are some 10 MB each.
 fn groups_of(sums: usize) -> usize {
     match sums {
-        0..=0x10_0000 => 128,
+        0..=0x10_0000 => 96,
         0x10_0001..=0x20_0000 => 64,
         _ => 32,
     }

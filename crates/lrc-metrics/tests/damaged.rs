@@ -234,8 +234,8 @@ fn trace_intervals() {
     damage(
         &metrics,
         &[
-            ("\"grouped\":false", "\"grouped\":true", "number of rows is 1, expected 128..=128"),
-            ("\"limit\":128", "\"limit\":64", "number of groups is 64, expected 128"),
+            ("\"grouped\":false", "\"grouped\":true", "number of rows is 1, expected 96..=96"),
+            ("\"limit\":96", "\"limit\":64", "number of groups is 64, expected 96"),
             ("\"lengths\":[2]", "\"lengths\":[0]", "window length is 0, expected 1..=4096"),
             // A is used by three windows and twice by one of them, B once by two.
             ("\"at_least\":[3,1,2,0,1]", "\"at_least\":[3,1,2]", "number of counts is 3, expected 4"),
