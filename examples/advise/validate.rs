@@ -14,7 +14,9 @@ use expert_cache::{
 };
 use moe_examples::{progress_bar, table};
 use moe_model::{Checkpoint, GenerateOptions, Olmoe, OlmoeConfig, Sampling, generate};
-use moe_offload::{ExpertBank, ExpertStore, HostStore, MappedStore, OffloadedExperts, ResidentExperts, measure};
+use moe_offload::{
+    ExpertBank, ExpertStore, HostStore, MappedStore, OffloadedExperts, ResidentExperts, WeightType, measure,
+};
 use moe_trace::{LayerId, MemoryTrace, Recorder, RoutingSource};
 use serde::{Deserialize, Serialize};
 
@@ -222,7 +224,7 @@ impl Runtime {
     fn size(&self) -> Result<ModelSize> {
         let shape = self.config.expert_shape();
         Ok(ModelSize {
-            expert_bytes: vec![u64::try_from(shape.expert_bytes(DType::F32))?; shape.layers],
+            expert_bytes: vec![u64::try_from(shape.expert_bytes(WeightType::F32))?; shape.layers],
             expert_weights: 3 * (shape.hidden * shape.intermediate) as u64,
             dense_bytes: 0,
             dense_weights: 0,

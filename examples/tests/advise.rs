@@ -10,7 +10,7 @@ use expert_cache::{
     Simulation, Slots, Target, Timeline, Verdict,
 };
 use moe_model::{Checkpoint, GenerateOptions, Olmoe, Sampling, generate};
-use moe_offload::{ExpertBank, ExpertStore, HostStore, LayerCounters, MappedStore, OffloadedExperts};
+use moe_offload::{ExpertBank, ExpertStore, HostStore, LayerCounters, MappedStore, OffloadedExperts, WeightType};
 use moe_trace::{MemoryTrace, Recorder};
 
 const PROMPT: &str = "def main():\n    import os\n    return";
@@ -64,7 +64,7 @@ fn predicted_seconds_are_the_loads_of_the_runtime() {
         layouts: vec![Layout::Uniform],
         ..Choices::default()
     };
-    let bytes = vec![shape.expert_bytes(DType::F32) as u64; geometry.layers()];
+    let bytes = vec![shape.expert_bytes(WeightType::F32) as u64; geometry.layers()];
     let survey = Advisor::new(&trace, costs, bytes, choices).unwrap().survey(&|_, _| ()).unwrap();
     let Verdict::Met { best } = survey.answer(Target::TokensPerSecond(0.5), None).unwrap() else { panic!() };
     let Slots::PerLayer(slots) = &survey.candidates[best].setup.slots else { panic!() };

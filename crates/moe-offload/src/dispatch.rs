@@ -90,9 +90,19 @@ impl Dispatch {
 }
 
 impl Group {
+    /// The rows of the tokens.
+    pub(crate) fn rows(&self) -> &[u32] {
+        &self.tokens
+    }
+
     /// The rows of `hidden` that the expert serves.
     pub(crate) fn gather(&self, hidden: &Tensor) -> Result<Tensor> {
-        let tokens = Tensor::from_slice(&self.tokens, self.tokens.len(), hidden.device())?;
-        Ok(hidden.index_select(&tokens, 0)?)
+        gather(hidden, &self.tokens)
     }
+}
+
+/// Rows of `hidden` in the order given.
+pub(crate) fn gather(hidden: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    let rows = Tensor::from_slice(rows, rows.len(), hidden.device())?;
+    Ok(hidden.index_select(&rows, 0)?)
 }

@@ -88,6 +88,39 @@ pub enum OffloadError {
         /// Its type.
         dtype: String,
     },
+    /// A name that no weight type has.
+    #[error("{name} is no weight type, known are {}", crate::WeightType::ALL.map(crate::WeightType::name).join(", "))]
+    WeightTypeName {
+        /// The name.
+        name: String,
+    },
+    /// Rows that are not made of whole quantized blocks.
+    #[error("rows of {columns} weights are no multiple of the {block} of a block of {weights}")]
+    Blocks {
+        /// The weight type.
+        weights: crate::WeightType,
+        /// Weights of a row.
+        columns: usize,
+        /// Weights of a block.
+        block: usize,
+    },
+    /// Bytes that do not fill a slot's projection.
+    #[error("a projection of {found} bytes does not fit a slot's of {expected}")]
+    SlotBytes {
+        /// Bytes offered.
+        found: usize,
+        /// Bytes of the slot.
+        expected: usize,
+    },
+    /// A device that experts cannot be cached on.
+    #[error("experts cannot be cached on {device}: this build has slots for the CPU only")]
+    Device {
+        /// The device.
+        device: String,
+    },
+    /// Weights whose bytes are asked for are on a device.
+    #[error("the bytes of weights on a device cannot be lent; move them to host memory")]
+    NotOnHost,
     /// A checkpoint file lacks a tensor.
     #[error("{name} is in none of the {files} checkpoint files")]
     MissingTensor {

@@ -3,19 +3,18 @@
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
-use expert_cache::{Load, Plan, SlotId};
+use expert_cache::{ExpertKey, Load, Plan, SlotId};
 use moe_trace::{ExpertId, LayerId};
 
 use crate::counters::PhaseCounters;
 use crate::dispatch::Dispatch;
-use crate::slots::SlotTensors;
-use crate::{ExpertStore, Result};
+use crate::{ExpertSlots, ExpertStore, Result, SlotGroup};
 
 /// A plan, where it is executed, and how far it got.
 pub(crate) struct Execution<'a> {
     layer: LayerId,
     plan: &'a Plan,
-    slots: &'a SlotTensors,
+    slots: &'a dyn ExpertSlots,
     store: &'a dyn ExpertStore,
     dispatch: &'a Dispatch,
     /// Tokens, `[tokens, hidden]`.
@@ -31,7 +30,7 @@ impl<'a> Execution<'a> {
     pub(crate) fn new(
         layer: LayerId,
         plan: &'a Plan,
-        slots: &'a SlotTensors,
+        slots: &'a dyn ExpertSlots,
         store: &'a dyn ExpertStore,
         dispatch: &'a Dispatch,
         hidden: &'a Tensor,
@@ -60,12 +59,8 @@ impl<'a> Execution<'a> {
             }
             self.counters.load_seconds += started.elapsed().as_secs_f64();
             let started = Instant::now();
-            for hit in std::mem::take(&mut hits) {
-                self.compute(hit.key.index(), hit.slot)?;
-            }
-            for load in wave {
-                self.compute(load.key.index(), load.slot)?;
-            }
+            let hits = std::mem::take(&mut hits).iter().map(|hit| (hit.key, hit.slot));
+            self.compute(hits.chain(wave.iter().map(|load| (load.key, load.slot))))?;
             self.counters.compute_seconds += started.elapsed().as_secs_f64();
         }
         let started = Instant::now();
@@ -87,17 +82,25 @@ impl<'a> Execution<'a> {
     }
 
     fn load(&mut self, load: &Load) -> Result<()> {
-        self.slots.load(load.slot, &self.store.fetch(self.layer, expert_id(load.key.index()))?)?;
+        let (slots, slot) = (self.slots, load.slot);
+        self.store.with_bytes(self.layer, expert_id(load.key.index()), &mut |expert| slots.load(slot, expert))?;
         self.loaded += 1;
-        self.counters.loaded_bytes += self.store.shape().expert_bytes(self.store.dtype()) as u64;
+        self.counters.loaded_bytes += self.store.shape().expert_bytes(self.store.weight_type()) as u64;
         Ok(())
     }
 
-    /// Serves an expert from its slot.
-    fn compute(&mut self, expert: usize, slot: SlotId) -> Result<()> {
-        let group = self.dispatch.group_of(expert);
-        let tokens = self.dispatch.groups()[group].gather(self.hidden)?;
-        self.outputs[group] = Some(self.slots.get(slot).forward(&tokens)?);
+    /// Serves experts from their slots.
+    fn compute(&mut self, experts: impl Iterator<Item = (ExpertKey, SlotId)>) -> Result<()> {
+        let dispatch = self.dispatch;
+        let (indices, groups): (Vec<usize>, Vec<SlotGroup<'_>>) = experts
+            .map(|(key, slot)| {
+                let index = dispatch.group_of(key.index());
+                (index, SlotGroup { slot, rows: dispatch.groups()[index].rows() })
+            })
+            .unzip();
+        for (index, output) in indices.into_iter().zip(self.slots.forward(self.hidden, &groups)?) {
+            self.outputs[index] = Some(output);
+        }
         Ok(())
     }
 

@@ -1,9 +1,9 @@
 //! One expert: its shape, its weights, its arithmetic.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use candle_nn::ops::silu;
 
-use crate::{OffloadError, Result};
+use crate::{OffloadError, Projection, Result, WeightType};
 
 /// Sizes of the experts of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,24 +34,32 @@ impl ExpertShape {
         }
     }
 
+    /// Checks that the rows of every projection are whole blocks.
+    pub(crate) fn check_blocks(&self, weights: WeightType) -> Result<()> {
+        let block = weights.block_weights();
+        match self.projections().into_iter().find(|(_, columns)| columns % block != 0) {
+            Some((_, columns)) => Err(OffloadError::Blocks { weights, columns, block }),
+            None => Ok(()),
+        }
+    }
+
     /// Shapes of gate, up and down projection, `[out, in]`.
     pub fn projections(&self) -> [(usize, usize); 3] {
         let (h, i) = (self.hidden, self.intermediate);
         [(i, h), (i, h), (h, i)]
     }
 
-    /// Bytes of one expert in `dtype`.
-    pub fn expert_bytes(&self, dtype: DType) -> usize {
-        3 * self.hidden * self.intermediate * dtype.size_in_bytes()
+    /// Bytes of one expert whose weights are stored as `weights`.
+    pub fn expert_bytes(&self, weights: WeightType) -> usize {
+        self.projections().map(|(rows, columns)| weights.bytes(rows, columns)).iter().sum()
     }
 }
 
 /// Weights of one SwiGLU expert, each projection `[out, in]` in its own storage.
 #[derive(Clone, Debug)]
 pub struct ExpertWeights {
-    gate: Tensor,
-    up: Tensor,
-    down: Tensor,
+    /// Gate, up and down.
+    projections: [Projection; 3],
 }
 
 impl ExpertWeights {
@@ -60,25 +68,30 @@ impl ExpertWeights {
     /// # Errors
     /// [`OffloadError::Shape`] if the shapes do not fit together.
     pub fn new(gate: Tensor, up: Tensor, down: Tensor) -> Result<ExpertWeights> {
-        let (intermediate, hidden) = gate.dims2()?;
+        ExpertWeights::from_projections([gate, up, down].map(Projection::Dense))
+    }
+
+    /// Creates an expert from its gate, up and down projection.
+    ///
+    /// # Errors
+    /// [`OffloadError::Shape`] if the shapes do not fit together.
+    pub fn from_projections(projections: [Projection; 3]) -> Result<ExpertWeights> {
+        let (intermediate, hidden) = projections[0].dims()?;
         let shape = ExpertShape { layers: 1, experts: 1, hidden, intermediate };
-        for ((name, tensor), dims) in
-            ["gate", "up", "down"].into_iter().zip([&gate, &up, &down]).zip(shape.projections())
+        for ((name, projection), dims) in ["gate", "up", "down"].into_iter().zip(&projections).zip(shape.projections())
         {
-            if tensor.dims() != [dims.0, dims.1] {
-                return Err(OffloadError::Shape {
-                    name: name.to_owned(),
-                    found: tensor.dims().to_vec(),
-                    expected: vec![dims.0, dims.1],
-                });
+            let found = projection.dims()?;
+            if found != dims {
+                let (found, expected) = (vec![found.0, found.1], vec![dims.0, dims.1]);
+                return Err(OffloadError::Shape { name: name.to_owned(), found, expected });
             }
         }
-        Ok(ExpertWeights { gate, up, down })
+        Ok(ExpertWeights { projections })
     }
 
     /// The projections: gate, up, down.
-    pub fn projections(&self) -> [&Tensor; 3] {
-        [&self.gate, &self.up, &self.down]
+    pub fn projections(&self) -> &[Projection; 3] {
+        &self.projections
     }
 
     /// The same weights on `device`; nothing is copied if they are there.
@@ -86,8 +99,17 @@ impl ExpertWeights {
     /// # Errors
     /// A device that has no room.
     pub fn to_device(&self, device: &Device) -> Result<ExpertWeights> {
-        let [gate, up, down] = self.projections().map(|projection| projection.to_device(device));
-        Ok(ExpertWeights { gate: gate?, up: up?, down: down? })
+        let [gate, up, down] = self.projections.each_ref().map(|projection| projection.to_device(device));
+        Ok(ExpertWeights { projections: [gate?, up?, down?] })
+    }
+
+    /// Lends the bytes of the gate, up and down projection of an expert in host memory.
+    ///
+    /// # Errors
+    /// [`OffloadError::NotOnHost`]; what `read` says.
+    pub fn with_bytes(&self, read: &mut dyn FnMut([&[u8]; 3]) -> Result<()>) -> Result<()> {
+        let [gate, up, down] = &self.projections;
+        gate.with_bytes(|gate| up.with_bytes(|up| down.with_bytes(|down| read([gate, up, down]))))
     }
 
     /// Sends tokens `[tokens, hidden]` through the expert.
@@ -98,8 +120,8 @@ impl ExpertWeights {
     /// # Errors
     /// A tensor operation that failed.
     pub fn forward(&self, tokens: &Tensor) -> Result<Tensor> {
-        let gate = silu(&tokens.matmul(&self.gate.t()?)?)?;
-        let up = tokens.matmul(&self.up.t()?)?;
-        Ok((gate * up)?.matmul(&self.down.t()?)?)
+        let [gate, up, down] = &self.projections;
+        let inner = (silu(&gate.forward(tokens)?)? * up.forward(tokens)?)?;
+        down.forward(&inner)
     }
 }

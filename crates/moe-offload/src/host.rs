@@ -1,16 +1,15 @@
 //! Experts in host memory.
 
-use candle_core::DType;
 use moe_trace::{ExpertId, LayerId};
 
 use crate::store::expert_index;
-use crate::{ExpertShape, ExpertStore, ExpertWeights, Result};
+use crate::{ExpertShape, ExpertStore, ExpertWeights, Result, WeightType};
 
 /// An [`ExpertStore`] that holds all weights as host tensors; a fetch copies nothing.
 #[derive(Debug)]
 pub struct HostStore {
     shape: ExpertShape,
-    dtype: DType,
+    weight_type: WeightType,
     /// `[layers x experts]`.
     experts: Vec<ExpertWeights>,
 }
@@ -29,7 +28,7 @@ impl HostStore {
                 experts.push(store.fetch(layer, expert)?);
             }
         }
-        Ok(HostStore { shape, dtype: store.dtype(), experts })
+        Ok(HostStore { shape, weight_type: store.weight_type(), experts })
     }
 }
 
@@ -38,8 +37,8 @@ impl ExpertStore for HostStore {
         self.shape
     }
 
-    fn dtype(&self) -> DType {
-        self.dtype
+    fn weight_type(&self) -> WeightType {
+        self.weight_type
     }
 
     fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights> {

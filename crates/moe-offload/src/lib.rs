@@ -45,6 +45,7 @@
 
 mod bank;
 mod counters;
+mod cpu_slots;
 mod dispatch;
 mod error;
 mod execute;
@@ -53,19 +54,25 @@ mod host;
 mod mapped;
 mod measure;
 mod offloaded;
+mod projection;
 mod resident;
 mod routes;
 mod slots;
 mod store;
+mod weight_type;
 
 pub use bank::ExpertBank;
 pub use counters::{LayerCounters, PhaseCounters};
+pub use cpu_slots::CpuSlots;
 pub use error::{OffloadError, Result};
 pub use expert::{ExpertShape, ExpertWeights};
 pub use host::HostStore;
 pub use mapped::MappedStore;
 pub use measure::{measure, measure_disk};
 pub use offloaded::OffloadedExperts;
+pub use projection::Projection;
 pub use resident::ResidentExperts;
 pub use routes::Routes;
+pub use slots::{ExpertSlots, SlotGroup};
 pub use store::ExpertStore;
+pub use weight_type::WeightType;

@@ -11,22 +11,24 @@ use moe_trace::{ExpertId, LayerId};
 use safetensors::{Dtype, SafeTensors};
 
 use crate::store::expert_index;
-use crate::{ExpertShape, ExpertStore, ExpertWeights, OffloadError, Result};
+use crate::{ExpertShape, ExpertStore, ExpertWeights, OffloadError, Result, WeightType};
 
 /// An [`ExpertStore`] over the checkpoint files of a model: the operating system reads what is fetched, and may drop it
 /// again.
 #[derive(Debug)]
 pub struct MappedStore {
     shape: ExpertShape,
+    /// What weights are converted to, and its name.
     dtype: DType,
+    weight_type: WeightType,
     files: Vec<Mmap>,
     /// Gate, up and down projection of each expert, `[layers x experts]`.
-    experts: Vec<[Projection; 3]>,
+    experts: Vec<[Stored; 3]>,
 }
 
 /// Where a projection lies.
 #[derive(Debug)]
-struct Projection {
+struct Stored {
     file: usize,
     bytes: Range<usize>,
     dtype: DType,
@@ -48,6 +50,7 @@ impl MappedStore {
         names: impl Fn(LayerId, ExpertId) -> [String; 3],
     ) -> Result<MappedStore> {
         shape.check()?;
+        let weight_type = dtype.try_into()?;
         let mut tensors = HashMap::new();
         let mut maps = Vec::with_capacity(files.len());
         for (number, path) in files.iter().enumerate() {
@@ -74,7 +77,7 @@ impl MappedStore {
                 Dtype::BF16 => DType::BF16,
                 other => return Err(OffloadError::Dtype { name, dtype: format!("{other:?}") }),
             };
-            Ok(Projection { file, bytes, dtype, dims })
+            Ok(Stored { file, bytes, dtype, dims })
         };
         let mut experts = Vec::new();
         for layer in (0..).take(shape.layers).map(LayerId) {
@@ -84,7 +87,11 @@ impl MappedStore {
                 experts.push([find(gate, gate_dims)?, find(up, up_dims)?, find(down, down_dims)?]);
             }
         }
-        Ok(MappedStore { shape, dtype, files: maps, experts })
+        Ok(MappedStore { shape, dtype, weight_type, files: maps, experts })
+    }
+
+    fn bytes(&self, stored: &Stored) -> &[u8] {
+        &self.files[stored.file][stored.bytes.clone()]
     }
 }
 
@@ -100,18 +107,30 @@ impl ExpertStore for MappedStore {
         self.shape
     }
 
-    fn dtype(&self) -> DType {
-        self.dtype
+    fn weight_type(&self) -> WeightType {
+        self.weight_type
     }
 
     fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights> {
-        let [gate, up, down] = &self.experts[expert_index(self.shape, layer, expert)?];
-        let read = |projection: &Projection| -> Result<Tensor> {
-            let (rows, columns) = projection.dims;
-            let bytes = &self.files[projection.file][projection.bytes.clone()];
-            let tensor = Tensor::from_raw_buffer(bytes, projection.dtype, &[rows, columns], &Device::Cpu)?;
+        let stored = &self.experts[expert_index(self.shape, layer, expert)?];
+        let [gate, up, down] = stored.each_ref().map(|stored| -> Result<Tensor> {
+            let (rows, columns) = stored.dims;
+            let tensor = Tensor::from_raw_buffer(self.bytes(stored), stored.dtype, &[rows, columns], &Device::Cpu)?;
             Ok(tensor.to_dtype(self.dtype)?)
-        };
-        ExpertWeights::new(read(gate)?, read(up)?, read(down)?)
+        });
+        ExpertWeights::new(gate?, up?, down?)
+    }
+
+    fn with_bytes(
+        &self,
+        layer: LayerId,
+        expert: ExpertId,
+        read: &mut dyn FnMut([&[u8]; 3]) -> Result<()>,
+    ) -> Result<()> {
+        let stored = &self.experts[expert_index(self.shape, layer, expert)?];
+        match stored.iter().all(|stored| stored.dtype == self.dtype) {
+            true => read(stored.each_ref().map(|stored| self.bytes(stored))),
+            false => self.fetch(layer, expert)?.with_bytes(read),
+        }
     }
 }

@@ -10,10 +10,11 @@ use expert_cache::{HardwareProfile, Linear, Overlap, Oversize, PolicyKind, PoolS
 use moe_trace::{ExpertId, LayerId, Phase};
 use rustix::fs::{Advice, fadvise};
 
-use crate::slots::SlotTensors;
+use crate::cpu_slots::zeros;
+use crate::offloaded::new_slots;
 use crate::{
     ExpertBank, ExpertShape, ExpertStore, ExpertWeights, MappedStore, OffloadError, OffloadedExperts, ResidentExperts,
-    Result, Routes,
+    Result, Routes, WeightType,
 };
 
 /// Experts that are timed, at most.
@@ -28,8 +29,6 @@ const WIDTH: usize = 4;
 const BATCH: usize = 64;
 /// Differences below a nanosecond count as one.
 const RESOLUTION_SECONDS: f64 = 1e-9;
-/// Sizes of an expert that costs nothing but its call.
-const TINY: ExpertShape = ExpertShape { layers: 1, experts: 1, hidden: 8, intermediate: 8 };
 
 /// Measures what `device` takes for experts and loads, and the host for experts, in the way that the banks use them.
 ///
@@ -47,16 +46,17 @@ pub fn measure(name: &str, store: &Arc<dyn ExpertStore>, device: &Device) -> Res
     shape.check()?;
     let calls = Calls::measure(store, device)?;
     let experts: Vec<(LayerId, ExpertId)> = expert_ids(shape).take(EXPERTS).collect();
-    let fetch = median(&experts, |&(layer, expert)| store.fetch(layer, expert).map(drop))?;
+    let fetch = median(&experts, |&(layer, expert)| store.with_bytes(layer, expert, &mut |_| Ok(())))?;
     let weights = experts.iter().map(|&(layer, expert)| store.fetch(layer, expert)).collect::<Result<Vec<_>>>()?;
-    let tiny_slots = SlotTensors::new(1, TINY, store.dtype(), device)?;
-    let tiny_host = SlotTensors::new(1, TINY, store.dtype(), &Device::Cpu)?.get(SlotId(0)).clone();
+    let weight_type = store.weight_type();
+    let tiny = zeros(tiny_shape(weight_type), weight_type)?;
+    let tiny_slots = new_slots(1, tiny_shape(weight_type), weight_type, device)?;
     let latency = median(&vec![(); weights.len()], |()| {
-        tiny_slots.load(SlotId(0), &tiny_host)?;
+        tiny.with_bytes(&mut |expert| tiny_slots.load(SlotId(0), expert))?;
         Ok(device.synchronize()?)
     })?;
 
-    let bytes = shape.expert_bytes(store.dtype()) as f64;
+    let bytes = shape.expert_bytes(weight_type) as f64;
     let load = calls.miss - calls.hit - fetch;
     let on_device = weights.iter().map(|weights| weights.to_device(device)).collect::<Result<Vec<_>>>()?;
     let latency_seconds = latency.min(load / 2.0).max(0.0);
@@ -64,8 +64,8 @@ pub fn measure(name: &str, store: &Arc<dyn ExpertStore>, device: &Device) -> Res
         name: name.to_owned(),
         link: Transfer { latency_seconds, bytes_per_second: rate(bytes, load - latency_seconds) },
         disk: Transfer { latency_seconds: 0.0, bytes_per_second: rate(bytes, fetch) },
-        device: processor(&on_device, tiny_slots.get(SlotId(0)), shape, store.dtype(), device)?,
-        host: processor(&weights, &tiny_host, shape, store.dtype(), &Device::Cpu)?,
+        device: processor(&on_device, &tiny.to_device(device)?, shape, weight_type, device)?,
+        host: processor(&weights, &tiny, shape, weight_type, &Device::Cpu)?,
         plan: Linear { call_seconds: (calls.hit - calls.resident).max(0.0) * calls.width as f64, seconds_each: 0.0 },
         overlap: Overlap::None,
     })
@@ -97,8 +97,9 @@ impl Calls {
             resident.push(expert_ids_of(capacity).map(expert).collect::<Result<_>>()?);
         }
         let (resident, hits, misses) = (ResidentExperts::new(resident), offloaded()?, offloaded()?);
-        let hidden = Tensor::ones((1, shape.hidden), store.dtype(), device)?;
-        let weights = Tensor::ones((1, width), store.dtype(), device)?;
+        let activations = store.weight_type().activations();
+        let hidden = Tensor::ones((1, shape.hidden), activations, device)?;
+        let weights = Tensor::ones((1, width), activations, device)?;
         let ids: Vec<u16> = expert_ids_of(shape.experts).map(|expert| expert.0).collect();
         let turn = |bank: &dyn ExpertBank, experts: usize, best: &mut Vec<f64>| -> Result<()> {
             let calls = ids[..experts]
@@ -151,12 +152,21 @@ impl ExpertStore for FirstLayers {
         ExpertShape { layers: self.layers, ..self.store.shape() }
     }
 
-    fn dtype(&self) -> DType {
-        self.store.dtype()
+    fn weight_type(&self) -> WeightType {
+        self.store.weight_type()
     }
 
     fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights> {
         self.store.fetch(layer, expert)
+    }
+
+    fn with_bytes(
+        &self,
+        layer: LayerId,
+        expert: ExpertId,
+        read: &mut dyn FnMut([&[u8]; 3]) -> Result<()>,
+    ) -> Result<()> {
+        self.store.with_bytes(layer, expert, read)
     }
 }
 
@@ -185,9 +195,15 @@ pub fn measure_disk(
     let started = Instant::now();
     for (layer, expert) in expert_ids(shape).take(EXPERTS) {
         store.fetch(layer, expert)?;
-        bytes += shape.expert_bytes(dtype);
+        bytes += shape.expert_bytes(store.weight_type());
     }
     Ok(Transfer { latency_seconds: 0.0, bytes_per_second: rate(bytes as f64, started.elapsed().as_secs_f64()) })
+}
+
+/// Sizes of an expert that costs nothing but its call.
+fn tiny_shape(weight_type: WeightType) -> ExpertShape {
+    let width = weight_type.block_weights().max(8);
+    ExpertShape { layers: 1, experts: 1, hidden: width, intermediate: width }
 }
 
 fn rate(amount: f64, seconds: f64) -> f64 {
@@ -211,23 +227,23 @@ fn processor(
     experts: &[ExpertWeights],
     tiny: &ExpertWeights,
     shape: ExpertShape,
-    dtype: DType,
+    weight_type: WeightType,
     device: &Device,
 ) -> Result<Processor> {
     let seconds = |experts: &[ExpertWeights], tokens: usize, hidden: usize| {
-        let tokens = Tensor::ones((tokens, hidden), dtype, device)?;
+        let tokens = Tensor::ones((tokens, hidden), weight_type.activations(), device)?;
         median(experts, |expert| {
             expert.forward(&tokens)?;
             Ok(device.synchronize()?)
         })
     };
-    let call_seconds = seconds(&vec![tiny.clone(); experts.len()], 1, TINY.hidden)?;
+    let call_seconds = seconds(&vec![tiny.clone(); experts.len()], 1, tiny_shape(weight_type).hidden)?;
     let one = seconds(experts, 1, shape.hidden)?;
     let batch = seconds(experts, BATCH, shape.hidden)?;
     let each = (batch - one) / (BATCH - 1) as f64;
     Ok(Processor {
         call_seconds,
-        bytes_per_second: rate(shape.expert_bytes(dtype) as f64, one - call_seconds - each),
+        bytes_per_second: rate(shape.expert_bytes(weight_type) as f64, one - call_seconds - each),
         operations_per_second: rate((6 * shape.hidden * shape.intermediate) as f64, each),
     })
 }

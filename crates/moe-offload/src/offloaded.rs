@@ -8,8 +8,10 @@ use moe_trace::{EMPTY_SLOT, LayerId};
 
 use crate::dispatch::Dispatch;
 use crate::execute::Execution;
-use crate::slots::SlotTensors;
-use crate::{ExpertBank, ExpertStore, LayerCounters, OffloadError, Result, Routes};
+use crate::{
+    CpuSlots, ExpertBank, ExpertShape, ExpertSlots, ExpertStore, LayerCounters, OffloadError, Result, Routes,
+    WeightType,
+};
 
 /// An [`ExpertBank`] of one cache a layer: slots on the compute device, all weights in an [`ExpertStore`].
 ///
@@ -30,7 +32,7 @@ pub struct OffloadedExperts {
 #[derive(Debug)]
 struct LayerPool {
     cache: ExpertCache<Box<dyn EvictionPolicy>>,
-    slots: SlotTensors,
+    slots: Box<dyn ExpertSlots>,
     counters: LayerCounters,
     /// Scratch.
     request: RequestBuffer,
@@ -53,7 +55,7 @@ impl OffloadedExperts {
         let mut layers = Vec::with_capacity(shape.layers);
         for layer in (0..).take(shape.layers).map(LayerId) {
             let cache = ExpertCache::new(policy(layer)?, shape.experts, capacity, oversize)?;
-            let slots = SlotTensors::new(capacity, shape, store.dtype(), device)?;
+            let slots = new_slots(capacity, shape, store.weight_type(), device)?;
             let (counters, request) = (LayerCounters::default(), RequestBuffer::new(shape.experts));
             layers.push(Mutex::new(LayerPool { cache, slots, counters, request }));
         }
@@ -75,19 +77,32 @@ impl OffloadedExperts {
 
     /// Bytes of the slots of all layers.
     pub fn slot_bytes(&self) -> usize {
-        self.layers.len() * self.capacity * self.store.shape().expert_bytes(self.store.dtype())
+        self.layers.len() * self.capacity * self.store.shape().expert_bytes(self.store.weight_type())
     }
 
     /// Bytes that the experts of all layers have as they are computed.
     pub fn expert_bytes(&self) -> usize {
         let shape = self.store.shape();
-        shape.layers * shape.experts * shape.expert_bytes(self.store.dtype())
+        shape.layers * shape.experts * shape.expert_bytes(self.store.weight_type())
     }
 
     fn pool(&self, layer: LayerId) -> Result<MutexGuard<'_, LayerPool>> {
         let layers = self.layers.len();
         let pool = self.layers.get(layer.index()).ok_or(OffloadError::LayerOutOfRange { layer, layers })?;
         pool.lock().map_err(|_| OffloadError::Poisoned { layer })
+    }
+}
+
+/// Allocates slots on a device.
+pub(crate) fn new_slots(
+    capacity: usize,
+    shape: ExpertShape,
+    weight_type: WeightType,
+    device: &Device,
+) -> Result<Box<dyn ExpertSlots>> {
+    match device {
+        Device::Cpu => Ok(Box::new(CpuSlots::new(capacity, shape, weight_type)?)),
+        _ => Err(OffloadError::Device { device: format!("{:?}", device.location()) }),
     }
 }
 
@@ -102,7 +117,7 @@ impl ExpertBank for OffloadedExperts {
         let pool = &mut *pool;
         pool.want(routes)?;
         let plan = pool.cache.request(pool.request.request(layer, routes.phase()))?.clone();
-        let mut execution = Execution::new(layer, &plan, &pool.slots, &*self.store, &dispatch, hidden);
+        let mut execution = Execution::new(layer, &plan, &*pool.slots, &*self.store, &dispatch, hidden);
         let result = execution.run();
         let loaded = execution.loaded();
         let (outputs, counters) = execution.finish();

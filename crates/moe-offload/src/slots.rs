@@ -1,38 +1,41 @@
 //! The part of the compute device's memory that caches experts.
 
-use candle_core::{DType, Device, Tensor};
+use std::fmt;
+
+use candle_core::Tensor;
 use expert_cache::SlotId;
 
-use crate::{ExpertShape, ExpertWeights, Result};
+use crate::Result;
 
-/// Room for a few experts on the compute device; each slot owns one tensor a projection.
-#[derive(Debug)]
-pub(crate) struct SlotTensors {
-    slots: Vec<ExpertWeights>,
-    device: Device,
+/// Slots for experts on a compute device.
+///
+/// Several threads share the slots of a bank: one computes while others load. Who may load into which slot when is the
+/// bank's business: it never loads into a slot that an unfinished [`forward`](Self::forward) reads, as far as the host
+/// sees; a device that is still computing when `forward` returns orders the copy after it.
+pub trait ExpertSlots: fmt::Debug + Send + Sync {
+    /// Number of slots.
+    fn capacity(&self) -> usize;
+
+    /// Copies the gate, up and down projection of an expert, row by row in the slots' weight type, into a slot; returns
+    /// when a [`forward`](Self::forward) may use it and the bytes are no longer read.
+    ///
+    /// # Errors
+    /// Bytes that do not fit; a device that failed. The slot's content is undefined then.
+    fn load(&self, slot: SlotId, expert: [&[u8]; 3]) -> Result<()>;
+
+    /// Sends groups of tokens through the experts in their slots; returns the output of each group,
+    /// `[rows of the group, hidden]`.
+    ///
+    /// # Errors
+    /// A tensor operation that failed.
+    fn forward(&self, hidden: &Tensor, groups: &[SlotGroup<'_>]) -> Result<Vec<Tensor>>;
 }
 
-impl SlotTensors {
-    /// Allocates `capacity` slots.
-    pub(crate) fn new(capacity: usize, shape: ExpertShape, dtype: DType, device: &Device) -> Result<SlotTensors> {
-        let slot = || {
-            let [gate, up, down] = shape.projections().map(|dims| Tensor::zeros(dims, dtype, device));
-            ExpertWeights::new(gate?, up?, down?)
-        };
-        let slots = (0..capacity).map(|_| slot()).collect::<Result<_>>()?;
-        Ok(SlotTensors { slots, device: device.clone() })
-    }
-
-    /// The expert in a slot.
-    pub(crate) fn get(&self, slot: SlotId) -> &ExpertWeights {
-        &self.slots[slot.index()]
-    }
-
-    /// Copies an expert into a slot. On an error the slot's content is undefined.
-    pub(crate) fn load(&self, slot: SlotId, expert: &ExpertWeights) -> Result<()> {
-        for (to, from) in self.slots[slot.index()].projections().into_iter().zip(expert.projections()) {
-            to.slice_set(&from.to_device(&self.device)?, 0, 0)?;
-        }
-        Ok(())
-    }
+/// Tokens that go through the expert in one slot.
+#[derive(Clone, Copy, Debug)]
+pub struct SlotGroup<'a> {
+    /// The slot.
+    pub slot: SlotId,
+    /// Rows of `hidden`, ascending.
+    pub rows: &'a [u32],
 }

@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use expert_cache::{ExpertCache, Oversize, PolicyKind, Pool, PoolShape, Requests, Simulation};
 use moe_offload::{
     ExpertBank, ExpertShape, ExpertStore, ExpertWeights, HostStore, MappedStore, OffloadError, OffloadedExperts,
-    ResidentExperts, Result, Routes, measure, measure_disk,
+    Projection, ResidentExperts, Result, Routes, WeightType, measure, measure_disk,
 };
 use moe_trace::{ExpertId, Geometry, LayerId, MemoryTrace, Phase, RoutingSource, SequenceBuf};
 
@@ -149,7 +149,7 @@ fn every_capacity_policy_and_store_gives_the_resident_bits_and_the_simulated_cou
                 assert_eq!(counters.counts(), simulation.counts()[0], "{kind} with {capacity} slots, {oversize:?}");
                 let loads = counters.counts().total().loads;
                 let bytes = counters.prefill.loaded_bytes + counters.decode.loaded_bytes;
-                assert_eq!(bytes, loads * SHAPE.expert_bytes(DType::F32) as u64);
+                assert_eq!(bytes, loads * SHAPE.expert_bytes(WeightType::F32) as u64);
             }
         }
     }
@@ -160,7 +160,8 @@ fn half_precision_checkpoints_are_widened_on_fetch() {
     let directory = tempfile::tempdir().unwrap();
     let files = checkpoint(directory.path(), DType::BF16);
     let store = MappedStore::open(&files, SHAPE, DType::F32, names).unwrap();
-    let [gate, _, _] = store.fetch(LayerId(1), ExpertId(5)).unwrap().projections().map(Tensor::clone);
+    let expert = store.fetch(LayerId(1), ExpertId(5)).unwrap();
+    let Projection::Dense(gate) = &expert.projections()[0] else { panic!("dense") };
     let expected = noise(150, 32).into_iter().map(|value| half::bf16::from_f32(value).to_f32()).collect::<Vec<_>>();
     assert_eq!(gate.flatten_all().unwrap().to_vec1::<f32>().unwrap(), expected);
 }
@@ -177,8 +178,8 @@ impl ExpertStore for Flaky {
         self.store.shape()
     }
 
-    fn dtype(&self) -> DType {
-        self.store.dtype()
+    fn weight_type(&self) -> WeightType {
+        self.store.weight_type()
     }
 
     fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights> {
@@ -201,7 +202,7 @@ fn a_failed_load_fails_its_call_and_the_bank_goes_on() {
     assert_eq!(error.to_string(), "a.safetensors: cannot read checkpoint file");
     // The loads of the failed call that went well have moved bytes; the call itself does not count.
     let total = bank.counters().unwrap()[0].total();
-    let completed = total.counts.loads * SHAPE.expert_bytes(DType::F32) as u64;
+    let completed = total.counts.loads * SHAPE.expert_bytes(WeightType::F32) as u64;
     assert!(total.loaded_bytes >= completed && total.counts.requests < calls.len() as u64);
     flaky.down.store(false, Ordering::Relaxed);
     let expected = run(&resident(&flaky.store), &calls).unwrap();
