@@ -1,5 +1,7 @@
 //! How tokens are put together into requests.
 
+use std::ops::Range;
+
 use moe_trace::{LayerId, Phase, RoutingSource, Sequence};
 
 use crate::pool::layers_in_order;
@@ -100,24 +102,53 @@ pub fn for_each_request(
     serving: Serving,
     mut visit: impl FnMut(Demand<'_>) -> Result<()>,
 ) -> Result<()> {
-    let mut passes = Passes::new(pools)?;
+    let mut requests = PassRequests::new(pools)?;
     if source.geometry() != pools[0].geometry() {
         return Err(CacheError::Geometry);
     }
+    for_each_pass(source, serving, |step| match step {
+        Step::Pass { phase, lanes } => requests.serve(lanes, phase, &mut visit),
+        Step::SequenceEnd => visit(Demand::SequenceEnd),
+    })
+}
+
+/// What happens to a model while a source is served.
+#[derive(Clone, Copy, Debug)]
+pub enum Step<'a, 'b> {
+    /// Some tokens go through all layers together.
+    Pass {
+        /// Whether they are prefilled or decoded.
+        phase: Phase,
+        /// The sequences of the batch; some may have no token in this pass.
+        lanes: &'a [Lane<'b>],
+    },
+    /// A sequence has ended.
+    SequenceEnd,
+}
+
+/// Calls `visit` with the passes that serve a source, in order of execution, and stops at the first error.
+///
+/// # Errors
+/// [`CacheError::Trace`] if a sequence cannot be read, and what `visit` returns.
+pub fn for_each_pass<E: From<CacheError>>(
+    source: &dyn RoutingSource,
+    serving: Serving,
+    mut visit: impl FnMut(Step<'_, '_>) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
     let mut lanes: Vec<Lane<'_>> = Vec::with_capacity(serving.batch.min(source.len()));
     let mut waiting = 0..source.len();
     loop {
         while lanes.len() < serving.batch
             && let Some(index) = waiting.next()
         {
-            lanes.push(Lane { sequence: source.sequence(index)?, at: 0, pass: 0 });
+            lanes.push(Lane { sequence: source.sequence(index).map_err(CacheError::from)?, at: 0, pass: 0 });
         }
         if lanes.is_empty() {
             return Ok(());
         }
         for lane in &mut lanes {
             if lane.take(Phase::Prefill, usize::MAX) {
-                passes.serve(std::slice::from_ref(lane), Phase::Prefill, &mut visit)?;
+                visit(Step::Pass { phase: Phase::Prefill, lanes: std::slice::from_ref(lane) })?;
             }
         }
         let mut decoding = false;
@@ -125,18 +156,19 @@ pub fn for_each_request(
             decoding |= lane.take(Phase::Decode, serving.window);
         }
         if decoding {
-            passes.serve(&lanes, Phase::Decode, &mut visit)?;
+            visit(Step::Pass { phase: Phase::Decode, lanes: &lanes })?;
         }
         let before = lanes.len();
         lanes.retain(|lane| lane.at < lane.sequence.len());
         for _ in lanes.len()..before {
-            visit(Demand::SequenceEnd)?;
+            visit(Step::SequenceEnd)?;
         }
     }
 }
 
 /// A sequence that is being served.
-struct Lane<'a> {
+#[derive(Clone, Debug)]
+pub struct Lane<'a> {
     sequence: Sequence<'a>,
     /// Tokens served, those of the running pass included.
     at: usize,
@@ -144,7 +176,17 @@ struct Lane<'a> {
     pass: usize,
 }
 
-impl Lane<'_> {
+impl<'a> Lane<'a> {
+    /// The whole sequence.
+    pub fn sequence(&self) -> &Sequence<'a> {
+        &self.sequence
+    }
+
+    /// Its tokens in the running pass.
+    pub fn tokens(&self) -> Range<usize> {
+        self.at - self.pass..self.at
+    }
+
     /// Takes the next run of tokens of a phase, at most `limit`, into the pass.
     fn take(&mut self, phase: Phase, limit: usize) -> bool {
         let tokens = (self.at..self.sequence.len()).take(limit);
@@ -154,19 +196,19 @@ impl Lane<'_> {
     }
 }
 
-/// Passes of a model over some pools.
-struct Passes {
+/// What passes ask of some pools.
+struct PassRequests {
     /// Layers in order of execution, with the number of their pool and the key of their first expert.
     layers: Vec<(LayerId, usize, usize)>,
     /// One a pool.
     buffers: Vec<RequestBuffer>,
 }
 
-impl Passes {
-    fn new(pools: &[Pool]) -> Result<Passes> {
+impl PassRequests {
+    fn new(pools: &[Pool]) -> Result<PassRequests> {
         let first_key =
             |(layer, pool): (LayerId, usize)| (layer, pool, pools[pool].keys(layer).map_or(0, |keys| keys.start));
-        Ok(Passes {
+        Ok(PassRequests {
             layers: layers_in_order(pools)?.into_iter().map(first_key).collect(),
             buffers: pools.iter().map(|pool| RequestBuffer::new(pool.universe())).collect(),
         })
@@ -182,7 +224,7 @@ impl Passes {
             let buffer = &mut self.buffers[pool];
             buffer.clear();
             for lane in lanes {
-                for token in lane.at - lane.pass..lane.at {
+                for token in lane.tokens() {
                     buffer.token();
                     match lane.sequence.weighted_experts(token, layer) {
                         Some(experts) => experts.for_each(|(expert, weight)| {
