@@ -15,7 +15,8 @@ use expert_cache::{
 use moe_examples::{progress_bar, table};
 use moe_model::{Checkpoint, GenerateOptions, Olmoe, OlmoeConfig, Sampling, generate};
 use moe_offload::{
-    ExpertBank, ExpertStore, HostStore, MappedStore, OffloadedExperts, ResidentExperts, WeightType, measure,
+    ExpertBank, ExpertStore, HostStore, MappedStore, OffloadOptions, OffloadedExperts, ResidentExperts, WeightType,
+    measure,
 };
 use moe_trace::{LayerId, MemoryTrace, Recorder, RoutingSource};
 use serde::{Deserialize, Serialize};
@@ -267,8 +268,9 @@ impl Runtime {
             bar.inc(1);
             for (case, best) in cases.iter().zip(&mut measured) {
                 let store = Arc::clone(&self.stores[case.store].1);
-                let policy = |layer| recorded.policy(case.policy, case.capacity, layer);
-                let bank = OffloadedExperts::new(store, &Device::Cpu, case.capacity, Oversize::Waves, policy)?;
+                let policy = |pool: &Pool, slots| recorded.policy(case.policy, slots, pool.layers()[0]);
+                let options = OffloadOptions::slots(case.capacity).policy_with(policy);
+                let bank = OffloadedExperts::new(store, &Device::Cpu, options)?;
                 let (run, trace) = self.run(Arc::new(bank))?;
                 ensure!(trace == recorded.trace, "an offloaded run routed otherwise than the resident one");
                 best.merge(run);

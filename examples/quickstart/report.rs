@@ -107,7 +107,7 @@ impl Generation {
         let same_counts = layers.iter().map(LayerCounters::counts).eq(simulated.iter().copied());
         Ok(Generation {
             policy: policy.to_string(),
-            capacity: bank.capacity(),
+            capacity: bank.capacities()[0],
             slot_bytes: bank.slot_bytes(),
             expert_bytes: bank.expert_bytes(),
             same_text,

@@ -8,7 +8,7 @@ use candle_nn::VarBuilder;
 use expert_cache::{EvictionPolicy, ExpertCache, Oversize, PhaseCounts, PolicyKind, Pool, Requests, Simulation};
 use moe_examples::progress_bar;
 use moe_model::{GenerateOptions, GenerateTimings, Olmoe, OlmoeConfig, Sampling, generate};
-use moe_offload::{ExpertBank, ExpertStore, OffloadedExperts};
+use moe_offload::{ExpertBank, ExpertStore, OffloadOptions, OffloadedExperts};
 use moe_trace::{DomainId, LayerId, MemoryTrace, Recorder, RoutingSource};
 
 use crate::prompts::Prompt;
@@ -81,8 +81,9 @@ pub(crate) fn offloaded_bank(
     kind: PolicyKind,
     recorded: &MemoryTrace,
 ) -> Result<OffloadedExperts> {
-    let policy = |layer| policy(kind, capacity, recorded, layer);
-    Ok(OffloadedExperts::new(store, device, capacity, OVERSIZE, policy)?)
+    let policy = |pool: &Pool, slots| policy(kind, slots, recorded, pool.layers()[0]);
+    let options = OffloadOptions::slots(capacity).oversize(OVERSIZE).policy_with(policy);
+    Ok(OffloadedExperts::new(store, device, options)?)
 }
 
 fn policy(

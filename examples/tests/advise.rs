@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use expert_cache::{
-    Advisor, Choices, CostModel, ExpertCache, Layout, Linear, Lru, Overlap, Oversize, Partition, PolicyKind, PoolShape,
+    Advisor, Choices, CostModel, ExpertCache, Layout, Linear, Lru, Overlap, Oversize, Partition, PolicyKind,
     Simulation, Slots, Target, Timeline, Verdict,
 };
 use moe_model::{Checkpoint, GenerateOptions, Olmoe, Sampling, generate};
-use moe_offload::{ExpertBank, ExpertStore, HostStore, LayerCounters, MappedStore, OffloadedExperts, WeightType};
+use moe_offload::{
+    ExpertBank, ExpertStore, HostStore, LayerCounters, MappedStore, OffloadOptions, OffloadedExperts, WeightType,
+};
 use moe_trace::{MemoryTrace, Recorder};
 
 const PROMPT: &str = "def main():\n    import os\n    return";
@@ -35,8 +37,7 @@ fn predicted_seconds_are_the_loads_of_the_runtime() {
     let mapped = MappedStore::open(checkpoint.files(), shape, DType::F32, names).unwrap();
     let store: Arc<dyn ExpertStore> = Arc::new(HostStore::from_store(&mapped).unwrap());
     let (capacity, experts) = (2 * geometry.top_k(), geometry.experts());
-    let policy = |_| PolicyKind::Lru.build(PoolShape { layers: 1, experts }, capacity, None);
-    let bank = OffloadedExperts::new(store, &Device::Cpu, capacity, Oversize::Waves, policy).unwrap();
+    let bank = OffloadedExperts::new(store, &Device::Cpu, OffloadOptions::slots(capacity)).unwrap();
     let bank = Arc::new(bank);
     let trace = serve(&checkpoint, bank.clone());
 

@@ -112,6 +112,51 @@ pub enum OffloadError {
         /// Bytes of the slot.
         expected: usize,
     },
+    /// Capacities that are not those of the pools.
+    #[error("there are capacities for {found} pools, the bank has {pools}")]
+    PoolCapacities {
+        /// Capacities given.
+        found: usize,
+        /// Pools of the bank.
+        pools: usize,
+    },
+    /// Pools of a model that the store does not hold.
+    #[error(
+        "the pools are of a model of {found_layers} layers of {found_experts} experts, the store has {layers} of {experts}"
+    )]
+    PoolShape {
+        /// Layers of the partition's geometry.
+        found_layers: usize,
+        /// Experts a layer of the partition's geometry.
+        found_experts: usize,
+        /// Layers of the store.
+        layers: usize,
+        /// Experts a layer of the store.
+        experts: usize,
+    },
+    /// A choice that computes experts by other kernels than the device's.
+    #[error("{choice} is not exact on this device, Exactness::Tolerant allows it")]
+    Inexact {
+        /// The choice.
+        choice: &'static str,
+    },
+    /// A policy declined to load an expert that only the device may compute.
+    #[error("{layer}, {expert}: the policy declined a load, and computing on the host is not exact on this device")]
+    Declined {
+        /// MoE layer.
+        layer: LayerId,
+        /// The expert.
+        expert: ExpertId,
+    },
+    /// A way to serve misses that changes what the model computes.
+    #[error("{misses} changes what the model computes, only a simulation tries it")]
+    WhatIf {
+        /// What it does.
+        misses: &'static str,
+    },
+    /// How much memory is free is not known.
+    #[error("cannot tell how much memory is free")]
+    FreeMemory(#[from] sysinfo::Error),
     /// A device that experts cannot be cached on.
     #[error("experts cannot be cached on {device}: this build has slots for the CPU only")]
     Device {

@@ -14,6 +14,8 @@ use crate::{ExpertSlots, ExpertStore, Result, SlotGroup};
 pub(crate) struct Execution<'a> {
     layer: LayerId,
     plan: &'a Plan,
+    /// Key of the layer's first expert.
+    first_key: u32,
     slots: &'a dyn ExpertSlots,
     store: &'a dyn ExpertStore,
     dispatch: &'a Dispatch,
@@ -30,6 +32,7 @@ impl<'a> Execution<'a> {
     pub(crate) fn new(
         layer: LayerId,
         plan: &'a Plan,
+        first_key: u32,
         slots: &'a dyn ExpertSlots,
         store: &'a dyn ExpertStore,
         dispatch: &'a Dispatch,
@@ -39,6 +42,7 @@ impl<'a> Execution<'a> {
         Execution {
             layer,
             plan,
+            first_key,
             slots,
             store,
             dispatch,
@@ -65,7 +69,7 @@ impl<'a> Execution<'a> {
         }
         let started = Instant::now();
         for key in self.plan.bypasses() {
-            self.bypass(key.index())?;
+            self.bypass((key.0 - self.first_key) as usize)?;
         }
         self.counters.bypass_seconds += started.elapsed().as_secs_f64();
         Ok(())
@@ -83,7 +87,9 @@ impl<'a> Execution<'a> {
 
     fn load(&mut self, load: &Load) -> Result<()> {
         let (slots, slot) = (self.slots, load.slot);
-        self.store.with_bytes(self.layer, expert_id(load.key.index()), &mut |expert| slots.load(slot, expert))?;
+        self.store.with_bytes(self.layer, expert_id((load.key.0 - self.first_key) as usize), &mut |expert| {
+            slots.load(slot, expert)
+        })?;
         self.loaded += 1;
         self.counters.loaded_bytes += self.store.shape().expert_bytes(self.store.weight_type()) as u64;
         Ok(())
@@ -91,10 +97,10 @@ impl<'a> Execution<'a> {
 
     /// Serves experts from their slots.
     fn compute(&mut self, experts: impl Iterator<Item = (ExpertKey, SlotId)>) -> Result<()> {
-        let dispatch = self.dispatch;
+        let (dispatch, first_key) = (self.dispatch, self.first_key);
         let (indices, groups): (Vec<usize>, Vec<SlotGroup<'_>>) = experts
             .map(|(key, slot)| {
-                let index = dispatch.group_of(key.index());
+                let index = dispatch.group_of((key.0 - first_key) as usize);
                 (index, SlotGroup { slot, rows: dispatch.groups()[index].rows() })
             })
             .unzip();

@@ -8,8 +8,7 @@
 //! ```
 //! use std::{collections::HashMap, sync::Arc};
 //! use candle_core::{DType, Device, Tensor};
-//! use expert_cache::{Oversize, PolicyKind, PoolShape};
-//! use moe_offload::{ExpertBank, ExpertShape, HostStore, MappedStore, OffloadedExperts, Routes};
+//! use moe_offload::{ExpertBank, ExpertShape, HostStore, MappedStore, OffloadOptions, OffloadedExperts, Routes};
 //! use moe_trace::{ExpertId, LayerId, Phase};
 //!
 //! // A checkpoint of one layer of 4 experts.
@@ -25,11 +24,10 @@
 //! let file = directory.path().join("model.safetensors");
 //! candle_core::safetensors::save(&tensors, &file)?;
 //!
-//! // Two slots on the device, the experts in host memory.
+//! // Two slots a layer on the device, the experts in host memory.
 //! let mapped = MappedStore::open(&[file], shape, DType::F32, names)?;
 //! let store = Arc::new(HostStore::from_store(&mapped)?);
-//! let policy = |_layer| PolicyKind::Lru.build(PoolShape { layers: 1, experts: 4 }, 2, None);
-//! let bank = OffloadedExperts::new(store, &Device::Cpu, 2, Oversize::Waves, policy)?;
+//! let bank = OffloadedExperts::new(store, &Device::Cpu, OffloadOptions::slots(2))?;
 //!
 //! // Two tokens, one after the other: experts {0, 1}, then {1, 3}.
 //! for experts in [vec![0, 1], vec![1, 3]] {
@@ -44,16 +42,20 @@
 //! ```
 
 mod bank;
+mod capacity;
 mod counters;
 mod cpu_slots;
 mod dispatch;
 mod error;
+mod exactness;
 mod execute;
 mod expert;
 mod host;
 mod mapped;
 mod measure;
+mod miss_seconds;
 mod offloaded;
+mod options;
 mod projection;
 mod replay;
 mod resident;
@@ -63,14 +65,18 @@ mod store;
 mod weight_type;
 
 pub use bank::ExpertBank;
+pub use capacity::{Capacity, free_bytes};
 pub use counters::{LayerCounters, PhaseCounters};
 pub use cpu_slots::CpuSlots;
 pub use error::{OffloadError, Result};
+pub use exactness::Exactness;
 pub use expert::{ExpertShape, ExpertWeights};
 pub use host::HostStore;
 pub use mapped::MappedStore;
 pub use measure::{measure, measure_disk};
+pub use miss_seconds::MissSeconds;
 pub use offloaded::OffloadedExperts;
+pub use options::OffloadOptions;
 pub use projection::Projection;
 pub use replay::{Replay, ReplayReport, ReplayedPass, ReplayedPhase};
 pub use resident::ResidentExperts;

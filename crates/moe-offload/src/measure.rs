@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use expert_cache::{HardwareProfile, Linear, Overlap, Oversize, PolicyKind, PoolShape, Processor, SlotId, Transfer};
+use expert_cache::{HardwareProfile, Linear, Overlap, Processor, SlotId, Transfer};
 use moe_trace::{ExpertId, LayerId, Phase};
 use rustix::fs::{Advice, fadvise};
 
 use crate::cpu_slots::zeros;
 use crate::offloaded::new_slots;
 use crate::{
-    ExpertBank, ExpertShape, ExpertStore, ExpertWeights, MappedStore, OffloadError, OffloadedExperts, ResidentExperts,
-    Result, Routes, WeightType,
+    ExpertBank, ExpertShape, ExpertStore, ExpertWeights, MappedStore, OffloadError, OffloadOptions, OffloadedExperts,
+    ResidentExperts, Result, Routes, WeightType,
 };
 
 /// Experts that are timed, at most.
@@ -87,10 +87,7 @@ impl Calls {
         let shape = store.shape();
         let capacity = shape.experts.div_ceil(4);
         let width = capacity.min(WIDTH);
-        let offloaded = || {
-            let policy = |_| PolicyKind::Lru.build(PoolShape { layers: 1, experts: shape.experts }, capacity, None);
-            OffloadedExperts::new(store.clone(), device, capacity, Oversize::Waves, policy)
-        };
+        let offloaded = || OffloadedExperts::new(store.clone(), device, OffloadOptions::slots(capacity));
         let mut resident = Vec::new();
         for layer in layer_ids(shape.layers) {
             let expert = |expert| store.fetch(layer, expert)?.to_device(device);

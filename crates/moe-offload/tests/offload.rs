@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use candle_core::{DType, Device, Tensor};
 use expert_cache::{ExpertCache, Oversize, PolicyKind, Pool, PoolShape, Requests, Simulation};
 use moe_offload::{
-    ExpertBank, ExpertShape, ExpertStore, ExpertWeights, HostStore, MappedStore, OffloadError, OffloadedExperts,
-    Projection, ResidentExperts, Result, Routes, WeightType, measure, measure_disk,
+    ExpertBank, ExpertShape, ExpertStore, ExpertWeights, HostStore, MappedStore, OffloadError, OffloadOptions,
+    OffloadedExperts, Projection, ResidentExperts, Result, Routes, WeightType, measure, measure_disk,
 };
 use moe_trace::{ExpertId, Geometry, LayerId, MemoryTrace, Phase, RoutingSource, SequenceBuf};
 
@@ -137,8 +137,9 @@ fn every_capacity_policy_and_store_gives_the_resident_bits_and_the_simulated_cou
                 |(kind, capacity)| [Oversize::Waves, Oversize::Bypass].map(|oversize| (kind, capacity, oversize)),
             )
         {
-            let policy = |layer| kind.build(POOL, capacity, Some(&future(&trace, layer)));
-            let bank = OffloadedExperts::new(Arc::clone(&store), &Device::Cpu, capacity, oversize, policy).unwrap();
+            let policy = |pool: &Pool, slots| kind.build(pool.shape(), slots, Some(&future(&trace, pool.layers()[0])));
+            let options = OffloadOptions::slots(capacity).oversize(oversize).policy_with(policy);
+            let bank = OffloadedExperts::new(Arc::clone(&store), &Device::Cpu, options).unwrap();
             assert_eq!(bits(&run(&bank, &calls).unwrap()), expected, "{kind} with {capacity} slots, {oversize:?}");
             for (layer, counters) in (0..).map(LayerId).zip(bank.counters().unwrap()) {
                 let policy = kind.build(POOL, capacity, Some(&future(&trace, layer))).unwrap();
@@ -195,8 +196,7 @@ impl ExpertStore for Flaky {
 fn a_failed_load_fails_its_call_and_the_bank_goes_on() {
     let directory = tempfile::tempdir().unwrap();
     let flaky = Arc::new(Flaky { store: store(directory.path()), down: AtomicBool::new(true) });
-    let policy = |_| PolicyKind::Lru.build(POOL, 3, None);
-    let bank = OffloadedExperts::new(flaky.clone(), &Device::Cpu, 3, Oversize::Waves, policy).unwrap();
+    let bank = OffloadedExperts::new(flaky.clone(), &Device::Cpu, OffloadOptions::slots(3)).unwrap();
     let calls = calls();
     let error = run(&bank, &calls).unwrap_err();
     assert_eq!(error.to_string(), "a.safetensors: cannot read checkpoint file");
@@ -239,10 +239,7 @@ fn bad_checkpoints_routes_and_capacities_are_told() {
     assert_eq!(open(&[file], SHAPE).to_string(), "0.0.gate has dtype F64, supported are f32, f16 and bf16");
 
     let store: Arc<dyn ExpertStore> = Arc::new(store);
-    let bank = |capacity| {
-        let policy = |_| PolicyKind::Lru.build(POOL, capacity, None);
-        OffloadedExperts::new(Arc::clone(&store), &Device::Cpu, capacity, Oversize::Waves, policy)
-    };
+    let bank = |slots| OffloadedExperts::new(Arc::clone(&store), &Device::Cpu, OffloadOptions::slots(slots));
     for capacity in [0, 7] {
         let source = std::error::Error::source(&bank(capacity).err().unwrap()).unwrap().to_string();
         assert_eq!(source, format!("capacity is {capacity} slots, allowed are 1..=6"));
@@ -282,8 +279,7 @@ fn empty_slots_contribute_nothing() {
 fn a_call_of_no_token_asks_nobody() {
     let directory = tempfile::tempdir().unwrap();
     let store: Arc<dyn ExpertStore> = Arc::new(store(directory.path()));
-    let policy = |_| PolicyKind::Lru.build(POOL, 2, None);
-    let bank = OffloadedExperts::new(store, &Device::Cpu, 2, Oversize::Waves, policy).unwrap();
+    let bank = OffloadedExperts::new(store, &Device::Cpu, OffloadOptions::slots(2)).unwrap();
     let none = |columns| Tensor::zeros((0, columns), DType::F32, &Device::Cpu).unwrap();
     let routes = Routes::new(vec![], none(2), Phase::Decode).unwrap();
     assert_eq!(bank.forward(LayerId(0), &none(8), &routes).unwrap().dims(), [0, 8]);

@@ -1,0 +1,102 @@
+//! How much memory the slots of a bank may take.
+
+use candle_core::Device;
+use expert_cache::Partition;
+use sysinfo::System;
+
+use crate::{OffloadError, Result};
+
+/// Room for experts on the compute device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Capacity {
+    /// Slots of every pool.
+    Slots(usize),
+    /// Slots of each pool, `[pools]`.
+    PerPool(Vec<usize>),
+    /// Bytes of all pools together, divided among them by their layers.
+    Bytes(u64),
+    /// As [`Bytes`](Self::Bytes): what is free on the device when the bank is made, but for a reserve.
+    Free {
+        /// Bytes that stay free.
+        reserve_bytes: u64,
+    },
+}
+
+impl Capacity {
+    /// Slots of each pool for experts of `expert_bytes`; a pool never has more than it has experts.
+    pub(crate) fn slots(&self, partition: &Partition, expert_bytes: u64, device: &Device) -> Result<Vec<usize>> {
+        let pools = partition.pools();
+        let bytes = match self {
+            Capacity::Slots(slots) => return Ok(vec![*slots; pools.len()]),
+            Capacity::PerPool(slots) if slots.len() == pools.len() => return Ok(slots.clone()),
+            Capacity::PerPool(slots) => {
+                return Err(OffloadError::PoolCapacities { found: slots.len(), pools: pools.len() });
+            }
+            Capacity::Bytes(bytes) => *bytes,
+            Capacity::Free { reserve_bytes } => free_bytes(device)?.saturating_sub(*reserve_bytes),
+        };
+        let total = usize::try_from(bytes / expert_bytes).unwrap_or(usize::MAX);
+        let layers: usize = pools.iter().map(|pool| pool.layers().len()).sum();
+        // Shares are rounded where they end, so that together they are the total.
+        let share = |layers_before: usize| (total as u128 * layers_before as u128 / layers as u128) as usize;
+        let mut before = 0;
+        let slots = pools.iter().map(|pool| {
+            let after = before + pool.layers().len();
+            let slots = share(after) - share(before);
+            before = after;
+            slots.min(pool.universe())
+        });
+        Ok(slots.collect())
+    }
+}
+
+/// Bytes that are free on a device; in host memory those that the process may still take, whether the machine or its
+/// control group is the tighter limit.
+///
+/// # Errors
+/// [`OffloadError::Device`] for a device that this build has no slots for.
+pub fn free_bytes(device: &Device) -> Result<u64> {
+    match device {
+        Device::Cpu => {
+            let mut system = System::new()?;
+            system.refresh_memory();
+            let group = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
+            Ok(system.available_memory().min(group))
+        }
+        _ => Err(OffloadError::Device { device: format!("{:?}", device.location()) }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use moe_trace::{Geometry, LayerId};
+
+    use super::*;
+
+    #[test]
+    fn bytes_are_divided_by_layers_and_used_up() {
+        let geometry = Geometry::decoder(5, 8, 2).unwrap();
+        let slots = |capacity: Capacity, partition: &Partition| capacity.slots(partition, 10, &Device::Cpu);
+        let grouped = Partition::grouped(&geometry, 2).unwrap();
+        assert_eq!(slots(Capacity::Bytes(109), &grouped).unwrap(), [4, 4, 2]);
+        assert_eq!(slots(Capacity::Bytes(119), &grouped).unwrap(), [4, 4, 3]);
+        assert_eq!(slots(Capacity::Bytes(u64::MAX), &grouped).unwrap(), [16, 16, 8]);
+        assert_eq!(slots(Capacity::Bytes(119), &Partition::global(&geometry)).unwrap(), [11]);
+        assert_eq!(slots(Capacity::Slots(3), &grouped).unwrap(), [3, 3, 3]);
+        assert_eq!(slots(Capacity::PerPool(vec![1, 2, 3]), &grouped).unwrap(), [1, 2, 3]);
+        let message = slots(Capacity::PerPool(vec![1]), &grouped).unwrap_err().to_string();
+        assert_eq!(message, "there are capacities for 1 pools, the bank has 3");
+        assert_eq!(grouped.pool_of(LayerId(4)), Some(2));
+    }
+
+    #[test]
+    fn what_is_free_but_a_reserve_is_taken() {
+        let free = free_bytes(&Device::Cpu).unwrap();
+        assert!(free > 1 << 20, "{free} bytes");
+        let global = Partition::global(&Geometry::decoder(1, 60_000, 1).unwrap());
+        // Half a terabyte a slot.
+        let none = Capacity::Free { reserve_bytes: u64::MAX }.slots(&global, 1, &Device::Cpu).unwrap();
+        let many = Capacity::Free { reserve_bytes: 0 }.slots(&global, 1, &Device::Cpu).unwrap();
+        assert_eq!((none, many), (vec![0], vec![60_000]));
+    }
+}

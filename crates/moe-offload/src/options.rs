@@ -1,0 +1,138 @@
+//! What a user chooses about an offloaded bank.
+
+use std::fmt;
+
+use candle_core::Device;
+use expert_cache::{EvictionPolicy, MissPolicy, Oversize, Partition, PolicyKind, Pool, ResidentProfile};
+
+use crate::{Capacity, Exactness, Result};
+
+/// Makes the policy of a pool of so many slots.
+pub(crate) type MakePolicy<'a> = dyn FnMut(&Pool, usize) -> expert_cache::Result<Box<dyn EvictionPolicy>> + 'a;
+
+/// Choices for [`OffloadedExperts`](crate::OffloadedExperts): a capacity, and what is not to stay as it is by default.
+///
+/// By default every layer has its own pool under LRU, every miss is loaded, a request larger than its pool runs in waves,
+/// and outputs are those of a resident bank bit for bit.
+///
+/// ```
+/// use expert_cache::{Oversize, PolicyKind};
+/// use moe_offload::{Capacity, Exactness, OffloadOptions};
+///
+/// let few_slots_a_layer = OffloadOptions::slots(8);
+/// let half_of_memory = OffloadOptions::new(Capacity::Bytes(12 << 30))
+///     .policy(PolicyKind::Lfu)
+///     .oversize(Oversize::Bypass)
+///     .exactness(Exactness::Tolerant);
+/// # drop((few_slots_a_layer, half_of_memory));
+/// ```
+pub struct OffloadOptions<'a> {
+    pub(crate) capacity: Capacity,
+    pub(crate) partition: Option<Partition>,
+    pub(crate) policy: Box<MakePolicy<'a>>,
+    /// A policy of this kind may decline loads.
+    pub(crate) bypassing: Option<PolicyKind>,
+    pub(crate) oversize: Oversize,
+    pub(crate) misses: MissPolicy,
+    pub(crate) prefill_quota: Option<u64>,
+    pub(crate) profile: Option<ResidentProfile>,
+    pub(crate) exactness: Exactness,
+}
+
+impl<'a> OffloadOptions<'a> {
+    /// Chooses a capacity.
+    pub fn new(capacity: Capacity) -> OffloadOptions<'a> {
+        OffloadOptions {
+            capacity,
+            partition: None,
+            policy: of_kind(PolicyKind::Lru),
+            bypassing: None,
+            oversize: Oversize::Waves,
+            misses: MissPolicy::Load,
+            prefill_quota: None,
+            profile: None,
+            exactness: Exactness::Strict,
+        }
+    }
+
+    /// Chooses so many slots a pool, which is a layer unless another [`partition`](Self::partition) is chosen.
+    pub fn slots(slots: usize) -> OffloadOptions<'a> {
+        OffloadOptions::new(Capacity::Slots(slots))
+    }
+
+    /// Chooses which layers share a pool; a partition of the geometry that traces of the model have makes
+    /// [residents](Self::warm) exchangeable with simulations of it.
+    pub fn partition(mut self, partition: Partition) -> OffloadOptions<'a> {
+        self.partition = Some(partition);
+        self
+    }
+
+    /// Chooses the policy of every pool among those that need not know the future.
+    pub fn policy(mut self, kind: PolicyKind) -> OffloadOptions<'a> {
+        self.policy = of_kind(kind);
+        self.bypassing = kind.needs().bypass.then_some(kind);
+        self
+    }
+
+    /// Makes the policy of each pool from the pool and its slots.
+    pub fn policy_with(
+        mut self,
+        make: impl FnMut(&Pool, usize) -> expert_cache::Result<Box<dyn EvictionPolicy>> + 'a,
+    ) -> OffloadOptions<'a> {
+        self.policy = Box::new(make);
+        self.bypassing = None;
+        self
+    }
+
+    /// Chooses what happens to requests that are larger than their pool.
+    pub fn oversize(mut self, oversize: Oversize) -> OffloadOptions<'a> {
+        self.oversize = oversize;
+        self
+    }
+
+    /// Chooses how misses are served: loaded, computed on the host, or the cheaper of the two
+    /// ([`MissSeconds`](crate::MissSeconds) prices them).
+    pub fn misses(mut self, misses: MissPolicy) -> OffloadOptions<'a> {
+        self.misses = misses;
+        self
+    }
+
+    /// Keeps prefill from flushing what decode uses: see
+    /// [`ExpertCache::with_prefill_quota`](expert_cache::ExpertCache::with_prefill_quota).
+    pub fn prefill_quota(mut self, slots: u64) -> OffloadOptions<'a> {
+        self.prefill_quota = Some(slots);
+        self
+    }
+
+    /// Loads the residents of an earlier run, or of a simulation, before the first call.
+    pub fn warm(mut self, profile: ResidentProfile) -> OffloadOptions<'a> {
+        self.profile = Some(profile);
+        self
+    }
+
+    /// Chooses how closely outputs agree with those of a resident bank.
+    pub fn exactness(mut self, exactness: Exactness) -> OffloadOptions<'a> {
+        self.exactness = exactness;
+        self
+    }
+
+    /// Refuses what does not go together on a device.
+    pub(crate) fn check(&self, device: &Device) -> Result<()> {
+        self.exactness.check(device, self.oversize, &self.misses, self.bypassing)
+    }
+}
+
+fn of_kind(kind: PolicyKind) -> Box<MakePolicy<'static>> {
+    Box::new(move |pool, slots| kind.build(pool.shape(), slots, None))
+}
+
+impl fmt::Debug for OffloadOptions<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OffloadOptions")
+            .field("capacity", &self.capacity)
+            .field("oversize", &self.oversize)
+            .field("misses", &self.misses)
+            .field("exactness", &self.exactness)
+            .finish_non_exhaustive()
+    }
+}
