@@ -1,10 +1,12 @@
 //! What the example programs share: presentation, threads.
 
+mod model_shape;
 mod output;
 mod page;
 mod threads;
 mod windows;
 
+pub use model_shape::ModelShape;
 pub use output::{per_cent, progress_bar, table, write_json};
 pub use page::{Page, axes, window_axis};
 pub use threads::{processors, set_threads};
