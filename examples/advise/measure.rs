@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
 use moe_model::Checkpoint;
-use moe_offload::{ExpertStore, HostStore, MappedStore, measure, measure_disk};
+use moe_offload::{ExpertStore, HostStore, MappedStore, Transfers, measure, measure_disk};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -34,7 +34,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     println!("loading and computing experts");
     let mapped = MappedStore::open(checkpoint.files(), shape, dtype, names)?;
     let host: Arc<dyn ExpertStore> = Arc::new(HostStore::from_store(&mapped)?);
-    let mut profile = measure(&arguments.name, &host, &Device::Cpu)?;
+    let mut profile = measure(&arguments.name, &host, &Device::Cpu, Transfers::Inline)?;
     profile.disk = disk;
     println!("{}", serde_json::to_string_pretty(&profile)?);
     moe_examples::write_json(&arguments.out, &profile)?;

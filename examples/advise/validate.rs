@@ -15,8 +15,8 @@ use expert_cache::{
 use moe_examples::{progress_bar, table};
 use moe_model::{Checkpoint, GenerateOptions, Olmoe, OlmoeConfig, Sampling, generate};
 use moe_offload::{
-    ExpertBank, ExpertStore, HostStore, MappedStore, OffloadOptions, OffloadedExperts, ResidentExperts, WeightType,
-    measure,
+    ExpertBank, ExpertStore, HostStore, MappedStore, OffloadOptions, OffloadedExperts, ResidentExperts, Transfers,
+    WeightType, measure,
 };
 use moe_trace::{LayerId, MemoryTrace, Recorder, RoutingSource};
 use serde::{Deserialize, Serialize};
@@ -262,7 +262,7 @@ impl Runtime {
         let mut profiles = vec![Vec::new(); self.stores.len()];
         for _ in 0..rounds {
             for ((name, store), profiles) in self.stores.iter().zip(&mut profiles) {
-                profiles.push(measure(name, store, &Device::Cpu)?);
+                profiles.push(measure(name, store, &Device::Cpu, Transfers::Inline)?);
             }
             resident.merge(self.run(self.resident.clone())?.0);
             bar.inc(1);

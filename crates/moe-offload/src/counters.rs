@@ -1,31 +1,57 @@
 //! What a run did, per layer and phase.
 
-use expert_cache::{Counts, PhaseCounts};
-use moe_trace::Phase;
-use serde::Serialize;
+use expert_cache::{Counts, PhaseCounts, PrefetchCounts};
+use serde::{Deserialize, Serialize};
 
 /// Counters of one layer in one phase.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+///
+/// The tiers: hits were on the device, loads came from the store, bypasses stayed on the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PhaseCounters {
     /// Requests, hits, loads and bypasses of completed calls, counted as the simulator counts them.
     pub counts: Counts,
-    /// Bytes copied into slots, by failed calls too.
+    /// Bytes copied into slots for calls that waited, by failed calls too.
     pub loaded_bytes: u64,
-    /// Seconds spent fetching and copying.
+    /// Hits that were loaded again, for an earlier load had failed.
+    pub reloads: u64,
+    /// Loads that failed.
+    pub failed_loads: u64,
+    /// Calls that failed.
+    pub failed_calls: u64,
+    /// Seconds of loads, of all threads together.
     pub load_seconds: f64,
+    /// Seconds that calls had nothing to compute, for they loaded experts or waited for them.
+    pub stall_seconds: f64,
     /// Seconds spent computing resident experts, as far as the host sees it.
     pub compute_seconds: f64,
     /// Seconds spent serving bypassed experts on the host.
     pub bypass_seconds: f64,
 }
 
+/// Counters of the prefetches of one layer's experts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PrefetchCounters {
+    /// What became of them, counted as the simulator counts it; late are those that a call waited for.
+    pub counts: PrefetchCounts,
+    /// Bytes copied into slots.
+    pub loaded_bytes: u64,
+    /// Seconds of loads, of all threads together.
+    pub load_seconds: f64,
+    /// Loads that failed; an expert that is wanted all the same is loaded again.
+    pub failed_loads: u64,
+}
+
 /// Counters of one layer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LayerCounters {
     /// Prefilled tokens.
     pub prefill: PhaseCounters,
     /// Decoded tokens.
     pub decode: PhaseCounters,
+    /// Experts loaded before they were wanted.
+    pub prefetch: PrefetchCounters,
+    /// Prefetches that this layer's calls evicted before anybody had begun to load them.
+    pub called_off: u64,
 }
 
 impl PhaseCounters {
@@ -33,9 +59,23 @@ impl PhaseCounters {
     pub fn merge(&mut self, other: &PhaseCounters) {
         self.counts.merge(&other.counts);
         self.loaded_bytes += other.loaded_bytes;
+        self.reloads += other.reloads;
+        self.failed_loads += other.failed_loads;
+        self.failed_calls += other.failed_calls;
         self.load_seconds += other.load_seconds;
+        self.stall_seconds += other.stall_seconds;
         self.compute_seconds += other.compute_seconds;
         self.bypass_seconds += other.bypass_seconds;
+    }
+}
+
+impl PrefetchCounters {
+    /// Adds other counters.
+    pub fn merge(&mut self, other: &PrefetchCounters) {
+        self.counts.merge(&other.counts);
+        self.loaded_bytes += other.loaded_bytes;
+        self.load_seconds += other.load_seconds;
+        self.failed_loads += other.failed_loads;
     }
 }
 
@@ -56,12 +96,7 @@ impl LayerCounters {
     pub fn merge(&mut self, other: &LayerCounters) {
         self.prefill.merge(&other.prefill);
         self.decode.merge(&other.decode);
-    }
-
-    pub(crate) fn of_mut(&mut self, phase: Phase) -> &mut PhaseCounters {
-        match phase {
-            Phase::Prefill => &mut self.prefill,
-            Phase::Decode => &mut self.decode,
-        }
+        self.prefetch.merge(&other.prefetch);
+        self.called_off += other.called_off;
     }
 }

@@ -1,5 +1,7 @@
 //! Grouping of tokens by expert, and the sum of a token's experts in an order that no grouping changes.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 use moe_trace::{EMPTY_SLOT, LayerId};
 
@@ -9,6 +11,10 @@ use crate::{OffloadError, Result, Routes};
 pub(crate) struct Dispatch {
     /// Experts that have tokens, ascending.
     groups: Vec<Group>,
+    /// Tokens of the groups, one after the other, ascending in each.
+    rows: Vec<u32>,
+    /// Their places among the `tokens x top_k` outputs.
+    places: Vec<u32>,
     tokens: usize,
     top_k: usize,
 }
@@ -17,10 +23,8 @@ pub(crate) struct Dispatch {
 pub(crate) struct Group {
     /// The expert.
     pub(crate) expert: usize,
-    /// Its tokens.
-    tokens: Vec<u32>,
-    /// Their places among the `tokens x top_k` outputs.
-    places: Vec<u32>,
+    /// Its part of the rows.
+    rows: Range<usize>,
 }
 
 impl Dispatch {
@@ -30,29 +34,42 @@ impl Dispatch {
         if hidden.dim(0)? != tokens {
             return Err(OffloadError::Routes { field: "tokens", value: tokens, expected: hidden.dim(0)? });
         }
-        let mut group_of = vec![Vec::new(); experts];
-        for (place, &expert) in (0u32..).zip(routes.experts()) {
-            if expert == EMPTY_SLOT {
-                continue;
-            }
+        let mut ends = vec![0; experts];
+        for (place, &expert) in routes.experts().iter().enumerate().filter(|&(_, &expert)| expert != EMPTY_SLOT) {
             let expert = usize::from(expert);
-            let token = place as usize / top_k;
-            let group = group_of.get_mut(expert);
-            group.ok_or(OffloadError::ExpertOutOfRange { layer, token, expert, experts })?.push(place);
+            let end = ends.get_mut(expert);
+            let token = place / top_k;
+            *end.ok_or(OffloadError::ExpertOutOfRange { layer, token, expert, experts })? += 1;
         }
+        let mut total = 0;
+        let mut groups = Vec::with_capacity(experts.min(tokens * top_k));
+        for (expert, count) in ends.iter_mut().enumerate() {
+            let start = total;
+            total += *count;
+            if *count > 0 {
+                groups.push(Group { expert, rows: start..total });
+            }
+            // Where the expert's next row goes.
+            *count = start;
+        }
+        let (mut rows, mut places) = (vec![0; total], vec![0; total]);
         let divisor = u32::try_from(top_k).expect("top_k is at most the number of places, which are u32");
-        let groups = group_of.into_iter().enumerate().filter(|(_, places)| !places.is_empty());
-        let groups = groups.map(|(expert, places)| Group {
-            expert,
-            tokens: places.iter().map(|place| place / divisor).collect(),
-            places,
-        });
-        Ok(Dispatch { groups: groups.collect(), tokens, top_k })
+        for (place, &expert) in (0u32..).zip(routes.experts()).filter(|&(_, &expert)| expert != EMPTY_SLOT) {
+            let next = &mut ends[usize::from(expert)];
+            (rows[*next], places[*next]) = (place / divisor, place);
+            *next += 1;
+        }
+        Ok(Dispatch { groups, rows, places, tokens, top_k })
     }
 
     /// Groups in ascending order of expert.
     pub(crate) fn groups(&self) -> &[Group] {
         &self.groups
+    }
+
+    /// Rows of the tokens of a group, ascending.
+    pub(crate) fn rows(&self, group: usize) -> &[u32] {
+        &self.rows[self.groups[group].rows.clone()]
     }
 
     /// Index of an expert's group.
@@ -68,11 +85,11 @@ impl Dispatch {
     pub(crate) fn combine(&self, outputs: Vec<Tensor>, hidden: &Tensor, routes: &Routes) -> Result<Tensor> {
         let (width, device) = (hidden.dim(1)?, hidden.device());
         let (mut outputs, mut row_of) = (outputs, vec![u32::MAX; self.tokens * self.top_k]);
-        for (row, &place) in (0u32..).zip(self.groups.iter().flat_map(|group| &group.places)) {
+        for (row, &place) in (0u32..).zip(&self.places) {
             row_of[place as usize] = row;
         }
         let mut weights = routes.weights().to_dtype(hidden.dtype())?;
-        let rows: usize = self.groups.iter().map(|group| group.places.len()).sum();
+        let rows = self.rows.len();
         if rows < row_of.len() {
             // Empty slots read a row of zeros behind the last one, and their weight, whatever it is, counts as 0.
             outputs.push(Tensor::zeros((1, width), hidden.dtype(), device)?);
@@ -89,20 +106,11 @@ impl Dispatch {
     }
 }
 
-impl Group {
-    /// The rows of the tokens.
-    pub(crate) fn rows(&self) -> &[u32] {
-        &self.tokens
-    }
-
-    /// The rows of `hidden` that the expert serves.
-    pub(crate) fn gather(&self, hidden: &Tensor) -> Result<Tensor> {
-        gather(hidden, &self.tokens)
-    }
-}
-
 /// Rows of `hidden` in the order given.
 pub(crate) fn gather(hidden: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    if rows.len() == hidden.dim(0)? && (0..).zip(rows).all(|(row, &wanted)| row == wanted) {
+        return Ok(hidden.clone());
+    }
     let rows = Tensor::from_slice(rows, rows.len(), hidden.device())?;
     Ok(hidden.index_select(&rows, 0)?)
 }

@@ -64,8 +64,8 @@ pub enum OffloadError {
         /// Number of experts.
         experts: usize,
     },
-    /// An earlier call panicked while it held the cache of a layer.
-    #[error("the cache of {layer} was left inconsistent by a panic in another thread")]
+    /// An earlier call panicked while it planned, in a policy or a prefetcher.
+    #[error("the books of {layer} were left inconsistent by a panic in another thread")]
     Poisoned {
         /// MoE layer.
         layer: LayerId,
@@ -139,6 +139,34 @@ pub enum OffloadError {
     Inexact {
         /// The choice.
         choice: &'static str,
+    },
+    /// A load failed.
+    #[error("{layer}, {expert} cannot be loaded")]
+    Load {
+        /// MoE layer.
+        layer: LayerId,
+        /// The expert.
+        expert: ExpertId,
+        /// Why it failed.
+        #[source]
+        source: Box<OffloadError>,
+    },
+    /// A load panicked.
+    #[error("{layer}, {expert} cannot be loaded: loading panicked: {message}")]
+    LoadPanicked {
+        /// MoE layer.
+        layer: LayerId,
+        /// The expert.
+        expert: ExpertId,
+        /// What the panic said.
+        message: String,
+    },
+    /// A thread cannot be started.
+    #[error("cannot start a thread for loads")]
+    Thread {
+        /// Why.
+        #[source]
+        source: std::io::Error,
     },
     /// A policy declined to load an expert that only the device may compute.
     #[error("{layer}, {expert}: the policy declined a load, and computing on the host is not exact on this device")]

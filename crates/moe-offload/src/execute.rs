@@ -1,125 +1,337 @@
-//! Execution of one plan.
+//! One call: a plan, executed as its experts arrive.
 
-use std::time::Instant;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::MutexGuard;
+use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
-use expert_cache::{ExpertKey, Load, Plan, SlotId};
-use moe_trace::{ExpertId, LayerId};
+use expert_cache::{Eviction, ExpertKey, Request, SlotId};
+use moe_trace::{ExpertId, LayerId, Phase};
 
-use crate::counters::PhaseCounters;
-use crate::dispatch::Dispatch;
-use crate::{ExpertSlots, ExpertStore, Result, SlotGroup};
+use crate::dispatch::{Dispatch, gather};
+use crate::engine::{Engine, State};
+use crate::slot_order::{Arrival, Job, Place, Reason, Residence};
+use crate::timeline::Activity;
+use crate::{OffloadError, Result, SlotGroup, Transfers};
 
-/// A plan, where it is executed, and how far it got.
-pub(crate) struct Execution<'a> {
-    layer: LayerId,
-    plan: &'a Plan,
+/// An expert that a call reads from its slot.
+#[derive(Clone, Copy, Debug)]
+struct Read {
+    key: ExpertKey,
+    slot: SlotId,
+    /// Index of its tokens' group.
+    group: usize,
+}
+
+/// Lists of a call, kept for the next.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    /// Experts not yet read.
+    pending: Vec<Read>,
+    /// Those that are read now.
+    ready: Vec<Read>,
+    /// Experts to be computed on the host.
+    bypasses: Vec<ExpertKey>,
+    /// Hits that a prefetch has brought too late.
+    late: Vec<ExpertKey>,
+    /// Experts that were in their slots when they were read.
+    arrived: Vec<ExpertKey>,
+    /// Experts that are computed together, at most.
+    together: usize,
+}
+
+impl Scratch {
+    fn clear(&mut self) {
+        self.pending.clear();
+        self.ready.clear();
+        self.bypasses.clear();
+        self.late.clear();
+        self.arrived.clear();
+    }
+}
+
+/// A call of one layer, with the turn of its pool.
+pub(crate) struct Call<'a> {
+    pub(crate) engine: &'a Engine,
+    pub(crate) transfers: Transfers,
+    /// Whether the host may compute experts.
+    pub(crate) host: bool,
+    pub(crate) pool: usize,
     /// Key of the layer's first expert.
-    first_key: u32,
-    slots: &'a dyn ExpertSlots,
-    store: &'a dyn ExpertStore,
-    dispatch: &'a Dispatch,
+    pub(crate) first_key: u32,
+    pub(crate) layer: LayerId,
+    pub(crate) phase: Phase,
+    pub(crate) dispatch: &'a Dispatch,
     /// Tokens, `[tokens, hidden]`.
-    hidden: &'a Tensor,
+    pub(crate) hidden: &'a Tensor,
+}
+
+/// What came of a call so far.
+struct Progress<'s> {
+    scratch: &'s mut Scratch,
     /// Output of each group.
     outputs: Vec<Option<Tensor>>,
-    /// Loads executed so far.
-    loaded: usize,
-    counters: PhaseCounters,
+    /// Tokens in host memory, where experts are bypassed.
+    host_hidden: Option<Tensor>,
+    compute: Duration,
+    stall: Duration,
+    bypass: Duration,
 }
 
-impl<'a> Execution<'a> {
-    pub(crate) fn new(
-        layer: LayerId,
-        plan: &'a Plan,
-        first_key: u32,
-        slots: &'a dyn ExpertSlots,
-        store: &'a dyn ExpertStore,
-        dispatch: &'a Dispatch,
-        hidden: &'a Tensor,
-    ) -> Execution<'a> {
-        let outputs = dispatch.groups().iter().map(|_| None).collect();
-        Execution {
-            layer,
-            plan,
-            first_key,
-            slots,
-            store,
-            dispatch,
-            hidden,
-            outputs,
-            loaded: 0,
-            counters: PhaseCounters::default(),
+impl Call<'_> {
+    /// Plans and executes a request; returns the output of each group of tokens.
+    pub(crate) fn serve(&self, request: &Request<'_>, scratch: &mut Scratch) -> Result<Vec<Tensor>> {
+        let state = self.plan(request, scratch)?;
+        let outputs = self.dispatch.groups().iter().map(|_| None).collect();
+        let nothing = Duration::ZERO;
+        let mut progress =
+            Progress { scratch, outputs, host_hidden: None, compute: nothing, stall: nothing, bypass: nothing };
+        // A panic must not leave steps behind that others wait for.
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.execute(state, request, &mut progress)));
+        let mut state = self.engine.lock(self.layer)?;
+        let meter = &mut state.meters[self.layer.index()];
+        meter.spent(self.phase, progress.compute, progress.stall, progress.bypass);
+        match &outcome {
+            Ok(Ok(())) => self.succeed(&mut state, progress.scratch),
+            _ => state = self.fail(state, progress.scratch)?,
         }
+        state.caches[self.pool].release();
+        self.finish_prefetches(state)?;
+        outcome.unwrap_or_else(|panic| resume_unwind(panic))?;
+        Ok(progress.outputs.into_iter().flatten().collect())
     }
 
-    /// Executes the plan: wave by wave loads, then computes; bypassed experts last.
-    pub(crate) fn run(&mut self) -> Result<()> {
-        let mut hits = self.plan.hits();
-        for wave in self.plan.waves() {
-            let started = Instant::now();
-            for load in wave {
-                self.load(load)?;
+    /// Decides a plan and notes its steps.
+    fn plan(&self, request: &Request<'_>, scratch: &mut Scratch) -> Result<MutexGuard<'_, State>> {
+        let mut state = self.engine.lock(self.layer)?;
+        let State { caches, order, meters, .. } = &mut *state;
+        let cache = &mut caches[self.pool];
+        let plan = cache.request(*request)?;
+        if let Some(&key) = plan.bypasses().first().filter(|_| !self.host) {
+            cache.rollback(0);
+            return Err(OffloadError::Declined { layer: self.layer, expert: self.expert(key) });
+        }
+        scratch.clear();
+        let Scratch { pending, bypasses, late, together, .. } = scratch;
+        // The next wave waits for slots of this one: they are left one by one.
+        *together = if plan.waves().nth(1).is_some() { 1 } else { usize::MAX };
+        bypasses.extend(plan.bypasses().iter().rev());
+        let read = |key, slot| Read { key, slot, group: self.group(key) };
+        for hit in plan.hits() {
+            let residence = order.read_resident(self.place(hit.slot), hit.key, self.phase);
+            if residence != Residence::There && hit.prefetched {
+                late.push(hit.key);
             }
-            self.counters.load_seconds += started.elapsed().as_secs_f64();
-            let started = Instant::now();
-            let hits = std::mem::take(&mut hits).iter().map(|hit| (hit.key, hit.slot));
-            self.compute(hits.chain(wave.iter().map(|load| (load.key, load.slot))))?;
-            self.counters.compute_seconds += started.elapsed().as_secs_f64();
+            if residence == Residence::Lost {
+                meters[self.layer.index()].reload(self.phase);
+            }
+            pending.push(read(hit.key, hit.slot));
         }
+        for load in plan.loads() {
+            let place = self.place(load.slot);
+            if order.write(Job { place, key: load.key, reason: Reason::Demand(self.phase) }) {
+                meters[self.layer.index()].called_off();
+            }
+            order.read(place, load.key);
+            pending.push(read(load.key, load.slot));
+        }
+        Ok(state)
+    }
+
+    /// Reads experts as they arrive, and computes bypassed ones while none is there.
+    fn execute<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        request: &Request<'_>,
+        progress: &mut Progress<'_>,
+    ) -> Result<()> {
+        if state.prefetches.is_some() {
+            if state.order.has_work() {
+                // Demands need not wait until predictions are made.
+                drop(state);
+                self.engine.work.notify_all();
+                state = self.engine.lock(self.layer)?;
+            }
+            self.prefetch(&mut state, request)?;
+        }
+        if state.order.has_work() {
+            self.engine.work.notify_all();
+        }
+        if !progress.scratch.bypasses.is_empty() {
+            // Before the device has work that a copy would wait for.
+            drop(state);
+            progress.host_hidden = Some(self.hidden.to_device(&Device::Cpu)?);
+            state = self.engine.lock(self.layer)?;
+        }
+        loop {
+            self.collect_ready(&mut state, progress.scratch)?;
+            if !progress.scratch.ready.is_empty() {
+                drop(state);
+                self.compute(progress)?;
+                state = self.engine.lock(self.layer)?;
+                for read in progress.scratch.ready.drain(..) {
+                    state.order.read_done(self.place(read.slot));
+                }
+                if state.order.has_work() {
+                    self.engine.work.notify_all();
+                }
+            } else if let Some(key) = progress.scratch.bypasses.pop() {
+                drop(state);
+                self.compute_on_host(key, progress)?;
+                state = self.engine.lock(self.layer)?;
+            } else if progress.scratch.pending.is_empty() {
+                return Ok(());
+            } else {
+                let started = Instant::now();
+                state = match state.order.begin_demand_of(self.pool) {
+                    Some(job) => {
+                        drop(state);
+                        self.engine.load(&job);
+                        progress.stall += started.elapsed();
+                        self.engine.lock(self.layer)?
+                    }
+                    None => {
+                        let state = self.engine.wait(state, self.layer)?;
+                        let ended = Instant::now();
+                        progress.stall += ended - started;
+                        tracing::trace!(layer = self.layer.0, seconds = (ended - started).as_secs_f64(), "stall");
+                        self.engine.record(Activity::Stall, self.layer, None, (started, ended));
+                        state
+                    }
+                };
+            }
+        }
+    }
+
+    /// Plans prefetches, as the simulator does right after a request.
+    fn prefetch(&self, state: &mut State, request: &Request<'_>) -> Result<()> {
+        let State { caches, prefetches, order, meters, .. } = state;
+        let Some(prefetches) = prefetches else { return Ok(()) };
+        prefetches.issue(self.pool, request, &self.engine.pools, caches, |pool, load| {
+            let place = Place { pool, slot: load.slot };
+            if order.write(Job { place, key: load.key, reason: Reason::Prefetch }) {
+                meters[self.layer.index()].called_off();
+            }
+        })
+    }
+
+    /// Moves experts that are in their slots from the pending to the ready.
+    fn collect_ready(&self, state: &mut State, scratch: &mut Scratch) -> Result<()> {
+        let Scratch { pending, ready, arrived, together, .. } = scratch;
+        let mut failure = None;
+        pending.retain(|read| {
+            if ready.len() == *together {
+                return true;
+            }
+            match state.order.arrival(self.place(read.slot), read.key, self.phase) {
+                Arrival::Ready => {
+                    ready.push(*read);
+                    arrived.push(read.key);
+                    false
+                }
+                Arrival::Waiting => true,
+                Arrival::Failed(error) => {
+                    failure.get_or_insert(error);
+                    true
+                }
+            }
+        });
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Computes the experts that are ready.
+    fn compute(&self, progress: &mut Progress<'_>) -> Result<()> {
+        let reads = &progress.scratch.ready;
+        let _span = tracing::trace_span!("compute", layer = self.layer.0, experts = reads.len()).entered();
         let started = Instant::now();
-        for key in self.plan.bypasses() {
-            self.bypass((key.0 - self.first_key) as usize)?;
+        let rows = |read: &Read| self.dispatch.rows(read.group);
+        let groups: Vec<SlotGroup<'_>> =
+            reads.iter().map(|read| SlotGroup { slot: read.slot, rows: rows(read) }).collect();
+        let outputs = self.engine.slots[self.pool].forward(self.hidden, &groups)?;
+        for (read, output) in reads.iter().zip(outputs) {
+            progress.outputs[read.group] = Some(output);
         }
-        self.counters.bypass_seconds += started.elapsed().as_secs_f64();
+        let ended = Instant::now();
+        progress.compute += ended - started;
+        let only = (reads.len() == 1).then(|| self.expert(reads[0].key));
+        self.engine.record(Activity::Compute, self.layer, only, (started, ended));
         Ok(())
     }
 
-    /// Number of loads that were executed.
-    pub(crate) fn loaded(&self) -> usize {
-        self.loaded
-    }
-
-    /// Outputs of the groups in order, as far as the execution came, and the bytes and seconds that it took.
-    pub(crate) fn finish(self) -> (Vec<Tensor>, PhaseCounters) {
-        (self.outputs.into_iter().flatten().collect(), self.counters)
-    }
-
-    fn load(&mut self, load: &Load) -> Result<()> {
-        let (slots, slot) = (self.slots, load.slot);
-        self.store.with_bytes(self.layer, expert_id((load.key.0 - self.first_key) as usize), &mut |expert| {
-            slots.load(slot, expert)
-        })?;
-        self.loaded += 1;
-        self.counters.loaded_bytes += self.store.shape().expert_bytes(self.store.weight_type()) as u64;
+    /// Computes a bypassed expert in host memory.
+    fn compute_on_host(&self, key: ExpertKey, progress: &mut Progress<'_>) -> Result<()> {
+        let expert = self.expert(key);
+        let _span = tracing::trace_span!("host compute", layer = self.layer.0, expert = expert.0).entered();
+        let started = Instant::now();
+        let hidden = progress.host_hidden.as_ref().unwrap_or(self.hidden);
+        let group = self.group(key);
+        let tokens = gather(hidden, self.dispatch.rows(group))?;
+        let output = self.engine.store.fetch(self.layer, expert)?.forward(&tokens)?;
+        progress.outputs[group] = Some(output.to_device(self.hidden.device())?);
+        let ended = Instant::now();
+        progress.bypass += ended - started;
+        self.engine.record(Activity::HostCompute, self.layer, Some(expert), (started, ended));
         Ok(())
     }
 
-    /// Serves experts from their slots.
-    fn compute(&mut self, experts: impl Iterator<Item = (ExpertKey, SlotId)>) -> Result<()> {
-        let (dispatch, first_key) = (self.dispatch, self.first_key);
-        let (indices, groups): (Vec<usize>, Vec<SlotGroup<'_>>) = experts
-            .map(|(key, slot)| {
-                let index = dispatch.group_of((key.0 - first_key) as usize);
-                (index, SlotGroup { slot, rows: dispatch.groups()[index].rows() })
-            })
-            .unzip();
-        for (index, output) in indices.into_iter().zip(self.slots.forward(self.hidden, &groups)?) {
-            self.outputs[index] = Some(output);
+    fn succeed(&self, state: &mut State, scratch: &Scratch) {
+        let State { caches, prefetches, meters, .. } = state;
+        let plan = caches[self.pool].plan();
+        meters[self.layer.index()].served(self.phase, plan);
+        if let Some(prefetches) = prefetches {
+            prefetches.served(&self.engine.pools[self.pool], plan, &scratch.late);
+        }
+    }
+
+    /// Takes back what the plan did not achieve, after the loads that are still running have ended.
+    fn fail<'a>(&'a self, mut state: MutexGuard<'a, State>, scratch: &Scratch) -> Result<MutexGuard<'a, State>> {
+        let plan = state.caches[self.pool].plan();
+        let slots = plan.hits().iter().map(|hit| hit.slot).chain(plan.loads().iter().map(|load| load.slot));
+        let places: Vec<Place> = slots.map(|slot| self.place(slot)).collect();
+        places.iter().for_each(|&place| state.order.abandon(place));
+        while places.iter().any(|&place| state.order.demand_runs(place)) {
+            state = self.engine.wait(state, self.layer)?;
+        }
+        let State { caches, order, prefetches, meters, .. } = &mut *state;
+        let cache = &mut caches[self.pool];
+        let plan = cache.plan();
+        // What is taken back although it was loaded is found out when its slot's expert is wanted next.
+        let done = |key, slot| scratch.arrived.contains(&key) || order.holds(self.place(slot)) == Some(key);
+        let loaded = plan.loads().iter().take_while(|load| done(load.key, load.slot)).count();
+        let unused: Vec<Eviction> = plan.evictions().iter().filter(|eviction| eviction.unused).copied().collect();
+        tracing::debug!(layer = self.layer.0, loads = plan.loads().len(), loaded, "rollback");
+        cache.rollback(loaded);
+        if let Some(prefetches) = prefetches {
+            let gone = unused.iter().filter(|eviction| !cache.resident().contains(eviction.key.index()));
+            gone.for_each(|eviction| prefetches.evicted(&self.engine.pools[self.pool], eviction));
+        }
+        meters[self.layer.index()].failed(self.phase);
+        Ok(state)
+    }
+
+    /// Executes prefetches here if no other thread does.
+    fn finish_prefetches<'a>(&'a self, mut state: MutexGuard<'a, State>) -> Result<()> {
+        if self.transfers == Transfers::Inline {
+            while let Some(job) = state.order.begin_prefetch() {
+                drop(state);
+                self.engine.load(&job);
+                state = self.engine.lock(self.layer)?;
+            }
+        } else if state.order.has_work() {
+            self.engine.work.notify_all();
         }
         Ok(())
     }
 
-    /// Serves an expert from the store, in host memory.
-    fn bypass(&mut self, expert: usize) -> Result<()> {
-        let group = self.dispatch.group_of(expert);
-        let tokens = self.dispatch.groups()[group].gather(self.hidden)?.to_device(&Device::Cpu)?;
-        let output = self.store.fetch(self.layer, expert_id(expert))?.forward(&tokens)?;
-        self.outputs[group] = Some(output.to_device(self.hidden.device())?);
-        Ok(())
+    fn place(&self, slot: SlotId) -> Place {
+        Place { pool: self.pool, slot }
     }
-}
 
-fn expert_id(index: usize) -> ExpertId {
-    ExpertId(u16::try_from(index).expect("routes are u16"))
+    fn expert(&self, key: ExpertKey) -> ExpertId {
+        ExpertId(u16::try_from(key.0 - self.first_key).expect("routes are u16"))
+    }
+
+    fn group(&self, key: ExpertKey) -> usize {
+        self.dispatch.group_of(usize::from(self.expert(key).0))
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use expert_cache::{HardwareProfile, Linear, Overlap, Processor, SlotId, Transfer};
+use expert_cache::{HardwareProfile, Linear, Processor, SlotId, Transfer};
 use moe_trace::{ExpertId, LayerId, Phase};
 use rustix::fs::{Advice, fadvise};
 
@@ -14,7 +14,7 @@ use crate::cpu_slots::zeros;
 use crate::offloaded::new_slots;
 use crate::{
     ExpertBank, ExpertShape, ExpertStore, ExpertWeights, MappedStore, OffloadError, OffloadOptions, OffloadedExperts,
-    ResidentExperts, Result, Routes, WeightType,
+    ResidentExperts, Result, Routes, Transfers, WeightType,
 };
 
 /// Experts that are timed, at most.
@@ -36,12 +36,17 @@ const RESOLUTION_SECONDS: f64 = 1e-9;
 /// cache costs what a call with a hit takes longer than one of [`ResidentExperts`]. Experts of the store are used one
 /// after the other, so that the processors' caches are as cold as in use; of each the best of some rounds counts, and of
 /// all the median. The disk counts as fast as
-/// fetching from the store; [`measure_disk`] measures a checkpoint on disk. The runtime does not run copies beside
-/// compute, and so says the profile.
+/// fetching from the store; [`measure_disk`] measures a checkpoint on disk. Loads are timed one at a time and alone;
+/// whether the runtime runs them beside compute depends on `transfers`, and so says the profile.
 ///
 /// # Errors
 /// Experts that cannot be fetched; a device that has no room for a quarter of the experts of four layers.
-pub fn measure(name: &str, store: &Arc<dyn ExpertStore>, device: &Device) -> Result<HardwareProfile> {
+pub fn measure(
+    name: &str,
+    store: &Arc<dyn ExpertStore>,
+    device: &Device,
+    transfers: Transfers,
+) -> Result<HardwareProfile> {
     let shape = store.shape();
     shape.check()?;
     let calls = Calls::measure(store, device)?;
@@ -67,7 +72,7 @@ pub fn measure(name: &str, store: &Arc<dyn ExpertStore>, device: &Device) -> Res
         device: processor(&on_device, &tiny.to_device(device)?, shape, weight_type, device)?,
         host: processor(&weights, &tiny, shape, weight_type, &Device::Cpu)?,
         plan: Linear { call_seconds: (calls.hit - calls.resident).max(0.0) * calls.width as f64, seconds_each: 0.0 },
-        overlap: Overlap::None,
+        overlap: transfers.overlap(),
     })
 }
 

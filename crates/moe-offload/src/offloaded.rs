@@ -1,48 +1,63 @@
 //! A bank that holds a few experts on the device and executes plans for the others.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex};
 
 use candle_core::{DType, Device, Tensor};
 use expert_cache::{
-    CacheError, EvictionPolicy, ExpertCache, ExpertKey, Hit, Lru, Oversize, Partition, Pool, RequestBuffer,
-    ResidentProfile,
+    CacheError, ExpertCache, ExpertKey, Hit, Lru, Oversize, Partition, Pool, RequestBuffer, ResidentProfile,
 };
-use moe_trace::{EMPTY_SLOT, ExpertId, Geometry, LayerId};
+use moe_trace::{EMPTY_SLOT, ExpertId, Geometry, LayerId, Phase};
 
 use crate::dispatch::Dispatch;
-use crate::execute::Execution;
+use crate::engine::{Cache, Engine, State};
+use crate::execute::{Call, Scratch};
+use crate::meter::LayerMeter;
+use crate::options::{ChosenPrefetcher, Prefetch};
+use crate::prefetches::Prefetches;
+use crate::slot_order::{Job, Place, Reason, SlotOrder};
+use crate::transfers::Workers;
 use crate::{
-    CpuSlots, Exactness, ExpertBank, ExpertShape, ExpertSlots, ExpertStore, LayerCounters, OffloadError,
-    OffloadOptions, Result, Routes, WeightType,
+    BankReport, CpuSlots, ExpertBank, ExpertShape, ExpertSlots, ExpertStore, LayerCounters, OffloadError,
+    OffloadOptions, Result, Routes, RunTimeline, Transfers, WeightType,
 };
 
 /// An [`ExpertBank`] of a cache a pool of layers: slots on the compute device, all weights in an [`ExpertStore`].
 ///
-/// Hits are computed from their slots, misses are loaded first, and bypassed experts are computed in host memory. The
-/// results are bit-identical to [`ResidentExperts`](crate::ResidentExperts) of the same weights, unless
-/// [`Exactness::Tolerant`] allows otherwise.
+/// Hits are computed from their slots while misses are loaded; an expert that was loaded is computed when it has arrived,
+/// and the next wave of a request larger than its pool is loaded into the slots that the running wave has left. Bypassed
+/// experts are computed in host memory meanwhile. The results are bit-identical to
+/// [`ResidentExperts`](crate::ResidentExperts) of the same weights, unless [`Exactness::Tolerant`](crate::Exactness)
+/// allows otherwise.
 ///
-/// A failed load fails its call and is rolled back; the bank goes on. A policy that knows the future is one request
+/// Several threads may share a bank. Calls of layers of different pools run side by side, those of one pool take turns.
+/// Two models of equally shaped experts share one pool if a store holds the layers of both, one after the other, and a
+/// [`Partition`] puts them together.
+///
+/// A failed load fails its call, which waits for its other loads and is rolled back; the bank goes on. A failed prefetch
+/// fails nobody: an expert that is wanted all the same is loaded again. A policy that knows the future is one request
 /// ahead after a failed call: it still chooses valid victims, but no longer the best.
 #[derive(Debug)]
 pub struct OffloadedExperts {
-    store: Arc<dyn ExpertStore>,
-    device: Device,
-    exactness: Exactness,
-    pools: Vec<Pool>,
+    engine: Arc<Engine>,
+    /// Held only to be dropped.
+    _workers: Workers,
+    transfers: Transfers,
+    /// Whether the host may compute experts.
+    host: bool,
     capacities: Vec<usize>,
     /// The pool of each layer, and the key of the layer's first expert in it.
     places: Vec<(usize, u32)>,
-    caches: Vec<Mutex<PoolCache>>,
-    counters: Vec<Mutex<LayerCounters>>,
+    /// Who serves a call of each pool.
+    turns: Vec<Mutex<Turn>>,
 }
 
+/// What the call needs that has the turn.
 #[derive(Debug)]
-struct PoolCache {
-    cache: ExpertCache<Box<dyn EvictionPolicy>>,
-    slots: Box<dyn ExpertSlots>,
-    /// Scratch.
+struct Turn {
+    /// Whether requests must come with router mass.
+    reads_mass: bool,
     request: RequestBuffer,
+    scratch: Scratch,
 }
 
 impl OffloadedExperts {
@@ -52,47 +67,58 @@ impl OffloadedExperts {
     /// [`OffloadError::Cache`] for a capacity of 0 or above the experts of a pool, for a profile of other pools, or from
     /// a policy; [`OffloadError::PoolCapacities`], [`OffloadError::PoolShape`], [`OffloadError::Inexact`],
     /// [`OffloadError::WhatIf`] for options that do not fit; [`OffloadError::Device`], or [`OffloadError::Tensor`] if the
-    /// device has no room; a resident of the profile that cannot be loaded.
-    pub fn new(store: Arc<dyn ExpertStore>, device: &Device, options: OffloadOptions<'_>) -> Result<OffloadedExperts> {
+    /// device has no room; [`OffloadError::Thread`]; [`OffloadError::Load`] for a resident of the profile.
+    pub fn new(
+        store: Arc<dyn ExpertStore>,
+        device: &Device,
+        mut options: OffloadOptions<'_>,
+    ) -> Result<OffloadedExperts> {
         let (shape, weight_type) = (store.shape(), store.weight_type());
         shape.check()?;
         options.check(device)?;
-        let exactness = options.exactness;
-        let OffloadOptions { capacity, partition, mut policy, oversize, misses, prefill_quota, profile, .. } = options;
-        let partition = pools_of(shape, partition)?;
-        let capacities = capacity.slots(&partition, shape.expert_bytes(weight_type) as u64, device)?;
+        let host = options.exactness.allows_host(device);
+        let transfers = options.transfers;
+        let partition = pools_of(shape, options.partition.take())?;
+        let expert_bytes = shape.expert_bytes(weight_type) as u64;
+        let capacities = options.capacity.slots(&partition, expert_bytes, device)?;
         let pools = partition.into_pools();
-        let mut caches = Vec::with_capacity(pools.len());
-        for (pool, &capacity) in pools.iter().zip(&capacities) {
-            let cache = ExpertCache::new(policy(pool, capacity)?, pool.universe(), capacity, oversize)?;
-            let cache = cache.with_misses(misses.clone());
-            caches.push(match prefill_quota {
-                Some(quota) => cache.with_prefill_quota(quota),
-                None => cache,
-            });
-        }
+        let mut caches = caches_of(&pools, &capacities, &mut options)?;
+        let geometry = pools[0].geometry();
+        let prefetches = prefetches_of(geometry, options.prefetch)?;
         let slots = capacities.iter().map(|&capacity| new_slots(capacity, shape, weight_type, device));
-        let slots = slots.collect::<Result<Vec<_>>>()?;
-        if let Some(profile) = profile {
+        let slots = slots.collect::<Result<_>>()?;
+        let order = SlotOrder::new(&capacities);
+        let mut fill = Vec::new();
+        if let Some(profile) = options.profile {
             profile.warm(&pools, &mut caches)?;
-            for (number, resident) in residents(&profile, &pools, &capacities)? {
-                let (layer, expert) = pools[number].expert(resident.key).expect("a key of the pool");
-                store.with_bytes(layer, expert, &mut |bytes| slots[number].load(resident.slot, bytes))?;
-            }
+            fill = residents(&profile, &pools, &capacities)?;
         }
         let place = |layer| {
             let first = |pool: &Pool| Some(pool.key(layer, ExpertId(0))?.0);
             let found = pools.iter().enumerate().find_map(|(number, pool)| Some((number, first(pool)?)));
             found.expect("a partition covers every layer")
         };
-        let places = pools[0].geometry().layer_ids().map(place).collect();
-        let caches = caches.into_iter().zip(slots).zip(&pools).map(|((cache, slots), pool)| {
-            Mutex::new(PoolCache { cache, slots, request: RequestBuffer::new(pool.universe()) })
+        let places = geometry.layer_ids().map(place).collect();
+        let turn = |(pool, cache): (&Pool, &Cache)| {
+            let reads_mass = cache.policy().reads_mass() || cache.misses().needs_mass();
+            Mutex::new(Turn { reads_mass, request: RequestBuffer::new(pool.universe()), scratch: Scratch::default() })
+        };
+        let turns = pools.iter().zip(&caches).map(turn).collect();
+        let prefetching = prefetches.is_some();
+        let meters = (0..shape.layers).map(|_| LayerMeter::default()).collect();
+        let engine = Arc::new(Engine {
+            store,
+            expert_bytes,
+            pools,
+            slots,
+            state: Mutex::new(State { caches, order, prefetches, meters, stopping: false }),
+            work: Condvar::new(),
+            done: Condvar::new(),
+            timeline: (options.timeline_events > 0).then(|| RunTimeline::new(options.timeline_events)),
         });
-        let caches = caches.collect();
-        let counters = (0..shape.layers).map(|_| Mutex::default()).collect();
-        let device = device.clone();
-        Ok(OffloadedExperts { store, device, exactness, pools, capacities, places, caches, counters })
+        let workers = Workers::start(&engine, transfers, prefetching)?;
+        engine.fill(fill)?;
+        Ok(OffloadedExperts { engine, _workers: workers, transfers, host, capacities, places, turns })
     }
 
     /// Counters of each layer since the bank was made.
@@ -100,13 +126,53 @@ impl OffloadedExperts {
     /// # Errors
     /// [`OffloadError::Poisoned`].
     pub fn counters(&self) -> Result<Vec<LayerCounters>> {
-        let layers = (0..).map(LayerId).zip(&self.counters);
-        layers.map(|(layer, counters)| Ok(*counters.lock().map_err(|_| OffloadError::Poisoned { layer })?)).collect()
+        let state = self.engine.lock(LayerId(0))?;
+        Ok((0..state.meters.len()).map(|layer| state.counters(layer)).collect())
+    }
+
+    /// Counters, latencies and sizes since the bank was made.
+    ///
+    /// # Errors
+    /// [`OffloadError::Poisoned`].
+    pub fn report(&self) -> Result<BankReport> {
+        let state = self.engine.lock(LayerId(0))?;
+        let mut total = LayerMeter::default();
+        state.meters.iter().for_each(|meter| total.merge(meter));
+        let mut report = BankReport {
+            slots: self.capacities.clone(),
+            slot_bytes: self.slot_bytes() as u64,
+            expert_bytes: self.expert_bytes() as u64,
+            layers: state.meters.iter().map(LayerMeter::report).collect(),
+            total: total.report(),
+        };
+        for (number, layer) in report.layers.iter_mut().enumerate() {
+            layer.prefetch.counts = state.counters(number).prefetch.counts;
+            report.total.prefetch.counts.merge(&layer.prefetch.counts);
+        }
+        Ok(report)
+    }
+
+    /// What the threads of the bank did, if [`OffloadOptions::record_timeline`] asked for it.
+    pub fn timeline(&self) -> Option<&RunTimeline> {
+        self.engine.timeline.as_ref()
+    }
+
+    /// Which experts are resident, for [`OffloadOptions::warm`] of another run.
+    ///
+    /// # Errors
+    /// [`OffloadError::Poisoned`].
+    pub fn resident_profile(&self) -> Result<ResidentProfile> {
+        Ok(ResidentProfile::of(&self.engine.pools, &self.engine.lock(LayerId(0))?.caches)?)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     /// The pools of layers that share slots.
     pub fn pools(&self) -> &[Pool] {
-        &self.pools
+        &self.engine.pools
     }
 
     /// Slots of each pool.
@@ -116,18 +182,39 @@ impl OffloadedExperts {
 
     /// Bytes of the slots of all pools.
     pub fn slot_bytes(&self) -> usize {
-        self.capacities.iter().sum::<usize>() * self.store.shape().expert_bytes(self.store.weight_type())
+        let store = &self.engine.store;
+        self.capacities.iter().sum::<usize>() * store.shape().expert_bytes(store.weight_type())
     }
 
     /// Bytes that the experts of all layers have as they are computed.
     pub fn expert_bytes(&self) -> usize {
-        let shape = self.store.shape();
-        shape.layers * shape.experts * shape.expert_bytes(self.store.weight_type())
+        let (shape, weight_type) = (self.engine.store.shape(), self.engine.store.weight_type());
+        shape.layers * shape.experts * shape.expert_bytes(weight_type)
     }
+}
 
-    fn cache(&self, number: usize, layer: LayerId) -> Result<MutexGuard<'_, PoolCache>> {
-        self.caches[number].lock().map_err(|_| OffloadError::Poisoned { layer })
-    }
+/// The empty cache of each pool.
+fn caches_of(pools: &[Pool], capacities: &[usize], options: &mut OffloadOptions<'_>) -> Result<Vec<Cache>> {
+    let cache = |(pool, &capacity): (&Pool, &usize)| {
+        let policy = (options.policy)(pool, capacity)?;
+        let cache = ExpertCache::new(policy, pool.universe(), capacity, options.oversize)?;
+        let cache = cache.with_misses(options.misses.clone());
+        Ok(match options.prefill_quota {
+            Some(quota) => cache.with_prefill_quota(quota),
+            None => cache,
+        })
+    };
+    pools.iter().zip(capacities).map(cache).collect()
+}
+
+/// The prefetcher at work for a model, if there is one.
+fn prefetches_of(geometry: &Geometry, prefetch: Option<Prefetch>) -> Result<Option<Prefetches>> {
+    let Some(Prefetch { prefetcher, per_request }) = prefetch else { return Ok(None) };
+    let prefetcher = match prefetcher {
+        ChosenPrefetcher::Kind { kind, ahead } => kind.build(geometry, ahead, None, 0)?,
+        ChosenPrefetcher::Made(prefetcher) => Some(prefetcher),
+    };
+    Ok(prefetcher.map(|prefetcher| Prefetches::new(prefetcher, per_request, geometry.layers())))
 }
 
 /// Allocates slots on a device.
@@ -161,8 +248,8 @@ fn pools_of(shape: ExpertShape, chosen: Option<Partition>) -> Result<Partition> 
     Ok(partition)
 }
 
-/// Where the residents of a profile lie in caches that were made warm by it, by the numbers of their pools.
-fn residents(profile: &ResidentProfile, pools: &[Pool], capacities: &[usize]) -> Result<Vec<(usize, Hit)>> {
+/// Where the residents of a profile lie in caches that were made warm by it, as the loads that bring them there.
+fn residents(profile: &ResidentProfile, pools: &[Pool], capacities: &[usize]) -> Result<Vec<Job>> {
     // A cache tells slots by its plans. Asking the banks' caches would tell their policies, so others are asked.
     let cache = |(pool, &capacity): (&Pool, &usize)| {
         ExpertCache::new(Lru::new(pool.universe()), pool.universe(), capacity, Oversize::Waves)
@@ -170,52 +257,45 @@ fn residents(profile: &ResidentProfile, pools: &[Pool], capacities: &[usize]) ->
     let mut caches = pools.iter().zip(capacities).map(cache).collect::<Result<Vec<_>, _>>()?;
     profile.warm(pools, &mut caches)?;
     let mut residents = Vec::new();
-    for (number, cache) in caches.iter_mut().enumerate() {
+    for (pool, cache) in caches.iter_mut().enumerate() {
         let resident = cache.resident().clone();
-        residents.extend(cache.request(&resident)?.hits().iter().map(|&hit| (number, hit)));
+        let job = |hit: &Hit| Job {
+            place: Place { pool, slot: hit.slot },
+            key: hit.key,
+            reason: Reason::Demand(Phase::Prefill),
+        };
+        residents.extend(cache.request(&resident)?.hits().iter().map(job));
     }
     Ok(residents)
 }
 
 impl ExpertBank for OffloadedExperts {
     fn forward(&self, layer: LayerId, hidden: &Tensor, routes: &Routes) -> Result<Tensor> {
-        let experts = self.store.shape().experts;
         let layers = self.places.len();
-        let &(number, first_key) =
+        let &(pool, first_key) =
             self.places.get(layer.index()).ok_or(OffloadError::LayerOutOfRange { layer, layers })?;
-        let dispatch = Dispatch::new(layer, hidden, routes, experts)?;
+        let dispatch = Dispatch::new(layer, hidden, routes, self.engine.store.shape().experts)?;
         if routes.tokens() == 0 {
             return Ok(hidden.clone());
         }
-        let mut cache = self.cache(number, layer)?;
-        let PoolCache { cache, slots, request } = &mut *cache;
-        want(request, routes, first_key, cache.policy().reads_mass())?;
-        let plan = cache.request(request.request(layer, routes.phase()))?.clone();
-        if let Some(&key) = plan.bypasses().first().filter(|_| !self.exactness.allows_host(&self.device)) {
-            cache.rollback(0);
-            let (layer, expert) = self.pools[number].expert(key).expect("a key of the pool");
-            return Err(OffloadError::Declined { layer, expert });
-        }
-        let mut execution = Execution::new(layer, &plan, first_key, &**slots, &*self.store, &dispatch, hidden);
-        let result = execution.run();
-        let loaded = execution.loaded();
-        let (outputs, counters) = execution.finish();
-        let mut layer_counters = self.counters[layer.index()].lock().map_err(|_| OffloadError::Poisoned { layer })?;
-        let phase = layer_counters.of_mut(routes.phase());
-        phase.merge(&counters);
-        if let Err(error) = result {
-            cache.rollback(loaded);
-            return Err(error);
-        }
-        phase.counts.add(&plan);
+        let (transfers, host, phase) = (self.transfers, self.host, routes.phase());
+        let (engine, dispatch) = (&*self.engine, &dispatch);
+        let outputs = {
+            let mut turn = self.turns[pool].lock().map_err(|_| OffloadError::Poisoned { layer })?;
+            let Turn { reads_mass, request, scratch } = &mut *turn;
+            want(request, routes, first_key, *reads_mass)?;
+            let call = Call { engine, transfers, host, pool, first_key, layer, phase, dispatch, hidden };
+            call.serve(&request.request(layer, phase), scratch)?
+        };
         dispatch.combine(outputs, hidden, routes)
     }
 
-    /// Tells the policies of all pools; what is resident stays.
+    /// Tells the policies of all pools, and the prefetcher; what is resident stays.
     fn sequence_end(&self) -> Result<()> {
-        let pools = self.pools.iter().enumerate();
-        let mut caches = pools.map(|(number, pool)| self.cache(number, pool.layers()[0]));
-        caches.try_for_each(|cache| cache.map(|mut cache| cache.cache.sequence_end()))
+        let mut state = self.engine.lock(LayerId(0))?;
+        state.caches.iter_mut().for_each(ExpertCache::sequence_end);
+        state.prefetches.iter_mut().for_each(Prefetches::sequence_end);
+        Ok(())
     }
 }
 

@@ -3,9 +3,11 @@
 use std::fmt;
 
 use candle_core::Device;
-use expert_cache::{EvictionPolicy, MissPolicy, Oversize, Partition, PolicyKind, Pool, ResidentProfile};
+use expert_cache::{
+    EvictionPolicy, MissPolicy, Oversize, Partition, PolicyKind, Pool, Prefetcher, PrefetcherKind, ResidentProfile,
+};
 
-use crate::{Capacity, Exactness, Result};
+use crate::{Capacity, Exactness, Result, Transfers};
 
 /// Makes the policy of a pool of so many slots.
 pub(crate) type MakePolicy<'a> = dyn FnMut(&Pool, usize) -> expert_cache::Result<Box<dyn EvictionPolicy>> + 'a;
@@ -37,6 +39,24 @@ pub struct OffloadOptions<'a> {
     pub(crate) prefill_quota: Option<u64>,
     pub(crate) profile: Option<ResidentProfile>,
     pub(crate) exactness: Exactness,
+    pub(crate) transfers: Transfers,
+    pub(crate) prefetch: Option<Prefetch>,
+    pub(crate) timeline_events: usize,
+}
+
+/// Who predicts, and how many of the best predictions of a request are considered.
+pub(crate) struct Prefetch {
+    pub(crate) prefetcher: ChosenPrefetcher,
+    pub(crate) per_request: usize,
+}
+
+pub(crate) enum ChosenPrefetcher {
+    /// To be made for the model of the bank.
+    Kind {
+        kind: PrefetcherKind,
+        ahead: usize,
+    },
+    Made(Box<dyn Prefetcher>),
 }
 
 impl<'a> OffloadOptions<'a> {
@@ -52,6 +72,9 @@ impl<'a> OffloadOptions<'a> {
             prefill_quota: None,
             profile: None,
             exactness: Exactness::Strict,
+            transfers: Transfers::Inline,
+            prefetch: None,
+            timeline_events: 0,
         }
     }
 
@@ -116,6 +139,35 @@ impl<'a> OffloadOptions<'a> {
         self
     }
 
+    /// Chooses who copies experts into slots.
+    pub fn transfers(mut self, transfers: Transfers) -> OffloadOptions<'a> {
+        self.transfers = transfers;
+        self
+    }
+
+    /// Considers, after every request, the `per_request` best predictions for the layer that is executed `ahead` layers
+    /// later, and loads those that are absent while the running layer computes.
+    pub fn prefetch(self, kind: PrefetcherKind, ahead: usize, per_request: usize) -> OffloadOptions<'a> {
+        self.chosen_prefetcher(ChosenPrefetcher::Kind { kind, ahead }, per_request)
+    }
+
+    /// As [`prefetch`](Self::prefetch), with a prefetcher that was made for the model.
+    pub fn prefetch_with(self, prefetcher: Box<dyn Prefetcher>, per_request: usize) -> OffloadOptions<'a> {
+        self.chosen_prefetcher(ChosenPrefetcher::Made(prefetcher), per_request)
+    }
+
+    fn chosen_prefetcher(mut self, prefetcher: ChosenPrefetcher, per_request: usize) -> OffloadOptions<'a> {
+        self.prefetch = Some(Prefetch { prefetcher, per_request });
+        self
+    }
+
+    /// Records the first `events` activities of the bank's threads: see
+    /// [`OffloadedExperts::timeline`](crate::OffloadedExperts::timeline).
+    pub fn record_timeline(mut self, events: usize) -> OffloadOptions<'a> {
+        self.timeline_events = events;
+        self
+    }
+
     /// Refuses what does not go together on a device.
     pub(crate) fn check(&self, device: &Device) -> Result<()> {
         self.exactness.check(device, self.oversize, &self.misses, self.bypassing)
@@ -133,6 +185,7 @@ impl fmt::Debug for OffloadOptions<'_> {
             .field("oversize", &self.oversize)
             .field("misses", &self.misses)
             .field("exactness", &self.exactness)
+            .field("transfers", &self.transfers)
             .finish_non_exhaustive()
     }
 }

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use moe_trace::LayerId;
 
-use crate::dispatch::Dispatch;
+use crate::dispatch::{Dispatch, gather};
 use crate::{ExpertBank, ExpertWeights, OffloadError, Result, Routes};
 
 /// An [`ExpertBank`] that holds all experts where they are computed: the baseline, and the bank for training.
@@ -27,7 +27,10 @@ impl ExpertBank for ResidentExperts {
         if routes.tokens() == 0 {
             return Ok(hidden.clone());
         }
-        let outputs = dispatch.groups().iter().map(|group| experts[group.expert].forward(&group.gather(hidden)?));
+        let outputs = dispatch.groups().iter().enumerate().map(|(number, group)| {
+            let tokens = gather(hidden, dispatch.rows(number))?;
+            experts[group.expert].forward(&tokens)
+        });
         dispatch.combine(outputs.collect::<Result<_>>()?, hidden, routes)
     }
 }

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{DType, Device, Tensor};
-use expert_cache::{ExpertCache, Oversize, PolicyKind, Pool, PoolShape, Requests, Simulation};
+use expert_cache::{ExpertCache, Overlap, Oversize, PolicyKind, Pool, PoolShape, Requests, Simulation};
 use moe_offload::{
     ExpertBank, ExpertShape, ExpertStore, ExpertWeights, HostStore, MappedStore, OffloadError, OffloadOptions,
-    OffloadedExperts, Projection, ResidentExperts, Result, Routes, WeightType, measure, measure_disk,
+    OffloadedExperts, Projection, ResidentExperts, Result, Routes, Transfers, WeightType, measure, measure_disk,
 };
 use moe_trace::{ExpertId, Geometry, LayerId, MemoryTrace, Phase, RoutingSource, SequenceBuf};
 
@@ -199,7 +199,9 @@ fn a_failed_load_fails_its_call_and_the_bank_goes_on() {
     let bank = OffloadedExperts::new(flaky.clone(), &Device::Cpu, OffloadOptions::slots(3)).unwrap();
     let calls = calls();
     let error = run(&bank, &calls).unwrap_err();
-    assert_eq!(error.to_string(), "a.safetensors: cannot read checkpoint file");
+    assert_eq!(error.to_string(), "layer 0, expert 4 cannot be loaded");
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert_eq!(source, "a.safetensors: cannot read checkpoint file");
     // The loads of the failed call that went well have moved bytes; the call itself does not count.
     let total = bank.counters().unwrap()[0].total();
     let completed = total.counts.loads * SHAPE.expert_bytes(WeightType::F32) as u64;
@@ -292,7 +294,8 @@ fn the_machine_is_measured() {
     let files = checkpoint(directory.path(), DType::F32);
     let disk = measure_disk(&files, SHAPE, DType::F32, names).unwrap();
     let host: Arc<dyn ExpertStore> = Arc::new(HostStore::from_store(&store(directory.path())).unwrap());
-    let mut profile = measure("here", &host, &Device::Cpu).unwrap();
+    let mut profile = measure("here", &host, &Device::Cpu, Transfers::threads(1)).unwrap();
+    assert_eq!(profile.overlap, Overlap::Copies);
     // A fetch from host memory copies nothing, one from a file does.
     assert!(profile.disk.bytes_per_second > disk.bytes_per_second);
     profile.disk = disk;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use expert_cache::{ExpertCache, Oversize, Partition, PolicyKind, PoolShape, Serving, Simulation};
 use moe_offload::{
-    ExpertShape, ExpertStore, ExpertWeights, OffloadedExperts, Replay, ResidentExperts, Result, WeightType,
+    ExpertShape, ExpertStore, ExpertWeights, OffloadOptions, OffloadedExperts, Replay, ResidentExperts, Result, WeightType,
 };
 use moe_trace::{EMPTY_SLOT, ExpertId, Geometry, LayerId, MemoryTrace, Phase, SequenceBuf};
 
@@ -70,7 +70,7 @@ fn banks_agree_and_count_as_simulated_however_sequences_are_served() {
         for capacity in [1, 3, 8] {
             let policy = |_| PolicyKind::Lru.build(PoolShape { layers: 1, experts: 8 }, capacity, None);
             let bank =
-                OffloadedExperts::new(Arc::new(Experts), &Device::Cpu, capacity, Oversize::Waves, policy).unwrap();
+                OffloadedExperts::new(Arc::new(Experts), &Device::Cpu, OffloadOptions::slots(capacity)).unwrap();
             assert_eq!(replay.run(&bank, |_| ()).unwrap().checksum, expected.checksum);
             let geometry = Geometry::decoder(3, 8, 2).unwrap();
             let caches =
@@ -91,8 +91,7 @@ fn traces_of_other_models_are_told() {
     let geometry = Geometry::decoder(1, 9, 1).unwrap();
     let mut trace = MemoryTrace::new(geometry.clone());
     trace.push(SequenceBuf::from_experts(&geometry, vec![1, 8], Phase::Decode).unwrap()).unwrap();
-    let policy = |_| PolicyKind::Lru.build(PoolShape { layers: 1, experts: 8 }, 2, None);
-    let bank = OffloadedExperts::new(Arc::new(Experts), &Device::Cpu, 2, Oversize::Waves, policy).unwrap();
+    let bank = OffloadedExperts::new(Arc::new(Experts), &Device::Cpu, OffloadOptions::slots(2)).unwrap();
     let replay = Replay::new(&trace, SHAPE.hidden, DType::F32, &Device::Cpu).unwrap();
     let error = replay.run(&bank, |_| ()).unwrap_err().to_string();
     assert_eq!(error, "layer 0, token 0: expert 8 is out of range, the layer has 8");

@@ -1,0 +1,62 @@
+//! Everything that a bank has counted and timed, for people and for JSON.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{PhaseCounters, PrefetchCounters};
+
+/// How long something took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    /// How often.
+    pub samples: u64,
+    /// The median.
+    pub p50_seconds: f64,
+    /// Ninety-nine of a hundred took no longer.
+    pub p99_seconds: f64,
+    /// The longest.
+    pub max_seconds: f64,
+}
+
+/// A layer in one phase.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PhaseReport {
+    /// Counts, bytes and seconds.
+    #[serde(flatten)]
+    pub counters: PhaseCounters,
+    /// Hits an access.
+    pub hit_rate: f64,
+    /// Single loads that calls waited for.
+    pub load: Latency,
+    /// What calls stood still, each in all.
+    pub stall: Latency,
+}
+
+/// A layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LayerReport {
+    /// Prefilled tokens.
+    pub prefill: PhaseReport,
+    /// Decoded tokens.
+    pub decode: PhaseReport,
+    /// Experts loaded before they were wanted.
+    pub prefetch: PrefetchCounters,
+    /// Single loads of those.
+    pub prefetch_load: Latency,
+    /// Prefetches that this layer's calls evicted before anybody had begun to load them.
+    pub called_off: u64,
+}
+
+/// A bank since it was made.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BankReport {
+    /// Slots of each pool.
+    pub slots: Vec<usize>,
+    /// Bytes of all slots.
+    pub slot_bytes: u64,
+    /// Bytes of all experts.
+    pub expert_bytes: u64,
+    /// Each layer.
+    pub layers: Vec<LayerReport>,
+    /// All layers.
+    pub total: LayerReport,
+}

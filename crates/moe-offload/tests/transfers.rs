@@ -1,0 +1,293 @@
+//! Copies beside compute: who waits for whom, and what failures do.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use candle_core::{DType, Device, Tensor};
+use common::{SHAPE, host_store, resident};
+use expert_cache::{Oversize, Prediction, Prefetcher, Routing};
+use moe_offload::{
+    Activity, ExpertBank, ExpertShape, ExpertStore, ExpertWeights, OffloadError, OffloadOptions, OffloadedExperts,
+    Result, Routes, TimelineEvent, Transfers, WeightType,
+};
+use moe_trace::{ExpertId, LayerId, Phase};
+
+/// What befalls a load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It waits until it is let go.
+    Held,
+    Slow,
+    Fails,
+    Panics,
+}
+
+/// A store on which loads meet their fate, by layer and expert.
+#[derive(Debug)]
+struct Fated {
+    store: Arc<dyn ExpertStore>,
+    fates: Mutex<HashMap<(u16, u16), Fate>>,
+    /// Loads that have begun.
+    begun: Mutex<HashSet<(u16, u16)>>,
+    changed: Condvar,
+}
+
+impl Fated {
+    fn new(shape: ExpertShape) -> Arc<Fated> {
+        let (fates, begun, changed) = (Mutex::default(), Mutex::default(), Condvar::new());
+        Arc::new(Fated { store: host_store(shape), fates, begun, changed })
+    }
+
+    fn set(&self, layer: u16, expert: u16, fate: Option<Fate>) {
+        let mut fates = self.fates.lock().unwrap();
+        match fate {
+            Some(fate) => fates.insert((layer, expert), fate),
+            None => fates.remove(&(layer, expert)),
+        };
+        self.changed.notify_all();
+    }
+
+    fn has_begun(&self, layer: u16, expert: u16) -> bool {
+        self.begun.lock().unwrap().contains(&(layer, expert))
+    }
+
+    fn wait_until_begun(&self, layer: u16, expert: u16) {
+        while !self.has_begun(layer, expert) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl ExpertStore for Fated {
+    fn shape(&self) -> ExpertShape {
+        self.store.shape()
+    }
+
+    fn weight_type(&self) -> WeightType {
+        self.store.weight_type()
+    }
+
+    fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights> {
+        self.store.fetch(layer, expert)
+    }
+
+    fn with_bytes(
+        &self,
+        layer: LayerId,
+        expert: ExpertId,
+        read: &mut dyn FnMut([&[u8]; 3]) -> Result<()>,
+    ) -> Result<()> {
+        let which = (layer.0, expert.0);
+        self.begun.lock().unwrap().insert(which);
+        let fates = self.fates.lock().unwrap();
+        match fates.get(&which).copied() {
+            Some(Fate::Held) => {
+                drop(self.changed.wait_while(fates, |fates| fates.get(&which) == Some(&Fate::Held)).unwrap());
+            }
+            Some(Fate::Slow) => {
+                drop(fates);
+                std::thread::sleep(Duration::from_millis(30));
+            }
+            Some(Fate::Fails) => {
+                let source = std::io::Error::other("device is gone");
+                return Err(OffloadError::Io { path: "model.safetensors".into(), source });
+            }
+            Some(Fate::Panics) => {
+                drop(fates);
+                panic!("what a store");
+            }
+            None => drop(fates),
+        }
+        self.store.with_bytes(layer, expert, read)
+    }
+}
+
+/// Expects certain experts of the next layer.
+#[derive(Debug)]
+struct Expects(Vec<(u16, u16)>);
+
+impl Prefetcher for Expects {
+    fn predict(&mut self, served: &Routing<'_>, out: &mut Vec<Prediction>) {
+        if served.layer == LayerId(0) {
+            out.extend(self.0.iter().enumerate().map(|(rank, &(layer, expert))| Prediction {
+                layer: LayerId(layer),
+                expert: ExpertId(expert),
+                score: 1.0 / (rank + 1) as f32,
+            }));
+        }
+    }
+}
+
+/// Sends a token, or one a row, through experts.
+fn forward(bank: &dyn ExpertBank, layer: u16, experts: &[u16]) -> Result<Vec<f32>> {
+    let hidden = Tensor::from_vec(common::noise(7, SHAPE.hidden), (1, SHAPE.hidden), &Device::Cpu)?;
+    let weights = Tensor::ones((1, experts.len()), DType::F32, &Device::Cpu)?;
+    let routes = Routes::new(experts.to_vec(), weights, Phase::Decode)?;
+    Ok(bank.forward(LayerId(layer), &hidden, &routes)?.flatten_all()?.to_vec1()?)
+}
+
+fn bank(store: &Arc<Fated>, options: OffloadOptions<'_>) -> OffloadedExperts {
+    OffloadedExperts::new(store.clone(), &Device::Cpu, options).unwrap()
+}
+
+#[test]
+fn a_demand_waits_for_no_prefetch_but_its_own() {
+    let store = Fated::new(SHAPE);
+    store.set(1, 3, Some(Fate::Held));
+    let options = OffloadOptions::slots(4).transfers(Transfers::threads(1));
+    let bank = bank(&store, options.prefetch_with(Box::new(Expects(vec![(1, 3), (1, 5), (1, 6)])), 3));
+    let all = resident(&*store.store);
+    // The only thread that prefetches hangs in expert 3 of layer 1; 5 and 6 are queued behind it.
+    forward(&bank, 0, &[0, 1]).unwrap();
+    store.wait_until_begun(1, 3);
+    // Demands go on, of that layer too, and one of an expert that is queued.
+    assert_eq!(forward(&bank, 2, &[2, 3]).unwrap(), forward(&all, 2, &[2, 3]).unwrap());
+    assert_eq!(forward(&bank, 1, &[5, 7]).unwrap(), forward(&all, 1, &[5, 7]).unwrap());
+    assert!(!store.has_begun(1, 6));
+    // One that is on its way is waited for.
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| forward(&bank, 1, &[3, 5]).unwrap());
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(!waiting.is_finished());
+        store.set(1, 3, None);
+        assert_eq!(waiting.join().unwrap(), forward(&all, 1, &[3, 5]).unwrap());
+    });
+    store.wait_until_begun(1, 6);
+    let layer = bank.counters().unwrap()[1];
+    assert_eq!((layer.prefetch.counts.issued, layer.prefetch.counts.late), (3, 2));
+    assert!(layer.decode.stall_seconds >= 0.02);
+}
+
+#[test]
+fn a_prefetch_in_vain_is_called_off_before_it_began() {
+    let store = Fated::new(SHAPE);
+    store.set(1, 3, Some(Fate::Held));
+    let options = OffloadOptions::slots(2).transfers(Transfers::threads(1));
+    let bank = bank(&store, options.prefetch_with(Box::new(Expects(vec![(1, 3), (1, 5)])), 2));
+    forward(&bank, 0, &[0, 1]).unwrap();
+    store.wait_until_begun(1, 3);
+    // Both slots of the layer are wanted for others: 5 is dropped, 3 must end before its slot is written again.
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| forward(&bank, 1, &[0, 1]).unwrap());
+        std::thread::sleep(Duration::from_millis(20));
+        store.set(1, 3, None);
+        assert_eq!(waiting.join().unwrap(), forward(&resident(&*store.store), 1, &[0, 1]).unwrap());
+    });
+    assert!(!store.has_begun(1, 5));
+    let layer = bank.counters().unwrap()[1];
+    assert_eq!((layer.called_off, layer.prefetch.counts.useless, layer.prefetch.counts.issued), (1, 2, 2));
+}
+
+#[test]
+fn failures_are_errors_of_their_call_and_rolled_back() {
+    for threads in [0, 1, 3] {
+        for (fate, message) in [
+            (Fate::Fails, "layer 0, expert 4 cannot be loaded"),
+            (Fate::Panics, "layer 0, expert 4 cannot be loaded: loading panicked: what a store"),
+        ] {
+            let store = Fated::new(SHAPE);
+            let all = resident(&*store.store);
+            let bank = bank(&store, OffloadOptions::slots(3).transfers(Transfers::threads(threads)));
+            forward(&bank, 0, &[0, 1, 2]).unwrap();
+            store.set(0, 4, Some(fate));
+            store.set(0, 5, Some(Fate::Slow));
+            for experts in [[1, 4, 5], [4, 5, 6], [0, 4, 7]] {
+                assert_eq!(forward(&bank, 0, &experts).unwrap_err().to_string(), message);
+            }
+            // Nothing is left of the failed calls, and what they brought or displaced is right.
+            for experts in [[0, 1, 2], [5, 6, 7], [1, 5, 6]] {
+                assert_eq!(forward(&bank, 0, &experts).unwrap(), forward(&all, 0, &experts).unwrap());
+            }
+            store.set(0, 4, None);
+            assert_eq!(forward(&bank, 0, &[4, 6, 7]).unwrap(), forward(&all, 0, &[4, 6, 7]).unwrap());
+            let decode = bank.counters().unwrap()[0].decode;
+            assert_eq!((decode.failed_calls, decode.failed_loads, decode.counts.requests), (3, 3, 5));
+        }
+    }
+}
+
+#[test]
+fn a_failed_prefetch_fails_nobody() {
+    for threads in [0, 1] {
+        for fate in [Fate::Fails, Fate::Panics] {
+            let store = Fated::new(SHAPE);
+            let all = resident(&*store.store);
+            let options = OffloadOptions::slots(4).transfers(Transfers::threads(threads));
+            let bank = bank(&store, options.prefetch_with(Box::new(Expects(vec![(1, 3)])), 3));
+            store.set(1, 3, Some(fate));
+            forward(&bank, 0, &[0, 1]).unwrap();
+            while bank.counters().unwrap()[1].prefetch.failed_loads == 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // Wanted all the same, it is loaded again, and may fail again.
+            assert!(forward(&bank, 1, &[3, 5]).is_err());
+            store.set(1, 3, None);
+            assert_eq!(forward(&bank, 1, &[3, 5]).unwrap(), forward(&all, 1, &[3, 5]).unwrap());
+            let layer = bank.counters().unwrap()[1];
+            assert_eq!((layer.decode.reloads, layer.prefetch.counts.late, layer.prefetch.counts.useful), (2, 1, 0));
+        }
+    }
+}
+
+/// Whether two activities ran at the same time.
+fn overlap(one: &TimelineEvent, other: &TimelineEvent) -> bool {
+    one.lane != other.lane
+        && one.start_nanoseconds < other.end_nanoseconds
+        && other.start_nanoseconds < one.end_nanoseconds
+}
+
+#[test]
+fn the_timeline_shows_copies_under_compute() {
+    let shape = ExpertShape { layers: 2, experts: 6, hidden: 256, intermediate: 512 };
+    let store = Fated::new(shape);
+    (0..6).for_each(|expert| store.set(0, expert, Some(Fate::Slow)));
+    let run = |threads, oversize| {
+        let options = OffloadOptions::slots(3).transfers(Transfers::threads(threads)).oversize(oversize);
+        let bank = bank(&store, options.record_timeline(1000));
+        let tokens = 128;
+        let hidden = Tensor::from_vec(common::noise(1, tokens * 256), (tokens, 256), &Device::Cpu).unwrap();
+        // A prompt that wants more experts than there are slots, again and again.
+        let experts: Vec<u16> = (0..6).cycle().take(tokens).collect();
+        let weights = Tensor::ones((tokens, 1), DType::F32, &Device::Cpu).unwrap();
+        let routes = Routes::new(experts, weights, Phase::Prefill).unwrap();
+        for _ in 0..5 {
+            bank.forward(LayerId(0), &hidden, &routes).unwrap();
+        }
+        let timeline = bank.timeline().unwrap();
+        let mut json = Vec::new();
+        timeline.write_chrome_trace(&mut json).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        let written = json["traceEvents"].as_array().unwrap();
+        assert_eq!(written.len(), timeline.events().len() + timeline.lanes().len());
+        assert!(written.iter().all(|event| event["ph"] == "M" || event["dur"].as_f64().unwrap() >= 0.0));
+        assert_eq!(timeline.dropped(), 0);
+        timeline.events()
+    };
+    let copies_under_compute = |events: &[TimelineEvent]| {
+        let of = |activity| events.iter().filter(move |event| event.activity == activity);
+        let copies = of(Activity::Load).filter(|load| {
+            let mut computes = of(Activity::Compute).chain(of(Activity::HostCompute));
+            computes.any(|compute| overlap(load, compute))
+        });
+        copies.count()
+    };
+    // Of 30 loads in waves most begin while an expert before them is computed.
+    let events = run(2, Oversize::Waves);
+    assert!(copies_under_compute(&events) >= 5, "{events:?}");
+    assert!(copies_under_compute(&run(2, Oversize::Bypass)) >= 1);
+    assert_eq!(copies_under_compute(&run(0, Oversize::Waves)), 0);
+}
+
+#[test]
+fn a_timeline_is_bounded() {
+    let store = Fated::new(SHAPE);
+    let bank = bank(&store, OffloadOptions::slots(2).record_timeline(3));
+    assert!(forward(&bank, 0, &[0, 1]).is_ok() && forward(&bank, 0, &[2, 3]).is_ok());
+    let timeline = bank.timeline().unwrap();
+    assert_eq!((timeline.events().len(), timeline.dropped()), (3, 5));
+}
