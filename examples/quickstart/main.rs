@@ -14,9 +14,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use candle_core::{DType, Device};
+use candle_core::DType;
 use clap::Parser;
 use expert_cache::PolicyKind;
+use moe_examples::DeviceName;
 use moe_model::{Checkpoint, Sampling};
 use moe_offload::{ExpertStore, HostStore, MappedStore};
 use moe_trace::write_trace;
@@ -72,6 +73,10 @@ struct Arguments {
     #[arg(long, value_enum, default_value_t = Store::Host)]
     store: Store,
 
+    /// Device to compute on, and to keep the cache on: cpu, cuda, or cuda:N with the number of a GPU.
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    device: DeviceName,
+
     /// Hit rate to find the smallest cache for.
     #[arg(long, default_value_t = 0.9)]
     target: f64,
@@ -104,7 +109,7 @@ fn main() -> Result<()> {
     let checkpoint = Checkpoint::open(&folder)
         .with_context(|| format!("cannot use the model in {}; see --model in --help", folder.display()))?;
     let tokenizer = checkpoint.tokenizer()?;
-    let (dtype, device) = (DType::F32, Device::Cpu);
+    let (dtype, device) = (DType::F32, arguments.device.open()?);
     let config = checkpoint.config();
     let room = config.params().max_position_embeddings.saturating_sub(arguments.new_tokens);
     ensure!(
@@ -147,11 +152,17 @@ fn main() -> Result<()> {
     let shape = config.expert_shape();
     let names = |layer, expert| checkpoint.expert_names(layer, expert);
     let mapped = MappedStore::open(checkpoint.files(), shape, dtype, names)?;
-    let store: Arc<dyn ExpertStore> = match arguments.store {
-        Store::Host => Arc::new(HostStore::from_store(&mapped)?),
-        Store::Disk => Arc::new(mapped),
-    };
-    let bank = Arc::new(run::offloaded_bank(store, &device, capacity, arguments.policy, &resident.trace)?);
+    let bank =
+        |store: Arc<dyn ExpertStore>| run::offloaded_bank(store, &device, capacity, arguments.policy, &resident.trace);
+    let bank = Arc::new(match arguments.store {
+        Store::Host => {
+            let store = Arc::new(HostStore::from_store(&mapped)?);
+            let bank = bank(store.clone())?;
+            moe_examples::page_lock(&device, &store)?;
+            bank
+        }
+        Store::Disk => bank(Arc::new(mapped))?,
+    });
     let offloaded = generate(bank.clone(), &prompts)?;
     let simulated = run::simulate(&resident.trace, capacity, arguments.policy)?;
 

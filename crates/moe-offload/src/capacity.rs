@@ -63,6 +63,8 @@ pub fn free_bytes(device: &Device) -> Result<u64> {
             let group = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
             Ok(system.available_memory().min(group))
         }
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => crate::CudaLoader::of(device)?.free_bytes(),
         _ => Err(OffloadError::Device { device: format!("{:?}", device.location()) }),
     }
 }

@@ -191,6 +191,35 @@ pub enum OffloadError {
         /// The device.
         device: String,
     },
+    /// A GPU that cannot be used.
+    #[error("GPU {ordinal} cannot be used: {reason}")]
+    NoGpu {
+        /// Number of the GPU.
+        ordinal: usize,
+        /// What is missing.
+        reason: String,
+    },
+    /// A GPU whose tensors are not ordered between threads.
+    #[error("the device computes on a stream for each thread, slots need one for all: open it with `cuda_device`")]
+    StreamPerThread,
+    /// A GPU that has no room for slots.
+    #[error("{bytes} bytes of slots do not fit the GPU, which has {free_bytes} free")]
+    DeviceMemory {
+        /// Bytes of the slots.
+        bytes: u64,
+        /// Bytes that are free.
+        free_bytes: u64,
+    },
+    /// A GPU's driver refused or failed.
+    #[error("{operation} failed on the GPU: {name} ({code})")]
+    Driver {
+        /// What was tried.
+        operation: &'static str,
+        /// The driver's error code.
+        code: u32,
+        /// Its name.
+        name: String,
+    },
     /// Weights whose bytes are asked for are on a device.
     #[error("the bytes of weights on a device cannot be lent; move them to host memory")]
     NotOnHost,

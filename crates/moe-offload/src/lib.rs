@@ -45,6 +45,8 @@ mod bank;
 mod capacity;
 mod counters;
 mod cpu_slots;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda;
 mod dispatch;
 mod engine;
 mod error;
@@ -77,6 +79,10 @@ pub use bank::ExpertBank;
 pub use capacity::{Capacity, free_bytes};
 pub use counters::{LayerCounters, PhaseCounters, PrefetchCounters};
 pub use cpu_slots::CpuSlots;
+#[cfg(any(test, feature = "cuda"))]
+pub use cuda::{CopiedBytes, Pinning};
+#[cfg(feature = "cuda")]
+pub use cuda::{CudaLoader, CudaSlots, cuda_device};
 pub use error::{OffloadError, Result};
 pub use exactness::Exactness;
 pub use expert::{ExpertShape, ExpertWeights};

@@ -226,6 +226,8 @@ pub(crate) fn new_slots(
 ) -> Result<Box<dyn ExpertSlots>> {
     match device {
         Device::Cpu => Ok(Box::new(CpuSlots::new(capacity, shape, weight_type)?)),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => Ok(Box::new(crate::CudaSlots::new(capacity, shape, weight_type, device)?)),
         _ => Err(OffloadError::Device { device: format!("{:?}", device.location()) }),
     }
 }

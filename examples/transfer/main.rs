@@ -1,0 +1,170 @@
+//! Speed of loads into slots, beside plain copies of the same bytes.
+//!
+//! ```text
+//! cargo run --release --example transfer -- --device cpu
+//! ```
+
+mod plain;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use candle_core::quantized::QTensor;
+use candle_core::{DType, Device, Tensor};
+use clap::Parser;
+use expert_cache::SlotId;
+use moe_examples::{DeviceName, table};
+use moe_offload::{CpuSlots, ExpertShape, ExpertSlots, ExpertStore, ExpertWeights, HostStore, Projection, WeightType};
+use moe_trace::{ExpertId, LayerId};
+
+use crate::plain::Plain;
+
+/// Measure how fast experts are loaded from host memory into slots, beside plain copies of the same bytes.
+///
+/// Experts and slots are of the shape and type given; each round loads and copies every expert once, and the best round
+/// counts. On a GPU first from pageable, then from page-locked memory.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Device of the slots: cpu, cuda, or cuda:N with the number of a GPU.
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    device: DeviceName,
+
+    /// Width of the tokens [default: as in gpt-oss-20b].
+    #[arg(long, value_name = "N", default_value_t = 2880)]
+    hidden: usize,
+
+    /// Width inside an expert [default: as in gpt-oss-20b].
+    #[arg(long, value_name = "N", default_value_t = 2880)]
+    intermediate: usize,
+
+    /// Type of the weights.
+    #[arg(long, default_value = "f16")]
+    weights: WeightType,
+
+    /// Experts in host memory.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    experts: usize,
+
+    /// Slots on the device.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    slots: usize,
+
+    /// Rounds.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    rounds: usize,
+}
+
+fn main() -> Result<()> {
+    moe_examples::set_threads(moe_examples::processors());
+    let arguments = Arguments::parse();
+    for (option, value) in
+        [("--experts", arguments.experts), ("--slots", arguments.slots), ("--rounds", arguments.rounds)]
+    {
+        ensure!(value > 0, "{option} is 0, it must be at least 1");
+    }
+    let device = arguments.device.open()?;
+    let Arguments { hidden, intermediate, experts, weights, .. } = arguments;
+    let store = Experts { shape: ExpertShape { layers: 1, experts, hidden, intermediate }, weights };
+    let store = Arc::new(HostStore::from_store(&store)?);
+    let slots = slots(arguments.slots, store.shape(), weights, &device)?;
+    let dims = store.shape().projections();
+    let mut plain = Plain::new(arguments.slots, dims.map(|(rows, columns)| weights.bytes(rows, columns)), &device)?;
+    println!(
+        "{experts} experts of {} bytes ({hidden} x {intermediate}, {weights}) from host memory into {} slots on {}\n",
+        store.shape().expert_bytes(weights),
+        arguments.slots,
+        arguments.device
+    );
+    let mut rows = table(["host memory", "copy GB/s", "load GB/s", "load of copy %"]);
+    let mut measure = |memory: &str| -> Result<()> {
+        let [copy, load] = best_seconds(&arguments, &store, &mut plain, &*slots)?;
+        let rate = |seconds: f64| (experts * store.shape().expert_bytes(weights)) as f64 / seconds / 1e9;
+        rows.add_row([
+            memory.to_owned(),
+            format!("{:.2}", rate(copy)),
+            format!("{:.2}", rate(load)),
+            moe_examples::per_cent(copy / load),
+        ]);
+        Ok(())
+    };
+    measure("pageable")?;
+    #[cfg(feature = "cuda")]
+    if !device.is_cpu() {
+        let loader = moe_offload::CudaLoader::of(&device)?;
+        let pinning = loader.pin(&store, u64::MAX)?;
+        measure("page-locked")?;
+        println!("{pinning}; loaded {:?}\n", loader.copied());
+    }
+    println!("{rows}");
+    Ok(())
+}
+
+/// Seconds of the best round of plain copies, and of loads.
+fn best_seconds(
+    arguments: &Arguments,
+    store: &HostStore,
+    plain: &mut Plain,
+    slots: &dyn ExpertSlots,
+) -> Result<[f64; 2]> {
+    let [mut copy, mut load] = [f64::INFINITY; 2];
+    let ids = || (0..).take(arguments.experts).map(ExpertId);
+    for _ in 0..arguments.rounds {
+        let started = Instant::now();
+        for expert in ids() {
+            let mut result = Ok(());
+            store.with_bytes(LayerId(0), expert, &mut |bytes| {
+                result = plain.copy(expert.index() % arguments.slots, bytes);
+                Ok(())
+            })?;
+            result?;
+        }
+        plain.finish()?;
+        copy = copy.min(started.elapsed().as_secs_f64());
+        let started = Instant::now();
+        for expert in ids() {
+            let slot = SlotId(u32::try_from(expert.index() % arguments.slots)?);
+            store.with_bytes(LayerId(0), expert, &mut |bytes| slots.load(slot, bytes))?;
+        }
+        load = load.min(started.elapsed().as_secs_f64());
+    }
+    Ok([copy, load])
+}
+
+fn slots(slots: usize, shape: ExpertShape, weights: WeightType, device: &Device) -> Result<Box<dyn ExpertSlots>> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => Ok(Box::new(moe_offload::CudaSlots::new(slots, shape, weights, device)?)),
+        _ => Ok(Box::new(CpuSlots::new(slots, shape, weights)?)),
+    }
+}
+
+/// Random experts, made when they are fetched.
+#[derive(Debug)]
+struct Experts {
+    shape: ExpertShape,
+    weights: WeightType,
+}
+
+impl ExpertStore for Experts {
+    fn shape(&self) -> ExpertShape {
+        self.shape
+    }
+
+    fn weight_type(&self) -> WeightType {
+        self.weights
+    }
+
+    fn fetch(&self, _: LayerId, _: ExpertId) -> moe_offload::Result<ExpertWeights> {
+        let projection = |dims: (usize, usize)| -> moe_offload::Result<Projection> {
+            let numbers = Tensor::rand(-1f32, 1.0, dims, &Device::Cpu)?;
+            Ok(match (self.weights.ggml(), self.weights.dense()) {
+                (Some(ggml), _) => Projection::Quantized(QTensor::quantize(&numbers, ggml)?.into()),
+                (None, dense) => Projection::Dense(numbers.to_dtype(dense.unwrap_or(DType::F32))?),
+            })
+        };
+        let [gate, up, down] = self.shape.projections().map(projection);
+        ExpertWeights::from_projections([gate?, up?, down?])
+    }
+}
