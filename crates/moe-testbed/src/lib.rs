@@ -46,9 +46,11 @@ mod corpus;
 mod error;
 mod evaluate;
 mod export;
+mod grammar;
 mod loss;
 mod ngram;
 mod schedule;
+mod synthetic_mix;
 #[cfg(test)]
 mod test_text;
 mod tokenize;
@@ -62,5 +64,6 @@ pub use evaluate::{DomainBits, held_out_bits, ngram_bits};
 pub use loss::{cross_entropy, load_balance};
 pub use ngram::ByteNgram;
 pub use schedule::Schedule;
+pub use synthetic_mix::{Letters, SyntheticMix};
 pub use tokenize::{END_OF_TEXT, TokenizedCorpus, TokenizedDocument, TokenizedDomain, read_tokenizer, train_tokenizer};
 pub use train::{Progress, TrainOptions, Trainer};
