@@ -50,6 +50,7 @@ mod norm;
 mod olmoe;
 mod rope;
 mod router;
+mod router_kind;
 mod sampler;
 mod tensors;
 mod tokenizer;
@@ -61,6 +62,7 @@ pub use generate::{Finish, GenerateOptions, GenerateTimings, Generated, Generati
 pub use kv_cache::KvCache;
 pub use olmoe::{Chunk, DenseOutput, LogitsAt, Olmoe, resident_experts};
 pub use router::RouterOutput;
+pub use router_kind::{RouterKind, reference_experts};
 pub use sampler::Sampling;
 pub use tensors::{TensorKind, TensorSpec};
 pub use tokenizer::Tokenizer;

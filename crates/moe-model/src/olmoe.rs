@@ -15,7 +15,6 @@ use crate::kv_cache::KvCache;
 use crate::norm::RmsNorm;
 use crate::rope::Rope;
 use crate::router::{Choice, RouterOutput};
-use crate::tensors::expert_names;
 use crate::{ModelError, OlmoeConfig, Result};
 
 /// OLMoE (Muennighoff et al. 2024, arXiv 2409.02060; `OlmoeForCausalLM` of Hugging Face) without its experts, which
@@ -256,7 +255,7 @@ pub fn resident_experts(config: &OlmoeConfig, vb: &VarBuilder<'_>) -> Result<Res
     for layer in geometry.layer_ids() {
         let mut experts = Vec::with_capacity(geometry.experts());
         for expert in geometry.expert_ids() {
-            let names = expert_names(layer, expert);
+            let names = config.expert_names(layer, expert);
             let get = |index: usize| vb.get_with_hints(shapes[index], &names[index], init);
             experts.push(ExpertWeights::new(get(0)?, get(1)?, get(2)?)?);
         }

@@ -64,6 +64,20 @@ pub enum TestbedError {
         /// The values that work.
         allowed: String,
     },
+    /// No width of the experts gives an architecture the parameters of its baseline.
+    #[error(
+        "experts of width {width} give {parameters} parameters, the baseline has {baseline}, more than {tolerance} of it apart"
+    )]
+    Parameters {
+        /// The width that comes closest.
+        width: usize,
+        /// Parameters with it.
+        parameters: usize,
+        /// Parameters of the baseline.
+        baseline: usize,
+        /// Largest deviation, as a fraction of the baseline.
+        tolerance: f64,
+    },
     /// The tokenizer does not know the token in front of a document.
     #[error("the tokenizer has no token {}", crate::END_OF_TEXT)]
     NoEndOfText,

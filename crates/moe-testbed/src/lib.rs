@@ -40,6 +40,8 @@
 //! ```
 
 mod adamw;
+mod architecture;
+mod balancing;
 mod batches;
 mod checkpoint;
 mod corpus;
@@ -57,6 +59,8 @@ mod tokenize;
 mod train;
 
 pub use adamw::{AdamW, AdamWOptions};
+pub use architecture::{Architecture, DenseLayers, MatchedModel};
+pub use balancing::{BalanceScope, Balancing};
 pub use batches::{Batch, Batches};
 pub use corpus::{Corpus, Domain};
 pub use error::{Result, TestbedError};

@@ -14,16 +14,19 @@ use serde::{Deserialize, Serialize};
 use crate::adamw::{Gradient, single};
 use crate::batches::{Batch, Batches};
 use crate::error::check;
-use crate::{AdamW, AdamWOptions, Result, Schedule, TestbedError, TokenizedCorpus, cross_entropy, load_balance};
+use crate::{
+    AdamW, AdamWOptions, Balancing, Result, Schedule, TestbedError, TokenizedCorpus, cross_entropy, load_balance,
+};
 
 /// What a training run does; together with the model's configuration and the corpus it decides every bit of the result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct TrainOptions {
     /// Number of steps.
     pub steps: u64,
     /// Sequences a step.
     pub batch: usize,
-    /// Sequences that go through the model at once; divides `batch`. The balance loss is taken over these.
+    /// Sequences that go through the model at once; divides `batch`.
     pub micro_batch: usize,
     /// Tokens a sequence.
     pub length: usize,
@@ -33,8 +36,8 @@ pub struct TrainOptions {
     pub warm_up: u64,
     /// Last learning rate as a fraction of the highest.
     pub floor: f64,
-    /// Weight of the load-balance loss, averaged over layers.
-    pub balance: f64,
+    /// What is done about the load of the experts.
+    pub balancing: Balancing,
     /// Seed of the initial weights and of the order of the sequences.
     pub seed: u64,
     /// Constants of the optimizer.
@@ -51,7 +54,7 @@ impl Default for TrainOptions {
             peak_rate: 3e-3,
             warm_up: 100,
             floor: 0.1,
-            balance: 0.01,
+            balancing: Balancing::default(),
             seed: 0,
             adamw: AdamWOptions::default(),
         }
@@ -120,8 +123,8 @@ impl Trainer {
         )?;
         let rate = options.peak_rate;
         check("learning rate", rate, rate > 0.0 && rate.is_finite(), "above 0")?;
-        let (balance, floor) = (options.balance, options.floor);
-        check("balance", balance, balance >= 0.0 && balance.is_finite(), "0 and more")?;
+        options.balancing.check(config.params().router)?;
+        let floor = options.floor;
         check("floor", floor, (0.0..=1.0).contains(&floor), "0 to 1")?;
 
         let variables = VarMap::new();
@@ -130,6 +133,7 @@ impl Trainer {
             let count = spec.shape.iter().product();
             let values = match spec.kind {
                 TensorKind::Norm => vec![1.0; count],
+                TensorKind::Bias => vec![0.0; count],
                 TensorKind::Matrix => normal(&mut random, config.params().initializer_range, count),
             };
             let var = Var::from_tensor(&Tensor::from_vec(values, spec.shape, &Device::Cpu)?)?;
@@ -249,7 +253,7 @@ impl Trainer {
         let loss = cross_entropy(&output.logits.flatten_to(1)?, targets)?.mean_all()?;
         let balances = output.routers.iter().map(|router| load_balance(&router.probs, &router.experts));
         let balance = Tensor::stack(&balances.collect::<Result<Vec<_>, _>>()?, 0)?.mean_all()?;
-        let total = ((&loss + (&balance * self.options.balance)?)? * share)?;
+        let total = ((&loss + (&balance * self.options.balancing.coefficient)?)? * share)?;
         Ok(Part {
             loss: f64::from(loss.to_scalar::<f32>()?),
             balance: f64::from(balance.to_scalar::<f32>()?),
