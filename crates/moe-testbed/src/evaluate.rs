@@ -120,7 +120,7 @@ fn bits(model: &Olmoe, windows: &[Window]) -> Result<f64> {
     Ok(nats / std::f64::consts::LN_2)
 }
 
-fn losses(logits: &Tensor, targets: &[u32]) -> Result<Vec<f32>> {
+pub(crate) fn losses(logits: &Tensor, targets: &[u32]) -> Result<Vec<f32>> {
     let logits = logits.to_dtype(candle_core::DType::F32)?;
     Ok(cross_entropy(&logits, targets)?.to_vec1()?)
 }

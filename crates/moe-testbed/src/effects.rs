@@ -1,0 +1,99 @@
+//! How much of a figure's variation over runs goes with the scope, how much with the router.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use crate::{BalanceScope, CompleteRun, PointSummary, Study};
+
+/// Shares of the variation of a figure over runs of routers crossed with scopes.
+///
+/// # Formula
+/// Shares of the sum of squares about the mean: `sum n (mean of the group - mean)^2 / sum (value - mean)^2`, grouped by
+/// scope, by router, and by both less the two before (the interaction); what is left is that of seeds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Effects {
+    /// Goes with the balancing scope.
+    pub scope: f64,
+    /// Goes with the router.
+    pub router: f64,
+    /// Goes with neither alone.
+    pub interaction: f64,
+    /// Goes with the seed.
+    pub seed: f64,
+}
+
+/// The same router and scope with and without a limit on the tokens of an expert.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DroppingEffect {
+    /// The point with the limit.
+    pub point: String,
+    /// The point without.
+    pub without: String,
+    /// Figure with the limit less that without, mean over seeds.
+    pub differences: BTreeMap<String, f64>,
+}
+
+impl Study {
+    /// Shares of the variation of a figure, over the routers that ran with every scope, without dropping; `None` if
+    /// these are fewer than two routers or two scopes.
+    pub fn effects(&self, figure: &str) -> Option<Effects> {
+        let key = |run: &CompleteRun| (run.config.training.balancing.scope.name(), run.config.router());
+        let runs: Vec<&CompleteRun> =
+            self.runs.iter().filter(|run| run.config.training.balancing.capacity_factor.is_none()).collect();
+        let mut scopes_of: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+        for (scope, router) in runs.iter().map(|run| key(run)) {
+            scopes_of.entry(router).or_default().insert(scope);
+        }
+        let scopes: BTreeSet<&str> = scopes_of.values().flatten().copied().collect();
+        scopes_of.retain(|_, of_router| *of_router == scopes);
+        if scopes.len() < 2 || scopes_of.len() < 2 {
+            return None;
+        }
+        let values: Option<Vec<((&str, String), f64)>> = runs
+            .iter()
+            .filter(|run| scopes_of.contains_key(&key(run).1))
+            .map(|run| Some((key(run), *run.figures.by_name().get(figure)?)))
+            .collect();
+        let values = values?;
+        let mean = values.iter().map(|(_, value)| value).sum::<f64>() / values.len() as f64;
+        let total: f64 = values.iter().map(|(_, value)| (value - mean).powi(2)).sum();
+        let between = |by_scope: bool, by_router: bool| -> f64 {
+            let mut groups: BTreeMap<(Option<&str>, Option<&str>), (f64, f64)> = BTreeMap::new();
+            for ((scope, router), value) in &values {
+                let group = (by_scope.then_some(*scope), by_router.then_some(router.as_str()));
+                let (sum, count) = groups.entry(group).or_default();
+                (*sum, *count) = (*sum + value, *count + 1.0);
+            }
+            groups.values().map(|(sum, count)| count * (sum / count - mean).powi(2)).sum::<f64>() / total
+        };
+        let (scope, router, both) = (between(true, false), between(false, true), between(true, true));
+        (total > 0.0).then_some(Effects { scope, router, interaction: both - scope - router, seed: 1.0 - both })
+    }
+
+    /// What a capacity factor does to some figures, router by router and scope by scope.
+    pub fn dropping(&self, figures: &[&str]) -> Vec<DroppingEffect> {
+        let points = self.points();
+        let effect = |point: &PointSummary| {
+            let same = |other: &&PointSummary| {
+                other.capacity_factor.is_none() && (&other.router, other.scope) == (&point.router, point.scope)
+            };
+            let without = points.iter().find(same).filter(|_| point.capacity_factor.is_some())?;
+            let difference = |name: &&str| {
+                Some(((*name).to_owned(), point.figures.get(*name)?.mean - without.figures.get(*name)?.mean))
+            };
+            Some(DroppingEffect {
+                point: point.point.clone(),
+                without: without.point.clone(),
+                differences: figures.iter().filter_map(difference).collect(),
+            })
+        };
+        points.iter().filter_map(effect).collect()
+    }
+
+    /// The scopes that a run of the study has, in their order.
+    pub fn scopes(&self) -> Vec<BalanceScope> {
+        let has = |scope: &BalanceScope| self.runs.iter().any(|run| run.config.training.balancing.scope == *scope);
+        BalanceScope::ALL.into_iter().filter(has).collect()
+    }
+}
