@@ -34,6 +34,25 @@ pub struct DroppingEffect {
     pub differences: BTreeMap<String, f64>,
 }
 
+impl Effects {
+    /// Splits the variation of values, each of a scope and a router.
+    fn of(values: &[((&str, String), f64)]) -> Option<Effects> {
+        let mean = values.iter().map(|(_, value)| value).sum::<f64>() / values.len() as f64;
+        let total: f64 = values.iter().map(|(_, value)| (value - mean).powi(2)).sum();
+        let between = |by_scope: bool, by_router: bool| -> f64 {
+            let mut groups: BTreeMap<(Option<&str>, Option<&str>), (f64, f64)> = BTreeMap::new();
+            for ((scope, router), value) in values {
+                let group = (by_scope.then_some(*scope), by_router.then_some(router.as_str()));
+                let (sum, count) = groups.entry(group).or_default();
+                (*sum, *count) = (*sum + value, *count + 1.0);
+            }
+            groups.values().map(|(sum, count)| count * (sum / count - mean).powi(2)).sum::<f64>() / total
+        };
+        let (scope, router, both) = (between(true, false), between(false, true), between(true, true));
+        (total > 0.0).then_some(Effects { scope, router, interaction: both - scope - router, seed: 1.0 - both })
+    }
+}
+
 impl Study {
     /// Shares of the variation of a figure, over the routers that ran with every scope, without dropping; `None` if
     /// these are fewer than two routers or two scopes.
@@ -55,20 +74,7 @@ impl Study {
             .filter(|run| scopes_of.contains_key(&key(run).1))
             .map(|run| Some((key(run), *run.figures.by_name().get(figure)?)))
             .collect();
-        let values = values?;
-        let mean = values.iter().map(|(_, value)| value).sum::<f64>() / values.len() as f64;
-        let total: f64 = values.iter().map(|(_, value)| (value - mean).powi(2)).sum();
-        let between = |by_scope: bool, by_router: bool| -> f64 {
-            let mut groups: BTreeMap<(Option<&str>, Option<&str>), (f64, f64)> = BTreeMap::new();
-            for ((scope, router), value) in &values {
-                let group = (by_scope.then_some(*scope), by_router.then_some(router.as_str()));
-                let (sum, count) = groups.entry(group).or_default();
-                (*sum, *count) = (*sum + value, *count + 1.0);
-            }
-            groups.values().map(|(sum, count)| count * (sum / count - mean).powi(2)).sum::<f64>() / total
-        };
-        let (scope, router, both) = (between(true, false), between(false, true), between(true, true));
-        (total > 0.0).then_some(Effects { scope, router, interaction: both - scope - router, seed: 1.0 - both })
+        Effects::of(&values?)
     }
 
     /// What a capacity factor does to some figures, router by router and scope by scope.
@@ -95,5 +101,29 @@ impl Study {
     pub fn scopes(&self) -> Vec<BalanceScope> {
         let has = |scope: &BalanceScope| self.runs.iter().any(|run| run.config.training.balancing.scope == *scope);
         BalanceScope::ALL.into_iter().filter(has).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_by_hand() {
+        // Scopes differ by 4, routers by 2, seeds by 0 except for one pair: means 1, 3, 5, 7.
+        let mut values = Vec::new();
+        for (scope, router, seeds) in
+            [("a", "x", [0.0, 2.0]), ("a", "y", [3.0, 3.0]), ("b", "x", [5.0, 5.0]), ("b", "y", [7.0, 7.0])]
+        {
+            seeds.into_iter().for_each(|value| values.push(((scope, router.to_owned()), value)));
+        }
+        // About the mean 4: 16 + 4 + 1 + 1 + 1 + 1 + 9 + 9 = 42; scopes 8 * 4 = 32, routers 8 * 1 = 8, seeds 2.
+        let effects = Effects::of(&values).unwrap();
+        let close = |found: f64, expected: f64| assert!((found - expected / 42.0).abs() < 1e-12, "{effects:?}");
+        close(effects.scope, 32.0);
+        close(effects.router, 8.0);
+        close(effects.interaction, 0.0);
+        close(effects.seed, 2.0);
+        assert_eq!(Effects::of(&[(("a", "x".to_owned()), 1.0)]), None);
     }
 }
