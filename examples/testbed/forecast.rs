@@ -44,10 +44,10 @@ pub(crate) fn sentence(left: f64, done: f64, took: Duration, jobs: usize, peak: 
     )
 }
 
-/// A line for a progress bar.
-pub(crate) fn status(progress: &Progress, smoothed_loss: f64, purity: Option<f64>) -> String {
-    let purity = purity.map_or(String::new(), |purity| format!(", purity {purity:.3}"));
-    format!("loss {smoothed_loss:.3}, balance {:.2}{purity}", progress.balance)
+/// A line for a progress bar; purity is that of held-out text as soon as some was read.
+pub(crate) fn status(progress: &Progress, smoothed_loss: f64, held_out_purity: Option<f64>) -> String {
+    let purity = held_out_purity.unwrap_or(progress.purity);
+    format!("loss {smoothed_loss:.3}, balance {:.2}, purity {purity:.3}", progress.balance)
 }
 
 #[cfg(test)]

@@ -101,7 +101,8 @@ impl HeldOut {
         let mut sums = vec![0.0; self.domains.len()];
         for (group, sequences) in self.sequences.chunks(TOGETHER).enumerate() {
             let first = group * TOGETHER;
-            let mut caches: Vec<KvCache> = sequences.iter().map(|_| KvCache::new(model.config())).collect();
+            let cache = |held_out: &HeldOutSequence| KvCache::new(model.config()).in_domain(held_out.domain);
+            let mut caches: Vec<KvCache> = sequences.iter().map(cache).collect();
             let chunks = sequences.iter().zip(&mut caches).zip(first..);
             let mut chunks: Vec<_> = chunks
                 .map(|((held_out, cache), sequence)| Chunk {

@@ -64,6 +64,14 @@ pub struct StepRecord {
     pub loss: f64,
     /// Load-balance loss, 1 if even.
     pub balance: f64,
+    /// Router z-loss.
+    pub z_loss: f64,
+    /// Purity of the routing of the step.
+    pub purity: f64,
+    /// Load of the busiest expert above an even load, as a fraction of it.
+    pub max_violation: f64,
+    /// Share of the routed slots that were dropped.
+    pub dropped: f64,
     /// Norm of the gradient before clipping.
     pub gradient_norm: f64,
     /// Learning rate.
@@ -94,8 +102,9 @@ pub enum RunEvent<'a> {
 
 impl From<&Progress> for StepRecord {
     fn from(progress: &Progress) -> StepRecord {
-        let &Progress { step, loss, balance, gradient_norm, rate, .. } = progress;
-        StepRecord { step, loss, balance, gradient_norm, rate }
+        let &Progress { step, loss, balance, z_loss, purity, max_violation, dropped, gradient_norm, rate, .. } =
+            progress;
+        StepRecord { step, loss, balance, z_loss, purity, max_violation, dropped, gradient_norm, rate }
     }
 }
 

@@ -6,7 +6,8 @@ use std::thread;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
-use moe_model::{Olmoe, OlmoeConfig, TensorKind, resident_experts};
+use moe_model::{DenseOptions, Olmoe, OlmoeConfig, RouterKind, RouterOutput, TensorKind, resident_experts};
+use moe_trace::DomainId;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -14,8 +15,10 @@ use serde::{Deserialize, Serialize};
 use crate::adamw::{Gradient, single};
 use crate::batches::{Batch, Batches};
 use crate::error::check;
+use crate::routing_counts::RoutingCounts;
 use crate::{
-    AdamW, AdamWOptions, Balancing, Result, Schedule, TestbedError, TokenizedCorpus, cross_entropy, load_balance,
+    AdamW, AdamWOptions, BalanceScope, Balancing, Result, Schedule, TestbedError, TokenizedCorpus, cross_entropy,
+    load_balance, load_balance_at, router_z_loss, sequence_balance, update_biases,
 };
 
 /// What a training run does; together with the model's configuration and the corpus it decides every bit of the result.
@@ -66,10 +69,19 @@ impl Default for TrainOptions {
 pub struct Progress {
     /// Steps done, this one included.
     pub step: u64,
-    /// Cross entropy in nats a token, without the balance loss.
+    /// Cross entropy in nats a token, without the losses of the routers.
     pub loss: f64,
-    /// Mean load-balance loss of the layers: 1 is even.
+    /// Mean load-balance loss of the layers at the scope of the run, or over micro-batches if there is none: 1 is even.
     pub balance: f64,
+    /// Mean z-loss of the layers.
+    pub z_loss: f64,
+    /// Share of the routed slots that went to an expert from the domain that uses the expert most, mean over layers. It is
+    /// counted over the step: a small batch looks purer than the routing is.
+    pub purity: f64,
+    /// How far the busiest expert of a layer is above an even load over the step, as a fraction of it, mean over layers.
+    pub max_violation: f64,
+    /// Share of the routed slots that were dropped for lack of capacity.
+    pub dropped: f64,
     /// Norm of the gradient before clipping.
     pub gradient_norm: f64,
     /// Learning rate.
@@ -88,14 +100,35 @@ pub struct Trainer {
     pub(crate) options: TrainOptions,
     pub(crate) optimizer: AdamW,
     pub(crate) batches: Batches,
+    /// What no gradient changes, with names, in the order of the model.
+    pub(crate) buffers: Vec<(String, Var)>,
+    /// Those of the buffers that are the biases of the MoE layers, in order.
+    biases: Vec<Var>,
+    domains: usize,
     schedule: Schedule,
     workers: usize,
 }
 
-/// Losses and gradient of a micro-batch.
+/// Sequences that go through the model at once.
+struct MicroBatch<'a> {
+    inputs: &'a [u32],
+    targets: &'a [u32],
+    domains: &'a [DomainId],
+}
+
+/// What the model made of a micro-batch, with what the gradient needs.
+struct Pass {
+    loss: Tensor,
+    routers: Vec<RouterOutput>,
+    counts: RoutingCounts,
+}
+
+/// Losses, routing and gradient of a micro-batch.
 struct Part {
     loss: f64,
     balance: f64,
+    z_loss: f64,
+    counts: RoutingCounts,
     gradient: Gradient,
 }
 
@@ -126,7 +159,14 @@ impl Trainer {
         options.balancing.check(config.params().router)?;
         let floor = options.floor;
         check("floor", floor, (0.0..=1.0).contains(&floor), "0 to 1")?;
+        let (domains, known) = (corpus.domains.len(), config.params().num_domains);
+        let labelled = config.params().router != RouterKind::Reference || domains <= known;
+        check("number of domains", domains, labelled, format!("at most {known}, those of the reference router"))?;
+        check("number of domains", domains, u16::try_from(domains).is_ok(), format!("at most {}", u16::MAX))?;
 
+        // The only place that says where training runs.
+        let device = Device::Cpu;
+        let (mut parameters, mut buffers, mut biases) = (Vec::new(), Vec::new(), Vec::new());
         let variables = VarMap::new();
         let mut random = ChaCha8Rng::seed_from_u64(options.seed);
         for spec in config.tensors() {
@@ -136,16 +176,21 @@ impl Trainer {
                 TensorKind::Bias => vec![0.0; count],
                 TensorKind::Matrix => normal(&mut random, config.params().initializer_range, count),
             };
-            let var = Var::from_tensor(&Tensor::from_vec(values, spec.shape, &Device::Cpu)?)?;
+            let var = Var::from_tensor(&Tensor::from_vec(values, spec.shape, &device)?)?;
+            let named = if spec.trained { &mut parameters } else { &mut buffers };
+            named.push((spec.name.clone(), var.clone()));
+            biases.extend((spec.kind == TensorKind::Bias).then(|| var.clone()));
             variables.data().lock().expect("this thread alone has the map").insert(spec.name, var);
         }
-        let builder = VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu);
+        let builder = VarBuilder::from_varmap(&variables, DType::F32, &device);
         let experts = resident_experts(config, &builder)?;
         let model = Olmoe::new(config, &builder, Arc::new(experts))?;
-        let named = variables.data().lock().expect("this thread alone has the map").clone();
         Ok(Trainer {
             model,
-            optimizer: AdamW::new(named, options.adamw),
+            optimizer: AdamW::new(parameters, options.adamw),
+            buffers,
+            biases,
+            domains,
             batches: Batches::new(corpus, batch, length, options.seed)?,
             schedule: Schedule {
                 peak: options.peak_rate,
@@ -203,18 +248,17 @@ impl Trainer {
     pub fn advance(&mut self) -> Result<Progress> {
         let step = self.step();
         let batch = self.batches.step(step);
-        let parts = self.parts(&batch)?;
-        let count = parts.len() as f64;
-        let (mut loss, mut balance, mut gradient) = (0.0, 0.0, None::<Gradient>);
+        let mut parts = self.parts(&batch)?.into_iter();
+        let count = (self.options.batch / self.options.micro_batch) as f64;
+        let Part { mut loss, mut balance, mut z_loss, mut counts, mut gradient } =
+            parts.next().expect("a batch has a micro-batch").scaled(count);
         for part in parts {
             loss += part.loss / count;
             balance += part.balance / count;
-            match &mut gradient {
-                Some(sum) => sum.add(&part.gradient),
-                None => gradient = Some(part.gradient),
-            }
+            z_loss += part.z_loss / count;
+            counts.add(&part.counts);
+            gradient.add(&part.gradient);
         }
-        let gradient = gradient.expect("a batch has a micro-batch");
         // Checked before the step, so that the weights stay those of the step before.
         let gradient_norm = gradient.norm();
         if !loss.is_finite() || !gradient_norm.is_finite() {
@@ -222,43 +266,124 @@ impl Trainer {
         }
         let rate = self.schedule.rate(step);
         self.optimizer.apply(&gradient, rate)?;
-        Ok(Progress { step: step + 1, loss, balance, gradient_norm, rate, tokens: batch.inputs.len() })
+        self.move_biases(&counts)?;
+        Ok(Progress {
+            step: step + 1,
+            loss,
+            balance,
+            z_loss,
+            purity: counts.purity(),
+            max_violation: counts.max_violation(),
+            dropped: counts.dropped(),
+            gradient_norm,
+            rate,
+            tokens: batch.inputs.len(),
+        })
+    }
+
+    /// Whether a buffer is the biases of a router.
+    pub(crate) fn is_bias(&self, buffer: &Var) -> bool {
+        self.biases.iter().any(|bias| bias.id() == buffer.id())
+    }
+
+    /// Moves the routers' biases towards an even load over the step.
+    fn move_biases(&self, counts: &RoutingCounts) -> Result<()> {
+        let rate = single(self.options.balancing.bias_rate);
+        for (layer, var) in self.biases.iter().enumerate().filter(|_| rate > 0.0) {
+            let mut biases: Vec<f32> = var.to_vec1()?;
+            update_biases(&mut biases, &counts.load(layer), rate);
+            var.set(&Tensor::from_slice(&biases, biases.len(), var.device())?)?;
+        }
+        Ok(())
     }
 
     /// Computes the micro-batches of a batch; the result is in their order.
     fn parts(&self, batch: &Batch) -> Result<Vec<Part>> {
-        let tokens = self.options.micro_batch * self.options.length;
-        let micro_batches: Vec<_> = batch.inputs.chunks(tokens).zip(batch.targets.chunks(tokens)).collect();
+        let sequences = self.options.micro_batch;
+        let tokens = sequences * self.options.length;
+        let domain = |&domain: &usize| DomainId(u16::try_from(domain).expect("checked in new"));
+        let domains: Vec<DomainId> = batch.domains.iter().map(domain).collect();
+        let texts = batch.inputs.chunks(tokens).zip(batch.targets.chunks(tokens)).zip(domains.chunks(sequences));
+        let micro_batches: Vec<_> =
+            texts.map(|((inputs, targets), domains)| MicroBatch { inputs, targets, domains }).collect();
         let share = 1.0 / micro_batches.len() as f64;
+        if self.options.balancing.scope != BalanceScope::Global {
+            return self.each(&micro_batches, |texts| self.backward(&self.forward(texts)?, None, share));
+        }
+        // The loss of each needs the load of all, so that all are held until that is known.
+        let passes = self.each(&micro_batches, |texts| self.forward(texts))?;
+        let (first, rest) = passes.split_first().expect("a batch has a micro-batch");
+        let mut counts = first.counts.clone();
+        rest.iter().for_each(|pass| counts.add(&pass.counts));
+        self.each(&passes, |pass| self.backward(pass, Some(&counts), share))
+    }
+
+    /// Maps items by the workers; the result is in the order of the items.
+    fn each<T: Sync, R: Send>(&self, items: &[T], map: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
         let next = AtomicUsize::new(0);
         // A thread that is held up leaves the rest to the others.
         let work = || {
-            let claim = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&n| n < micro_batches.len());
-            let part = |n: usize| (n, self.part(micro_batches[n].0, micro_batches[n].1, share));
-            std::iter::from_fn(claim).map(part).collect::<Vec<_>>()
+            let claim = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&n| n < items.len());
+            std::iter::from_fn(claim).map(|n| (n, map(&items[n]))).collect::<Vec<_>>()
         };
-        let mut parts: Vec<(usize, Result<Part>)> = thread::scope(|scope| {
-            let handles: Vec<_> = (0..self.workers.min(micro_batches.len())).map(|_| scope.spawn(work)).collect();
+        let mut mapped: Vec<(usize, Result<R>)> = thread::scope(|scope| {
+            let handles: Vec<_> = (0..self.workers.min(items.len())).map(|_| scope.spawn(work)).collect();
             let joined = handles.into_iter().map(thread::ScopedJoinHandle::join);
             joined.flat_map(|part| part.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
         });
-        parts.sort_by_key(|&(n, _)| n);
-        parts.into_iter().map(|(_, part)| part).collect()
+        mapped.sort_by_key(|&(n, _)| n);
+        mapped.into_iter().map(|(_, result)| result).collect()
     }
 
-    /// Losses of a micro-batch, and its `share` of the gradient.
-    fn part(&self, inputs: &[u32], targets: &[u32], share: f64) -> Result<Part> {
+    /// Runs a micro-batch through the model.
+    fn forward(&self, texts: &MicroBatch<'_>) -> Result<Pass> {
         let shape = (self.options.micro_batch, self.options.length);
-        let output = self.model.forward_dense(&Tensor::from_slice(inputs, shape, &Device::Cpu)?)?;
-        let loss = cross_entropy(&output.logits.flatten_to(1)?, targets)?.mean_all()?;
-        let balances = output.routers.iter().map(|router| load_balance(&router.probs, &router.experts));
-        let balance = Tensor::stack(&balances.collect::<Result<Vec<_>, _>>()?, 0)?.mean_all()?;
-        let total = ((&loss + (&balance * self.options.balancing.coefficient)?)? * share)?;
-        Ok(Part {
-            loss: f64::from(loss.to_scalar::<f32>()?),
-            balance: f64::from(balance.to_scalar::<f32>()?),
-            gradient: self.optimizer.gradient(&total.backward()?)?,
+        let inputs = Tensor::from_slice(texts.inputs, shape, self.model.device())?;
+        let capacity_factor = self.options.balancing.capacity_factor;
+        let options = DenseOptions { domains: Some(texts.domains), capacity_factor };
+        let output = self.model.forward_dense_with(&inputs, &options)?;
+        let experts = self.model.config().params().num_experts;
+        Ok(Pass {
+            loss: cross_entropy(&output.logits.flatten_to(1)?, texts.targets)?.mean_all()?,
+            counts: RoutingCounts::new(&output.routers, texts.domains, self.domains, experts),
+            routers: output.routers,
         })
+    }
+
+    /// Losses of a micro-batch, and its `share` of the gradient; `step` has the routing of all micro-batches, if it is
+    /// that which has to be balanced.
+    fn backward(&self, pass: &Pass, step: Option<&RoutingCounts>, share: f64) -> Result<Part> {
+        let Balancing { scope, coefficient, z_loss: z_coefficient, .. } = self.options.balancing;
+        let balances = pass.routers.iter().enumerate().map(|(layer, router)| match (scope, step) {
+            (BalanceScope::Sequence, _) => sequence_balance(&router.probs, &router.experts, self.options.micro_batch),
+            (_, Some(counts)) => load_balance_at(&router.probs, &counts.shares(layer)),
+            (_, None) => load_balance(&router.probs, &router.experts),
+        });
+        let balance = Tensor::stack(&balances.collect::<Result<Vec<_>, _>>()?, 0)?.mean_all()?;
+        let z_losses = pass.routers.iter().map(|router| router_z_loss(&router.logits));
+        let z_loss = Tensor::stack(&z_losses.collect::<Result<Vec<_>, _>>()?, 0)?.mean_all()?;
+        let mut total = pass.loss.clone();
+        if scope != BalanceScope::None {
+            total = (total + (&balance * coefficient)?)?;
+        }
+        if z_coefficient > 0.0 {
+            total = (total + (&z_loss * z_coefficient)?)?;
+        }
+        Ok(Part {
+            loss: f64::from(pass.loss.to_scalar::<f32>()?),
+            balance: f64::from(balance.to_scalar::<f32>()?),
+            z_loss: f64::from(z_loss.to_scalar::<f32>()?),
+            counts: pass.counts.clone(),
+            gradient: self.optimizer.gradient(&(total * share)?.backward()?)?,
+        })
+    }
+}
+
+impl Part {
+    /// The first of `count` parts, whose losses are to be a mean.
+    fn scaled(self, count: f64) -> Part {
+        let Part { loss, balance, z_loss, .. } = self;
+        Part { loss: loss / count, balance: balance / count, z_loss: z_loss / count, ..self }
     }
 }
 

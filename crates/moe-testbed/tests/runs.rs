@@ -110,7 +110,10 @@ fn a_study_has_means_over_seeds_and_distances_to_the_reference() {
         RunFolder::create(folder.path(), config.clone()).unwrap().run(&prepared, 2, go_on).unwrap();
     }
     let study = Study::read(&experiment, folder.path()).unwrap();
-    assert_eq!((study.reference.as_deref(), &study.missing[..]), (Some("reference"), &["uneven/seed-2".to_owned()][..]));
+    assert_eq!(
+        (study.reference.as_deref(), &study.missing[..]),
+        (Some("reference"), &["uneven/seed-2".to_owned()][..])
+    );
     let points = study.points();
     let seeds: Vec<(&str, usize)> =
         points.iter().map(|point| (point.point.as_str(), point.figures["purity"].seeds)).collect();
