@@ -194,3 +194,65 @@ fn write_runs(path: &Path, study: &Study) -> Result<()> {
     }
     Ok(csv.flush()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn read(path: &Path) -> Vec<csv::StringRecord> {
+        csv::Reader::from_path(path).unwrap().records().collect::<Result<_, _>>().unwrap()
+    }
+
+    #[test]
+    fn the_smoke_experiment_has_every_row() {
+        let out = tempfile::tempdir().unwrap();
+        let smoke = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testbed/smoke.toml"));
+        let run = |jobs| crate::run::run(&crate::run::Arguments::of(smoke, out.path(), jobs));
+        run(2).unwrap();
+        let figures = std::fs::read(out.path().join("softmax-global/seed-2/figures.json")).unwrap();
+        std::fs::remove_file(out.path().join("softmax-global/seed-2/figures.json")).unwrap();
+        super::run(&Arguments { folder: out.path().to_owned(), window: None, out: None }).unwrap();
+        let report = std::fs::read_to_string(out.path().join("report.json")).unwrap();
+        assert!(report.contains("softmax-global/seed-2"), "an incomplete run is named");
+
+        // The run that lost its figures is done again, alone, to the same bytes.
+        run(1).unwrap();
+        assert_eq!(std::fs::read(out.path().join("softmax-global/seed-2/figures.json")).unwrap(), figures);
+        super::run(&Arguments { folder: out.path().to_owned(), window: Some(4), out: None }).unwrap();
+
+        let expected: Vec<String> = Experiment::read(smoke).unwrap().names().map(str::to_owned).collect();
+        let runs = read(&out.path().join("runs.csv"));
+        let named = |name: &str| runs.iter().filter(|row| &row[2] == name).count();
+        for figure in ["purity", "nmi_hash", "validation_loss", "srp_16", "sch_4", "tokens_per_second", "utilization"] {
+            assert_eq!(named(figure), 2 * expected.len(), "{figure}");
+        }
+        let points = read(&out.path().join("points.csv"));
+        let names: BTreeSet<&str> = points.iter().map(|row| &row[0]).collect();
+        assert_eq!(names, expected.iter().map(String::as_str).collect());
+        let value = |point: &str, figure: &str| -> f64 {
+            let row = points.iter().find(|row| &row[0] == point && &row[4] == figure).unwrap();
+            assert_eq!(&row[9], "2");
+            row[5].parse().unwrap()
+        };
+        // Two of eight experts for each of four domains, all of which a token uses; whoever knows nothing is far below.
+        assert_eq!((value("reference", "purity"), value("reference", "distance_nmi")), (1.0, 0.0));
+        for point in ["hash", "position"] {
+            assert!(value(point, "purity") < 0.7 && value(point, "distance_purity") > 0.3, "{point}");
+        }
+        assert!(value("reference", "srp_4") > value("position", "srp_4"));
+
+        let text = std::fs::read_to_string(out.path().join("report.html")).unwrap();
+        for part in ["Distance to the reference", "What dropping changes", "SCH beside purity", "Predicted speed on laptop"] {
+            assert!(text.contains(part), "the page lacks {part}");
+        }
+        let report: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(out.path().join("report.json")).unwrap()).unwrap();
+        // Softmax and sigmoid ran with both scopes.
+        let effects = report["effects"]["nmi"].as_object().unwrap();
+        let sum: f64 = effects.values().map(|share| share.as_f64().unwrap()).sum();
+        assert!((sum - 1.0).abs() < 1e-9, "{effects:?}");
+        assert_eq!(report["dropping"][0]["without"], "softmax-global");
+    }
+}

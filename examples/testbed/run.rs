@@ -123,6 +123,15 @@ fn lock(folder: &Path) -> Result<File> {
 }
 
 #[cfg(test)]
+impl Arguments {
+    /// Runs a file in a folder.
+    pub(crate) fn of(experiment: &Path, out: &Path, jobs: u16) -> Arguments {
+        let (experiment, out) = (experiment.to_owned(), Some(out.to_owned()));
+        Arguments { experiment, out, jobs: Some(jobs), workers: 1, dry_run: false }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -22,14 +22,15 @@ pub struct MeasureOptions {
 
 /// The machine and the model whose speed is predicted.
 ///
-/// A small model says nothing about the time of a large one, so it is taken as the plan of one: all of its weights but the
-/// embedding grow by one factor until they have `model_gigabytes`. Models of equal parameters grow by the same factor.
+/// A small model says nothing about the time of a large one, so it is taken as the plan of one: the weights of its layers
+/// grow by one factor until they have `model_gigabytes`. Models of equal parameters grow by the same factor. Embedding and
+/// output projection, outsized in a small model and the same for all, are left out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SpeedOptions {
     /// The machine.
     pub machine: Machine,
-    /// All weights but the embedding, in units of 10^9 bytes, two bytes a weight.
+    /// All weights of the layers, in units of 10^9 bytes, two bytes a weight.
     pub model_gigabytes: f64,
     /// Memory of the device, in units of 10^9 bytes: what every token computes is resident, the rest are slots of experts,
     /// as many in each layer.

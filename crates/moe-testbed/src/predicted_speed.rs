@@ -48,12 +48,12 @@ impl SpeedPlan {
     pub fn new(config: &OlmoeConfig, options: &SpeedOptions) -> Result<SpeedPlan> {
         let (params, shape) = (config.params(), config.expert_shape());
         let expert = 3 * shape.hidden * shape.intermediate;
-        let head = params.vocab_size * params.hidden_size;
-        let embeddings = if params.tie_word_embeddings { head } else { 2 * head };
+        let embedding = params.vocab_size * params.hidden_size;
+        let embeddings = if params.tie_word_embeddings { embedding } else { 2 * embedding };
         let experts = shape.layers * shape.experts * expert;
         // Attention, norms, routers, shared experts and dense layers, spread over the layers with a cache.
         let dense = (config.parameters() - embeddings - experts) / shape.layers;
-        let grown = options.model_gigabytes * 1e9 / WEIGHT_BYTES / (experts + dense * shape.layers + head) as f64;
+        let grown = options.model_gigabytes * 1e9 / WEIGHT_BYTES / (experts + dense * shape.layers) as f64;
         let weights = |count: usize| whole(grown * count as f64);
         let bytes = |count: usize| whole(grown * count as f64 * WEIGHT_BYTES);
         let size = ModelSize {
@@ -61,10 +61,10 @@ impl SpeedPlan {
             expert_weights: weights(expert),
             dense_bytes: bytes(dense),
             dense_weights: weights(dense),
-            head_bytes: bytes(head),
-            head_weights: weights(head),
+            head_bytes: 0,
+            head_weights: 0,
         };
-        let always = bytes(dense).saturating_mul(shape.layers as u64).saturating_add(bytes(head));
+        let always = bytes(dense).saturating_mul(shape.layers as u64);
         let left = whole(options.memory_gigabytes * 1e9).saturating_sub(always);
         let slots = left / bytes(expert).max(1).saturating_mul(shape.layers as u64);
         let needed = always.saturating_add(bytes(expert).saturating_mul(shape.layers as u64)) as f64 * 1e-9;
@@ -172,11 +172,11 @@ mod tests {
 
     #[test]
     fn loads_alone_take_time() {
-        // 4 experts of 2400 weights beside 4 * 64 of attention, 4 * 8 of norms and router each, 8 of the last norm, 80 of
-        // the head: the experts are nearly all of the 10 GB.
+        // 4 experts of 2400 weights beside 4 * 64 of attention, 4 * 8 of norms, 4 * 8 of the router and 8 of the last norm:
+        // the experts are nearly all of the 10 GB.
         let config = config();
         let plan = SpeedPlan::new(&config, &options(5.5)).unwrap();
-        let total = config.parameters() as f64;
+        let total = (4 * 2400 + 4 * 64 + 4 * 8 + 4 * 8 + 8) as f64;
         let expert = 10.0 * 2400.0 / total;
         assert_eq!(plan.slots, 2);
         let geometry = Geometry::decoder(1, 4, 1).unwrap();

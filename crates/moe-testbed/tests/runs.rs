@@ -15,7 +15,7 @@ const EXPERIMENT: &str = "
     data = { vocabulary = 300, synthetic = { domains = 3, bytes = 20_000 } }
     model = { hidden_size = 16, num_hidden_layers = 2, intermediate_size = 8, num_experts = 6 }
     training = { steps = 10, batch = 4, micro_batch = 2, length = 16, warm_up = 2 }
-    measure = { sequences = 4, windows = [4, 16], speed.memory_gigabytes = 12.0 }
+    measure = { sequences = 4, windows = [4, 16], speed.memory_gigabytes = 16.0 }
     [[points]]
     model.router = [\"softmax\", \"reference\"]
     [[points]]
