@@ -79,7 +79,7 @@ fn build(params: OlmoeParams) -> (VarMap, Olmoe) {
 
 /// Four sequences and their domains.
 fn batch() -> (Vec<Vec<u32>>, Vec<DomainId>) {
-    let rows = (0..4).map(|row| (0..LENGTH as u32).map(|i| (i * i * 7 + 5 * row) % 31).collect()).collect();
+    let rows = (0..4).map(|row| (0u32..).take(LENGTH).map(|i| (i * i * 7 + 5 * row) % 31).collect()).collect();
     (rows, [0, 1, 2, 1].map(DomainId).to_vec())
 }
 
@@ -118,10 +118,11 @@ fn naive_choices(kind: RouterKind, router: &RouterOutput, bias: &[f32]) -> Vec<V
         let probabilities: Vec<_> = rows.iter().map(|row| softmax(row, &|_| true)).collect();
         let mut chosen = vec![Vec::new(); rows.len()];
         for expert in 0..EXPERTS {
-            let mut tokens: Vec<usize> = (0..rows.len()).collect();
-            tokens.sort_by(|&a, &b| probabilities[b][expert].total_cmp(&probabilities[a][expert]));
+            let column = probabilities.iter().map(|row| row[expert]);
+            let mut tokens: Vec<(usize, f32)> = column.enumerate().collect();
+            tokens.sort_by(|a, b| b.1.total_cmp(&a.1));
             tokens.truncate(rows.len() * TOP_K / EXPERTS);
-            tokens.into_iter().for_each(|token| chosen[token].push((expert, probabilities[token][expert])));
+            tokens.into_iter().for_each(|(token, probability)| chosen[token].push((expert, probability)));
         }
         chosen.iter_mut().for_each(|chosen| chosen.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))));
         return chosen;
@@ -162,7 +163,7 @@ fn choices_and_weights_are_those_of_the_definitions() {
             let weights = router.weights.to_vec2::<f32>().unwrap();
             for (token, expected) in naive_choices(kind, router, &bias).iter().enumerate() {
                 let experts = &router.experts[token * slots..][..slots];
-                let ids: Vec<u16> = expected.iter().map(|&(expert, _)| expert as u16).collect();
+                let ids: Vec<u16> = expected.iter().map(|&(expert, _)| u16::try_from(expert).unwrap()).collect();
                 assert_eq!(experts[..ids.len()], ids, "{kind}, token {token}");
                 assert!(experts[ids.len()..].iter().all(|&expert| expert == EMPTY_SLOT));
                 let sum: f32 = if norm { expected.iter().map(|&(_, weight)| weight).sum() } else { 1.0 };
@@ -273,9 +274,9 @@ fn dropping_never_exceeds_capacity_and_reports_empty_slots() {
     for kind in RouterKind::ALL.into_iter().filter(|&kind| kind != RouterKind::ExpertChoice) {
         let (_, model) = build(params(kind));
         let free = dense(&model, None);
-        for factor in [0.25, 1.0, 1.5, 8.0] {
+        for (factor, quarters) in [(0.25, 1), (1.0, 4), (1.5, 6), (8.0, 32)] {
             let output = dense(&model, Some(factor));
-            let capacity = (factor * (4 * LENGTH * TOP_K) as f64 / EXPERTS as f64).ceil() as usize;
+            let capacity = (quarters * 4 * LENGTH * TOP_K).div_ceil(4 * EXPERTS);
             let mut dropped = 0;
             for router in &output.routers {
                 let mut served = [0; EXPERTS];

@@ -32,9 +32,9 @@ pub enum DenseLayers {
     /// No layer.
     #[default]
     None,
-    /// The first layer, as in DeepSeekMoE (arXiv 2401.06066).
+    /// The first layer (Dai et al. 2024, arXiv 2401.06066).
     First,
-    /// The first, the third and so on, as in Switch Transformers (arXiv 2101.03961).
+    /// The first, the third and so on (Fedus et al. 2021, Switch Transformers, arXiv 2101.03961).
     EverySecond,
 }
 
