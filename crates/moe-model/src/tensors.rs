@@ -38,8 +38,8 @@ impl OlmoeConfig {
     ///
     /// A [variant](crate::OlmoeParams::is_variant) has, of layer `l` under `model.layers.{l}.mlp`, what other
     /// architectures of Hugging Face call so: `shared_experts.{gate,up,down}_proj.weight`, all shared experts as one MLP
-    /// of their total width (DeepSeek); `{gate,up,down}_proj.weight` for a dense MLP; `gate.e_score_correction_bias` for
-    /// the biases of the sigmoid router (DeepSeek-V3). The hash and position routers have no tensors.
+    /// of their total width, as in DeepSeek-V2; `{gate,up,down}_proj.weight` for a dense MLP; `gate.e_score_correction_bias` for
+    /// the biases of the sigmoid router, as in DeepSeek-V3. The hash and position routers have no tensors.
     ///
     /// A variable map filled from this list in order is a reproducible start for training.
     ///

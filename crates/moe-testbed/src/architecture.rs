@@ -32,9 +32,9 @@ pub enum DenseLayers {
     /// No layer.
     #[default]
     None,
-    /// The first layer, as in DeepSeekMoE (arXiv 2401.06066).
+    /// The first layer (Dai et al. 2024, arXiv 2401.06066).
     First,
-    /// The first, the third and so on, as in Switch Transformers (arXiv 2101.03961).
+    /// The first, the third and so on (Fedus et al. 2021, Switch Transformers, arXiv 2101.03961).
     EverySecond,
 }
 
@@ -138,5 +138,86 @@ impl Architecture {
             mlp_only_layers,
             ..baseline.clone()
         })?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The paper's toy baseline, smaller.
+    fn baseline() -> OlmoeConfig {
+        OlmoeConfig::new(OlmoeParams {
+            vocab_size: 1000,
+            hidden_size: 64,
+            intermediate_size: 96,
+            num_hidden_layers: 4,
+            num_attention_heads: 4,
+            num_key_value_heads: 4,
+            max_position_embeddings: 128,
+            eos_token_ids: vec![],
+            ..OlmoeParams::default()
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn the_baseline_matches_itself() {
+        let model = Architecture::default().matched(&baseline(), 0.0).unwrap();
+        assert_eq!((model.deviation(), model.config), (0.0, baseline()));
+    }
+
+    /// No other width comes closer, and the count is that of the tensors.
+    #[test]
+    fn every_change_comes_as_close_as_a_width_can() {
+        let default = Architecture::default();
+        for change in [
+            Architecture { experts: 32, top_k: 4, ..default },
+            Architecture { experts: 32, ..default },
+            Architecture { top_k: 16, ..default },
+            Architecture { top_k: 2, ..default },
+            Architecture { shared_experts: 1, ..default },
+            Architecture { shared_experts: 2, ..default },
+            Architecture { dense_layers: DenseLayers::First, ..default },
+            Architecture { dense_layers: DenseLayers::EverySecond, shared_experts: 1, ..default },
+        ] {
+            let model = change.matched(&baseline(), 0.02).unwrap();
+            let params = model.config.params();
+            assert_eq!(model.parameters, model.config.parameters());
+            assert_eq!((params.num_experts, params.num_experts_per_tok), (change.experts, change.top_k));
+            assert_eq!(params.mlp_only_layers, change.dense_layers.of(4));
+            let used = (change.top_k + change.shared_experts) * params.intermediate_size;
+            let dense = change.dense_layers != DenseLayers::None;
+            assert_eq!(params.dense_intermediate_size, if dense { used } else { 0 });
+            for width in [params.intermediate_size - 1, params.intermediate_size + 1] {
+                let other = change.of_width(baseline().params(), width).unwrap().parameters();
+                assert!(other.abs_diff(model.baseline) >= model.parameters.abs_diff(model.baseline), "{change:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_matched_is_an_error() {
+        let message = |change: Architecture, tolerance| change.matched(&baseline(), tolerance).unwrap_err();
+        let shared = Architecture { shared_experts: 1, ..Architecture::default() };
+        let error = message(shared, 1e-6).to_string();
+        assert!(
+            error.starts_with("experts of width 95 give ") && error.ends_with("more than 0.000001 of it apart"),
+            "{error}"
+        );
+        let many = Architecture { top_k: 65, ..Architecture::default() };
+        assert!(matches!(message(many, 0.02), TestbedError::Model(_)));
+        // Even the narrowest experts are too many.
+        let experts = Architecture { experts: 60_000, ..Architecture::default() };
+        assert!(message(experts, 0.02).to_string().starts_with("experts of width 1 give "));
+        assert!(message(shared, f64::NAN).to_string().starts_with("tolerance is NaN"));
+    }
+
+    #[test]
+    fn names_are_those_of_files() {
+        let change: Architecture = serde_json::from_str(r#"{ "top_k": 2, "dense_layers": "every-second" }"#).unwrap();
+        let expected = Architecture { top_k: 2, dense_layers: DenseLayers::EverySecond, ..Architecture::default() };
+        assert_eq!(change, expected);
+        assert!(serde_json::from_str::<Architecture>(r#"{ "topk": 2 }"#).is_err());
     }
 }

@@ -10,7 +10,7 @@ pub(crate) fn capacity(factor: f64, slots: usize, experts: usize) -> usize {
 
 /// Empties the slots, `[tokens x slots]` in rank order, of an expert beyond its `capacity`.
 ///
-/// First choices come before second ones, and among those earlier tokens first (Lepikhin et al. 2020, GShard, arXiv
+/// First choices come before second ones, and among those earlier tokens first (Lepikhin et al. 2020, `GShard`, arXiv
 /// 2006.16668, algorithm 1).
 pub(crate) fn drop_beyond(experts: &mut [u16], slots: usize, count: usize, capacity: usize) {
     let mut served = vec![0; count];
