@@ -84,6 +84,11 @@ pub(crate) const TABLES: [(&str, &[Column]); 5] = [
 ];
 
 impl Column {
+    /// Whether the figure is one of a window length.
+    pub(crate) fn has_window(&self) -> bool {
+        self.name.contains("{w}")
+    }
+
     pub(crate) fn figure(&self, window: usize) -> String {
         self.name.replace("{w}", &window.to_string())
     }

@@ -10,7 +10,7 @@ use moe_examples::{table, write_json};
 use moe_testbed::{DroppingEffect, Effects, Experiment, PointSummary, Study};
 use serde::Serialize;
 
-use crate::figures::{self, TABLES};
+use crate::figures::{self, Column, TABLES};
 use crate::page;
 use crate::run::EXPERIMENT;
 
@@ -109,7 +109,8 @@ impl Report {
         for (title, columns) in TABLES {
             let of_window = match &self.reference {
                 Some(reference) if title.starts_with("Distance") => format!("{title}: {reference}"),
-                _ => format!("{title}; windows of {} tokens", self.window),
+                _ if columns.iter().any(Column::has_window) => format!("{title}, windows of {} tokens", self.window),
+                _ => title.to_owned(),
             };
             if let Some(table) = figures::table(&self.points, columns, self.window) {
                 add(&of_window, table);
@@ -244,7 +245,9 @@ mod tests {
         assert!(value("reference", "srp_4") > value("position", "srp_4"));
 
         let text = std::fs::read_to_string(out.path().join("report.html")).unwrap();
-        for part in ["Distance to the reference", "What dropping changes", "SCH beside purity", "Predicted speed on laptop"] {
+        for part in
+            ["Distance to the reference", "What dropping changes", "SCH beside purity", "Predicted speed on laptop"]
+        {
             assert!(text.contains(part), "the page lacks {part}");
         }
         let report: serde_json::Value =

@@ -12,10 +12,12 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use common::{Events, assert_close, run};
+use expert_cache::{Oversize, PolicyKind, Pool};
 use moe_model::{
     Checkpoint, Chunk, DenseOptions, DenseOutput, KvCache, LogitsAt, Olmoe, OlmoeConfig, OlmoeParams, RouterKind,
     RouterOutput, TensorKind, reference_experts, resident_experts,
 };
+use moe_offload::{MappedStore, OffloadedExperts};
 use moe_trace::{
     DomainId, EMPTY_SLOT, ExpertId, IgnoreRouting, LayerId, MemoryTrace, Phase, Recorder, RouterObserver, RoutingSource,
 };
@@ -438,6 +440,27 @@ fn ids_of_moe_layers_skip_the_dense_ones() {
     assert_eq!((numbers, model.config().expert_shape().layers), (vec![0, 2, 3], 3));
     let [gate, ..] = model.config().expert_names(LayerId(1), ExpertId(7));
     assert_eq!(gate, "model.layers.2.mlp.experts.7.gate_proj.weight");
+}
+
+/// Experts of a variant that are loaded from its file when they are wanted; dense layers do not count.
+#[test]
+fn offloading_changes_no_bit_of_a_variant() {
+    let (map, model) = build(params(RouterKind::Sigmoid));
+    let folder = write_folder(&map, model.config());
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let names = |layer, expert| checkpoint.expert_names(layer, expert);
+    let shape = checkpoint.config().expert_shape();
+    let store = MappedStore::open(checkpoint.files(), shape, DType::F32, names).unwrap();
+    let pool = Pool::layer(&model.config().geometry(), LayerId(0)).unwrap();
+    let policy = |_| PolicyKind::Lru.build(pool.shape(), TOP_K, None);
+    let bank = OffloadedExperts::new(Arc::new(store), &Device::Cpu, TOP_K, Oversize::Waves, policy).unwrap();
+    let vb = checkpoint.var_builder(DType::F32, &Device::Cpu).unwrap();
+    let offloaded = Olmoe::new(checkpoint.config(), &vb, Arc::new(bank)).unwrap();
+    let (rows, _) = batch();
+    assert_eq!(
+        common::values(&common::prefill(&offloaded, &rows[0])),
+        common::values(&common::prefill(&model, &rows[0]))
+    );
 }
 
 /// A model from tensors.

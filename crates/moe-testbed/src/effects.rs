@@ -54,37 +54,44 @@ impl Effects {
 }
 
 impl Study {
-    /// Shares of the variation of a figure, over the routers that ran with every scope, without dropping; `None` if
+    /// Shares of the variation of a figure over routers crossed with scopes: all routers that ran with more than one
+    /// scope, all scopes that each of these ran with, without dropping, with the architecture of the first run. `None` if
     /// these are fewer than two routers or two scopes.
     pub fn effects(&self, figure: &str) -> Option<Effects> {
         let key = |run: &CompleteRun| (run.config.training.balancing.scope.name(), run.config.router());
-        let runs: Vec<&CompleteRun> =
-            self.runs.iter().filter(|run| run.config.training.balancing.capacity_factor.is_none()).collect();
+        let first = self.runs.first()?;
+        let alike = |run: &&CompleteRun| {
+            run.config.training.balancing.capacity_factor.is_none() && run.config.same_architecture(&first.config)
+        };
+        let runs: Vec<&CompleteRun> = self.runs.iter().filter(alike).collect();
         let mut scopes_of: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
         for (scope, router) in runs.iter().map(|run| key(run)) {
             scopes_of.entry(router).or_default().insert(scope);
         }
-        let scopes: BTreeSet<&str> = scopes_of.values().flatten().copied().collect();
-        scopes_of.retain(|_, of_router| *of_router == scopes);
+        scopes_of.retain(|_, scopes| scopes.len() > 1);
+        let scopes = scopes_of.values().cloned().reduce(|all, scopes| &all & &scopes)?;
         if scopes.len() < 2 || scopes_of.len() < 2 {
             return None;
         }
-        let values: Option<Vec<((&str, String), f64)>> = runs
-            .iter()
-            .filter(|run| scopes_of.contains_key(&key(run).1))
-            .map(|run| Some((key(run), *run.figures.by_name().get(figure)?)))
-            .collect();
+        let crossed = runs.iter().map(|run| (key(run), run));
+        let crossed = crossed.filter(|((scope, router), _)| scopes.contains(scope) && scopes_of.contains_key(router));
+        let values: Option<Vec<((&str, String), f64)>> =
+            crossed.map(|(key, run)| Some((key, *run.figures.by_name().get(figure)?))).collect();
         Effects::of(&values?)
     }
 
-    /// What a capacity factor does to some figures, router by router and scope by scope.
+    /// What a capacity factor does to some figures, beside the point that differs in nothing else.
     pub fn dropping(&self, figures: &[&str]) -> Vec<DroppingEffect> {
         let points = self.points();
+        let config = |name: &str| self.runs.iter().map(|run| &run.config).find(|config| config.point == name);
         let effect = |point: &PointSummary| {
+            point.capacity_factor?;
+            let ours = config(&point.point)?;
             let same = |other: &&PointSummary| {
-                other.capacity_factor.is_none() && (&other.router, other.scope) == (&point.router, point.scope)
+                (&other.router, other.scope, other.capacity_factor) == (&point.router, point.scope, None)
+                    && config(&other.point).is_some_and(|other| other.same_architecture(ours))
             };
-            let without = points.iter().find(same).filter(|_| point.capacity_factor.is_some())?;
+            let without = points.iter().find(same)?;
             let difference = |name: &&str| {
                 Some(((*name).to_owned(), point.figures.get(*name)?.mean - without.figures.get(*name)?.mean))
             };

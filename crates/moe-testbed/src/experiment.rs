@@ -297,6 +297,15 @@ impl RunConfig {
         format!("{}{}", self.model.router, if raw { "-raw" } else { "" })
     }
 
+    /// Whether another run has the same experts, shared experts and dense layers.
+    pub(crate) fn same_architecture(&self, other: &RunConfig) -> bool {
+        let of = |run: &RunConfig| {
+            let model = &run.model;
+            (model.num_experts, model.num_experts_per_tok, model.n_shared_experts, model.mlp_only_layers.clone())
+        };
+        of(self) == of(other)
+    }
+
     /// The seed of the run.
     pub fn seed(&self) -> u64 {
         self.training.seed
@@ -322,7 +331,7 @@ mod tests {
         data.synthetic = { domains = 3, bytes = 20000 }
         model = { hidden_size = 16, num_hidden_layers = 2, intermediate_size = 8, num_experts = 6 }
         training = { steps = 4, batch = 2, micro_batch = 2, length = 16 }
-        measure = { sequences = 2, windows = [4] }
+        measure = { sequences = 2, windows = [4], speed.memory_gigabytes = 20.0 }
         ";
 
     fn parse(text: &str) -> Result<Experiment> {

@@ -1,8 +1,8 @@
 //! Small-scale training of Mixture-of-Experts language models on labelled domains.
 //!
 //! A [`Corpus`] is a folder with one sub-folder of text a domain, of which a part is [held out](Corpus::read). A
-//! byte-level BPE ([`train_tokenizer`]) turns it into a [`TokenizedCorpus`], a [`Trainer`] makes an OLMoE of it, as
-//! reproducible as it is interruptible, and [`held_out_bits`] says how well the model predicts each domain, beside a
+//! byte-level BPE ([`train_tokenizer`]) turns it into a [`TokenizedCorpus`], a [`Trainer`] makes an OLMoE of it or a
+//! variant with another [router](moe_model::RouterKind), as reproducible as it is interruptible, and [`held_out_bits`] says how well the model predicts each domain, beside a
 //! [`ByteNgram`] of the same training text ([`ngram_bits`]). The unit is the bit per byte, so tokenizers do not matter.
 //!
 //! ```
@@ -57,6 +57,7 @@ mod loss;
 mod matched_experts;
 mod measure_options;
 mod memory;
+mod micro_batch;
 mod ngram;
 mod points;
 mod predicted_speed;

@@ -23,13 +23,14 @@ pub fn training_bytes(config: &OlmoeConfig, training: &TrainOptions, workers: us
     let params = config.params();
     let tokens = training.micro_batch.saturating_mul(training.length);
     let used = params.num_experts_per_tok + params.n_shared_experts;
-    // Inputs and outputs of every operation are kept until the backward pass, and each gets a gradient.
+    // Inputs and outputs of every operation are kept until the backward pass.
     let layer = 16 * params.hidden_size
         + 3 * params.num_attention_heads * training.length
         + used * (4 * params.hidden_size + 5 * params.intermediate_size)
         + 6 * params.num_experts;
     let token = params.num_hidden_layers.saturating_mul(layer).saturating_add(3 * params.vocab_size);
-    let activations = tokens.saturating_mul(token).saturating_mul(2);
+    // As much again for gradients, and twice for what the allocator does not give back.
+    let activations = tokens.saturating_mul(token).saturating_mul(4);
     let states = config.parameters().saturating_mul(4 + workers);
     workers.saturating_mul(activations).saturating_add(states).saturating_mul(FLOAT_BYTES)
 }

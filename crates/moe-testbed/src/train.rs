@@ -1,25 +1,20 @@
 //! The training loop.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
-use moe_model::{DenseOptions, Olmoe, OlmoeConfig, RouterKind, RouterOutput, TensorKind, resident_experts};
-use moe_trace::DomainId;
+use moe_model::{Olmoe, OlmoeConfig, RouterKind, TensorKind, resident_experts};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::adamw::{Gradient, single};
-use crate::batches::{Batch, Batches};
+use crate::adamw::single;
+use crate::batches::Batches;
 use crate::error::check;
+use crate::micro_batch::Part;
 use crate::routing_counts::RoutingCounts;
-use crate::{
-    AdamW, AdamWOptions, BalanceScope, Balancing, Result, Schedule, TestbedError, TokenizedCorpus, cross_entropy,
-    load_balance, load_balance_at, router_z_loss, sequence_balance, update_biases,
-};
+use crate::{AdamW, AdamWOptions, Balancing, Result, Schedule, TestbedError, TokenizedCorpus, update_biases};
 
 /// What a training run does; together with the model's configuration and the corpus it decides every bit of the result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -104,32 +99,9 @@ pub struct Trainer {
     pub(crate) buffers: Vec<(String, Var)>,
     /// Those of the buffers that are the biases of the MoE layers, in order.
     biases: Vec<Var>,
-    domains: usize,
+    pub(crate) domains: usize,
     schedule: Schedule,
-    workers: usize,
-}
-
-/// Sequences that go through the model at once.
-struct MicroBatch<'a> {
-    inputs: &'a [u32],
-    targets: &'a [u32],
-    domains: &'a [DomainId],
-}
-
-/// What the model made of a micro-batch, with what the gradient needs.
-struct Pass {
-    loss: Tensor,
-    routers: Vec<RouterOutput>,
-    counts: RoutingCounts,
-}
-
-/// Losses, routing and gradient of a micro-batch.
-struct Part {
-    loss: f64,
-    balance: f64,
-    z_loss: f64,
-    counts: RoutingCounts,
-    gradient: Gradient,
+    pub(crate) workers: usize,
 }
 
 impl Trainer {
@@ -248,17 +220,7 @@ impl Trainer {
     pub fn advance(&mut self) -> Result<Progress> {
         let step = self.step();
         let batch = self.batches.step(step);
-        let mut parts = self.parts(&batch)?.into_iter();
-        let count = (self.options.batch / self.options.micro_batch) as f64;
-        let Part { mut loss, mut balance, mut z_loss, mut counts, mut gradient } =
-            parts.next().expect("a batch has a micro-batch").scaled(count);
-        for part in parts {
-            loss += part.loss / count;
-            balance += part.balance / count;
-            z_loss += part.z_loss / count;
-            counts.add(&part.counts);
-            gradient.add(&part.gradient);
-        }
+        let Part { loss, balance, z_loss, counts, gradient } = self.accumulate(&batch)?;
         // Checked before the step, so that the weights stay those of the step before.
         let gradient_norm = gradient.norm();
         if !loss.is_finite() || !gradient_norm.is_finite() {
@@ -295,95 +257,6 @@ impl Trainer {
             var.set(&Tensor::from_slice(&biases, biases.len(), var.device())?)?;
         }
         Ok(())
-    }
-
-    /// Computes the micro-batches of a batch; the result is in their order.
-    fn parts(&self, batch: &Batch) -> Result<Vec<Part>> {
-        let sequences = self.options.micro_batch;
-        let tokens = sequences * self.options.length;
-        let domain = |&domain: &usize| DomainId(u16::try_from(domain).expect("checked in new"));
-        let domains: Vec<DomainId> = batch.domains.iter().map(domain).collect();
-        let texts = batch.inputs.chunks(tokens).zip(batch.targets.chunks(tokens)).zip(domains.chunks(sequences));
-        let micro_batches: Vec<_> =
-            texts.map(|((inputs, targets), domains)| MicroBatch { inputs, targets, domains }).collect();
-        let share = 1.0 / micro_batches.len() as f64;
-        if self.options.balancing.scope != BalanceScope::Global {
-            return self.each(&micro_batches, |texts| self.backward(&self.forward(texts)?, None, share));
-        }
-        // The loss of each needs the load of all, so that all are held until that is known.
-        let passes = self.each(&micro_batches, |texts| self.forward(texts))?;
-        let (first, rest) = passes.split_first().expect("a batch has a micro-batch");
-        let mut counts = first.counts.clone();
-        rest.iter().for_each(|pass| counts.add(&pass.counts));
-        self.each(&passes, |pass| self.backward(pass, Some(&counts), share))
-    }
-
-    /// Maps items by the workers; the result is in the order of the items.
-    fn each<T: Sync, R: Send>(&self, items: &[T], map: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
-        let next = AtomicUsize::new(0);
-        // A thread that is held up leaves the rest to the others.
-        let work = || {
-            let claim = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&n| n < items.len());
-            std::iter::from_fn(claim).map(|n| (n, map(&items[n]))).collect::<Vec<_>>()
-        };
-        let mut mapped: Vec<(usize, Result<R>)> = thread::scope(|scope| {
-            let handles: Vec<_> = (0..self.workers.min(items.len())).map(|_| scope.spawn(work)).collect();
-            let joined = handles.into_iter().map(thread::ScopedJoinHandle::join);
-            joined.flat_map(|part| part.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
-        });
-        mapped.sort_by_key(|&(n, _)| n);
-        mapped.into_iter().map(|(_, result)| result).collect()
-    }
-
-    /// Runs a micro-batch through the model.
-    fn forward(&self, texts: &MicroBatch<'_>) -> Result<Pass> {
-        let shape = (self.options.micro_batch, self.options.length);
-        let inputs = Tensor::from_slice(texts.inputs, shape, self.model.device())?;
-        let capacity_factor = self.options.balancing.capacity_factor;
-        let options = DenseOptions { domains: Some(texts.domains), capacity_factor };
-        let output = self.model.forward_dense_with(&inputs, &options)?;
-        let experts = self.model.config().params().num_experts;
-        Ok(Pass {
-            loss: cross_entropy(&output.logits.flatten_to(1)?, texts.targets)?.mean_all()?,
-            counts: RoutingCounts::new(&output.routers, texts.domains, self.domains, experts),
-            routers: output.routers,
-        })
-    }
-
-    /// Losses of a micro-batch, and its `share` of the gradient; `step` has the routing of all micro-batches, if it is
-    /// that which has to be balanced.
-    fn backward(&self, pass: &Pass, step: Option<&RoutingCounts>, share: f64) -> Result<Part> {
-        let Balancing { scope, coefficient, z_loss: z_coefficient, .. } = self.options.balancing;
-        let balances = pass.routers.iter().enumerate().map(|(layer, router)| match (scope, step) {
-            (BalanceScope::Sequence, _) => sequence_balance(&router.probs, &router.experts, self.options.micro_batch),
-            (_, Some(counts)) => load_balance_at(&router.probs, &counts.shares(layer)),
-            (_, None) => load_balance(&router.probs, &router.experts),
-        });
-        let balance = Tensor::stack(&balances.collect::<Result<Vec<_>, _>>()?, 0)?.mean_all()?;
-        let z_losses = pass.routers.iter().map(|router| router_z_loss(&router.logits));
-        let z_loss = Tensor::stack(&z_losses.collect::<Result<Vec<_>, _>>()?, 0)?.mean_all()?;
-        let mut total = pass.loss.clone();
-        if scope != BalanceScope::None {
-            total = (total + (&balance * coefficient)?)?;
-        }
-        if z_coefficient > 0.0 {
-            total = (total + (&z_loss * z_coefficient)?)?;
-        }
-        Ok(Part {
-            loss: f64::from(pass.loss.to_scalar::<f32>()?),
-            balance: f64::from(balance.to_scalar::<f32>()?),
-            z_loss: f64::from(z_loss.to_scalar::<f32>()?),
-            counts: pass.counts.clone(),
-            gradient: self.optimizer.gradient(&(total * share)?.backward()?)?,
-        })
-    }
-}
-
-impl Part {
-    /// The first of `count` parts, whose losses are to be a mean.
-    fn scaled(self, count: f64) -> Part {
-        let Part { loss, balance, z_loss, .. } = self;
-        Part { loss: loss / count, balance: balance / count, z_loss: z_loss / count, ..self }
     }
 }
 
