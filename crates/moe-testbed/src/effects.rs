@@ -40,7 +40,7 @@ impl Effects {
         let mean = values.iter().map(|(_, value)| value).sum::<f64>() / values.len() as f64;
         let total: f64 = values.iter().map(|(_, value)| (value - mean).powi(2)).sum();
         let between = |by_scope: bool, by_router: bool| -> f64 {
-            let mut groups: BTreeMap<(Option<&str>, Option<&str>), (f64, f64)> = BTreeMap::new();
+            let mut groups: BTreeMap<_, (f64, f64)> = BTreeMap::new();
             for ((scope, router), value) in values {
                 let group = (by_scope.then_some(*scope), by_router.then_some(router.as_str()));
                 let (sum, count) = groups.entry(group).or_default();

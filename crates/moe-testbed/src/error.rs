@@ -97,16 +97,12 @@ pub enum TestbedError {
         impossible: Vec<(String, String)>,
     },
     /// A run's folder belongs to another run.
-    #[error("{path}: {field} is {found}, the experiment says {expected}; take another folder, or remove this one")]
+    #[error("{path}: {difference}; take another folder, or remove this one")]
     OtherRun {
         /// The configuration of the folder.
         path: PathBuf,
-        /// The first field that differs.
-        field: String,
-        /// Its value in the folder.
-        found: String,
-        /// Its value in the experiment.
-        expected: String,
+        /// The first field that differs, its value there and in the experiment.
+        difference: String,
     },
     /// A folder has no complete run.
     #[error("{path}: no complete run")]

@@ -211,7 +211,7 @@ mod tests {
         let mixed = lexicon(&mut random, Some((&common, 0.5)), || "own".to_owned());
         for (words, common) in mixed.iter().zip(&common) {
             let shared = words.iter().filter(|word| common.contains(word)).count();
-            assert_eq!(shared, (words.len() as f64 / 2.0).round() as usize);
+            assert_eq!(shared, words.len().div_ceil(2));
         }
     }
 }

@@ -78,6 +78,21 @@ pub struct BesideShuffled {
     pub shuffled: f64,
 }
 
+impl Agreement {
+    /// Mean over layers.
+    fn mean(layers: &[LayerAgreement]) -> Agreement {
+        let of = |router: fn(&LayerAgreement) -> Option<RoutingAgreement>| {
+            mean_agreement(&layers.iter().filter_map(router).collect::<Vec<_>>())
+        };
+        Agreement {
+            router: of(|layer| Some(layer.router)),
+            shuffled: of(|layer| Some(layer.shuffled)),
+            position: of(|layer| Some(layer.position)),
+            hash: of(|layer| layer.hash),
+        }
+    }
+}
+
 impl RunFigures {
     /// Measures a reading of the held-out text.
     ///
@@ -106,12 +121,7 @@ impl RunFigures {
             parameters: config.parameters(),
             validation_loss: mean(reading.losses.iter().copied()),
             domain_losses: trace.domains().iter().cloned().zip(reading.losses.iter().copied()).collect(),
-            agreement: Agreement {
-                router: mean_agreement(layers.iter().map(|layer| layer.router)),
-                shuffled: mean_agreement(layers.iter().map(|layer| layer.shuffled)),
-                position: mean_agreement(layers.iter().map(|layer| layer.position)),
-                hash: mean_agreement(layers.iter().filter_map(|layer| layer.hash)),
-            },
+            agreement: Agreement::mean(&layers),
             layers,
             specialization: (!specializations.is_empty()).then(|| mean(specializations.iter().copied())),
             load: load.all,
@@ -214,8 +224,8 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
     if count > 0.0 { sum / count } else { 0.0 }
 }
 
-fn mean_agreement(layers: impl Iterator<Item = RoutingAgreement> + Clone) -> RoutingAgreement {
-    let of = |figure: fn(&RoutingAgreement) -> f64| mean(layers.clone().map(|layer| figure(&layer)));
+fn mean_agreement(layers: &[RoutingAgreement]) -> RoutingAgreement {
+    let of = |figure: fn(&RoutingAgreement) -> f64| mean(layers.iter().map(figure));
     RoutingAgreement {
         purity: of(|layer| layer.purity),
         top1: of(|layer| layer.top1),

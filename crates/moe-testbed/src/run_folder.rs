@@ -120,8 +120,8 @@ impl RunFolder {
         if file.exists() {
             let text = fs::read_to_string(&file).map_err(TestbedError::io(&file))?;
             let found: Table = text.parse().map_err(|error| bad_toml(&file, &error))?;
-            if let Some((field, found, expected)) = difference(&found, &ours) {
-                return Err(TestbedError::OtherRun { path: file, field, found, expected });
+            if let Some(difference) = difference(&found, &ours) {
+                return Err(TestbedError::OtherRun { path: file, difference });
             }
         } else {
             fs::create_dir_all(&path).map_err(TestbedError::io(&path))?;
@@ -334,15 +334,16 @@ fn bad_toml(path: &Path, error: &dyn std::fmt::Display) -> TestbedError {
     TestbedError::Toml { path: path.to_owned(), problem: error.to_string().trim_end().to_owned() }
 }
 
-/// The first field in which two tables differ, and its values.
-fn difference(found: &Table, expected: &Table) -> Option<(String, String, String)> {
+/// The first field in which two tables differ, in words.
+fn difference(found: &Table, expected: &Table) -> Option<String> {
     let text = |value: Option<&Value>| value.map_or("missing".to_owned(), Value::to_string);
     expected.keys().chain(found.keys()).find_map(|key| match (found.get(key), expected.get(key)) {
         (Some(Value::Table(found)), Some(Value::Table(expected))) => {
-            let (field, found, expected) = difference(found, expected)?;
-            Some((format!("{key}.{field}"), found, expected))
+            difference(found, expected).map(|difference| format!("{key}.{difference}"))
         }
-        (found, expected) if found != expected => Some((key.clone(), text(found), text(expected))),
+        (found, expected) if found != expected => {
+            Some(format!("{key} is {}, the experiment says {}", text(found), text(expected)))
+        }
         _ => None,
     })
 }

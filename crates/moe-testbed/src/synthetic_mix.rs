@@ -164,8 +164,8 @@ mod tests {
 
     use super::*;
 
-    fn small(mix: SyntheticMix) -> Corpus {
-        SyntheticMix { bytes: 60_000, ..mix }.corpus().unwrap()
+    fn small(mix: &SyntheticMix) -> Corpus {
+        SyntheticMix { bytes: 60_000, ..mix.clone() }.corpus().unwrap()
     }
 
     /// Share of held-out documents whose domain a naive Bayes classifier of independent units finds.
@@ -202,13 +202,13 @@ mod tests {
 
     #[test]
     fn unigrams_tell_the_domain_of_a_sentence() {
-        let shared = classified(&small(SyntheticMix { overlap: 0.2, ..SyntheticMix::default() }), words);
+        let shared = classified(&small(&SyntheticMix { overlap: 0.2, ..SyntheticMix::default() }), words);
         assert!(shared > 0.99, "{shared}");
         let own = SyntheticMix { letters: Letters::Own, ..SyntheticMix::default() };
-        let bytes = classified(&small(own), |text| text.bytes().collect());
+        let bytes = classified(&small(&own), |text| text.bytes().collect());
         assert!(bytes > 0.99, "{bytes}");
         // Which vocabularies in common make harder.
-        let equal = classified(&small(SyntheticMix { overlap: 1.0, ..SyntheticMix::default() }), words);
+        let equal = classified(&small(&SyntheticMix { overlap: 1.0, ..SyntheticMix::default() }), words);
         assert!(equal < 0.6, "{equal}");
     }
 
@@ -218,7 +218,7 @@ mod tests {
             domain.training.iter().flat_map(|text| words(text)).map(str::to_owned).collect()
         };
         let shared = |overlap| {
-            let corpus = small(SyntheticMix { overlap, domains: 3, ..SyntheticMix::default() });
+            let corpus = small(&SyntheticMix { overlap, domains: 3, ..SyntheticMix::default() });
             let vocabularies: Vec<_> = corpus.domains.iter().map(vocabulary).collect();
             vocabularies[0].intersection(&vocabularies[1]).count() as f64 / vocabularies[0].len() as f64
         };
@@ -231,9 +231,9 @@ mod tests {
     #[test]
     fn equal_figures_make_equal_bytes_and_domains_are_balanced() {
         let mix = SyntheticMix { seed: 7, domains: 8, ..SyntheticMix::default() };
-        let corpus = small(mix.clone());
-        assert_eq!(corpus.domains, small(mix.clone()).domains);
-        assert_ne!(corpus.domains, small(SyntheticMix { seed: 8, ..mix }).domains);
+        let corpus = small(&mix);
+        assert_eq!(corpus.domains, small(&mix).domains);
+        assert_ne!(corpus.domains, small(&SyntheticMix { seed: 8, ..mix }).domains);
         for domain in &corpus.domains {
             let bytes = |documents: &[String]| documents.iter().map(String::len).sum::<usize>();
             let (training, held_out) = (bytes(&domain.training), bytes(&domain.held_out));
@@ -242,23 +242,23 @@ mod tests {
         }
         // One domain more leaves the others as they are.
         let more = SyntheticMix { domains: 9, ..SyntheticMix::default() };
-        assert_eq!(small(more).domains[..8], small(SyntheticMix::default()).domains);
+        assert_eq!(small(&more).domains[..8], small(&SyntheticMix::default()).domains);
     }
 
     #[test]
     fn figures_out_of_range_are_errors() {
-        let message = |mix: SyntheticMix| mix.corpus().unwrap_err().to_string();
+        let message = |mix: &SyntheticMix| mix.corpus().unwrap_err().to_string();
         let mix = SyntheticMix::default();
-        assert_eq!(message(SyntheticMix { domains: 0, ..mix.clone() }), "data.domains is 0, allowed are 1..=64");
+        assert_eq!(message(&SyntheticMix { domains: 0, ..mix.clone() }), "data.domains is 0, allowed are 1..=64");
         let own = SyntheticMix { domains: 13, letters: Letters::Own, ..mix.clone() };
-        assert_eq!(message(own), "data.domains is 13, allowed are up to 12 alphabets of their own letters");
-        assert_eq!(message(SyntheticMix { overlap: 1.5, ..mix.clone() }), "data.overlap is 1.5, allowed are 0 to 1");
+        assert_eq!(message(&own), "data.domains is 13, allowed are up to 12 alphabets of their own letters");
+        assert_eq!(message(&SyntheticMix { overlap: 1.5, ..mix.clone() }), "data.overlap is 1.5, allowed are 0 to 1");
         assert_eq!(
-            message(SyntheticMix { bytes: 10, ..mix.clone() }),
+            message(&SyntheticMix { bytes: 10, ..mix.clone() }),
             "data.bytes is 10, allowed are 6000..=268435456"
         );
         assert_eq!(
-            message(SyntheticMix { held_out: 0.0, ..mix }),
+            message(&SyntheticMix { held_out: 0.0, ..mix }),
             "held-out fraction is 0, allowed are above 0 up to 0.5"
         );
     }
