@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Parser;
 use moe_model::{OlmoeConfig, OlmoeParams};
-use moe_testbed::TrainOptions;
+use moe_testbed::{Balancing, TrainOptions};
 
 /// Trains a small Mixture-of-Experts language model and writes it as a Hugging Face folder.
 ///
@@ -108,7 +108,7 @@ impl Options {
             length: self.length,
             peak_rate: self.lr,
             warm_up: self.warm_up,
-            balance: self.balance,
+            balancing: Balancing { coefficient: self.balance, ..Balancing::default() },
             seed: self.seed,
             ..TrainOptions::default()
         }

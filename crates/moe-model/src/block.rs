@@ -1,8 +1,8 @@
 //! One decoder layer.
 
 use candle_core::Tensor;
-use candle_nn::VarBuilder;
-use moe_offload::{ExpertBank, Routes};
+use candle_nn::{Init, VarBuilder};
+use moe_offload::{ExpertBank, ExpertWeights, Routes};
 use moe_trace::{LayerId, Phase};
 
 use crate::attention::{Attention, Span};
@@ -10,72 +10,139 @@ use crate::kernels::{CausalMask, Kernels};
 use crate::kv_cache::KvCache;
 use crate::norm::RmsNorm;
 use crate::rope::Rope;
-use crate::router::{Choice, Router, RouterOutput};
+use crate::router::{Choice, Router, RouterOutput, TokenView};
+use crate::tensors::mlp_names;
 use crate::{OlmoeConfig, Result};
 
-/// Attention and an MoE block, each behind a norm and around a residual connection.
+/// What all layers of a forward pass share.
+pub(crate) struct Pass<'a> {
+    pub(crate) rope: &'a Rope,
+    pub(crate) tokens: TokenView<'a>,
+    pub(crate) bank: &'a dyn ExpertBank,
+}
+
+/// Attention and a feed-forward part, each behind a norm and around a residual connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
-    layer: LayerId,
+    /// Number of the layer among all.
+    layer: usize,
     attention_norm: RmsNorm,
     attention: Attention,
-    moe_norm: RmsNorm,
-    router: Router,
+    feed_forward_norm: RmsNorm,
+    feed_forward: FeedForward,
+}
+
+/// What a layer does with a token by itself.
+#[derive(Clone, Debug)]
+enum FeedForward {
+    /// Experts that a router chooses, and an MLP that every token goes through.
+    Moe {
+        layer: LayerId,
+        router: Router,
+        shared: Option<ExpertWeights>,
+    },
+    Dense(ExpertWeights),
 }
 
 impl Block {
-    pub(crate) fn new(config: &OlmoeConfig, layer: LayerId, vb: &VarBuilder<'_>) -> Result<Block> {
+    /// Creates layer number `layer`; `moe_layer` is its id if it has experts.
+    pub(crate) fn new(
+        config: &OlmoeConfig,
+        layer: usize,
+        moe_layer: Option<LayerId>,
+        vb: &VarBuilder<'_>,
+    ) -> Result<Block> {
         let params = config.params();
         let norm = |name: &str| RmsNorm::new(params.hidden_size, params.rms_norm_eps, &vb.pp(name));
+        let shared_width = params.n_shared_experts * params.intermediate_size;
+        let shared = || mlp(config, shared_width, "mlp.shared_experts", vb);
         Ok(Block {
             layer,
             attention_norm: norm("input_layernorm")?,
             attention: Attention::new(config, &vb.pp("self_attn"))?,
-            moe_norm: norm("post_attention_layernorm")?,
-            router: Router::new(config, layer, &vb.pp("mlp.gate"))?,
+            feed_forward_norm: norm("post_attention_layernorm")?,
+            feed_forward: match moe_layer {
+                Some(layer) => FeedForward::Moe {
+                    layer,
+                    router: Router::new(config, layer, &vb.pp("mlp.gate"))?,
+                    shared: (shared_width > 0).then(shared).transpose()?,
+                },
+                None => FeedForward::Dense(mlp(config, params.dense_intermediate_size, "mlp", vb)?),
+            },
         })
     }
 
-    /// The layer's id.
-    pub(crate) fn layer(&self) -> LayerId {
-        self.layer
-    }
-
-    /// The layer on a ragged batch, `x` `[tokens, hidden]`; `routed` sees the router's choice before the experts run.
+    /// The layer on a ragged batch, `x` `[tokens, hidden]`; `routed` sees a router's choice before the experts run.
     pub(crate) fn forward_ragged<'c>(
         &self,
         x: &Tensor,
         sequences: impl Iterator<Item = (&'c Span, &'c mut KvCache)>,
-        rope: &Rope,
         phase: Phase,
-        bank: &dyn ExpertBank,
-        routed: impl FnOnce(&Choice),
+        pass: &Pass<'_>,
+        routed: impl FnOnce(LayerId, &Choice),
     ) -> Result<Tensor> {
         let kernels = Kernels::Fused;
         let normed = self.attention_norm.forward(x, kernels)?;
-        let x = (x + self.attention.forward_ragged(&normed, self.layer.index(), sequences, rope)?)?;
-        let normed = self.moe_norm.forward(&x, kernels)?;
-        let (choice, weights) = self.router.choose(&normed)?;
-        routed(&choice);
-        let routes = Routes::new(choice.experts, weights, phase)?;
-        Ok((x + bank.forward(self.layer, &normed, &routes)?)?)
+        let x = (x + self.attention.forward_ragged(&normed, self.layer, sequences, pass.rope)?)?;
+        let normed = self.feed_forward_norm.forward(&x, kernels)?;
+        match &self.feed_forward {
+            FeedForward::Moe { layer, router, shared } => {
+                let (choice, weights) = router.choose(&normed, &pass.tokens)?;
+                routed(*layer, &choice);
+                let routes = Routes::new(choice.experts, weights, phase)?;
+                add_experts(&x, &normed, *layer, &routes, shared.as_ref(), pass.bank)
+            }
+            FeedForward::Dense(mlp) => Ok((x + mlp.forward(&normed)?)?),
+        }
     }
 
-    /// The layer on whole sequences of one length, `x` `[batch x length, hidden]`, with gradients.
+    /// The layer on whole sequences of one length, `x` `[batch x length, hidden]`, with gradients; also returns what
+    /// its router did, if it has one.
     pub(crate) fn forward_dense(
         &self,
         x: &Tensor,
         batch: usize,
         mask: &CausalMask,
-        rope: &Rope,
-        bank: &dyn ExpertBank,
-    ) -> Result<(Tensor, RouterOutput)> {
+        capacity_factor: Option<f64>,
+        pass: &Pass<'_>,
+    ) -> Result<(Tensor, Option<RouterOutput>)> {
         let kernels = Kernels::Differentiable;
         let normed = self.attention_norm.forward(x, kernels)?;
-        let x = (x + self.attention.forward_dense(&normed, batch, mask, rope)?)?;
-        let normed = self.moe_norm.forward(&x, kernels)?;
-        let (output, weights) = self.router.choose_differentiably(&normed)?;
-        let routes = Routes::new(output.experts.clone(), weights, Phase::Prefill)?;
-        Ok(((x + bank.forward(self.layer, &normed, &routes)?)?, output))
+        let x = (x + self.attention.forward_dense(&normed, batch, mask, pass.rope)?)?;
+        let normed = self.feed_forward_norm.forward(&x, kernels)?;
+        match &self.feed_forward {
+            FeedForward::Moe { layer, router, shared } => {
+                let output = router.choose_differentiably(&normed, &pass.tokens, capacity_factor)?;
+                let routes = Routes::new(output.served.clone(), output.weights.clone(), Phase::Prefill)?;
+                Ok((add_experts(&x, &normed, *layer, &routes, shared.as_ref(), pass.bank)?, Some(output)))
+            }
+            FeedForward::Dense(mlp) => Ok(((x + mlp.forward(&normed)?)?, None)),
+        }
     }
+}
+
+/// Adds to `x` what the experts make of `normed`.
+fn add_experts(
+    x: &Tensor,
+    normed: &Tensor,
+    layer: LayerId,
+    routes: &Routes,
+    shared: Option<&ExpertWeights>,
+    bank: &dyn ExpertBank,
+) -> Result<Tensor> {
+    let x = (x + bank.forward(layer, normed, routes)?)?;
+    match shared {
+        Some(shared) => Ok((x + shared.forward(normed)?)?),
+        None => Ok(x),
+    }
+}
+
+/// A SwiGLU MLP of the given width, the same arithmetic as an expert's.
+fn mlp(config: &OlmoeConfig, width: usize, name: &str, vb: &VarBuilder<'_>) -> Result<ExpertWeights> {
+    let params = config.params();
+    let init = Init::Randn { mean: 0.0, stdev: params.initializer_range };
+    let [gate, up, down] = mlp_names(name);
+    let get = |out, inner, name: &str| vb.get_with_hints((out, inner), name, init);
+    let hidden = params.hidden_size;
+    Ok(ExpertWeights::new(get(width, hidden, &gate)?, get(width, hidden, &up)?, get(hidden, width, &down)?)?)
 }

@@ -14,7 +14,7 @@ use moe_trace::{ExpertId, LayerId};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
-use crate::{ModelError, Olmoe, OlmoeConfig, Result, Tokenizer, resident_experts, tensors};
+use crate::{ModelError, Olmoe, OlmoeConfig, Result, Tokenizer, resident_experts};
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
@@ -93,7 +93,7 @@ impl Checkpoint {
 
     /// Names of an expert's gate, up and down projection in the weight files.
     pub fn expert_names(&self, layer: LayerId, expert: ExpertId) -> [String; 3] {
-        tensors::expert_names(layer, expert)
+        self.config.expert_names(layer, expert)
     }
 
     /// Maps the weight files; tensors are copied to `device` as `dtype` when they are taken.

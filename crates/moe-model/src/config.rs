@@ -3,15 +3,18 @@
 use std::fmt;
 
 use moe_offload::ExpertShape;
-use moe_trace::Geometry;
+use moe_trace::{Geometry, LayerId, MoeLayer, Stack};
+use serde::{Deserialize, Serialize};
 
-use crate::{ModelError, Result};
+use crate::{ModelError, Result, RouterKind};
 
-/// Parameters of an OLMoE model, by their names in `config.json`.
+/// Parameters of an OLMoE model or of a variant of it, by their names in `config.json`.
 ///
 /// The [default](OlmoeParams::default) is OLMoE-1B-7B (Muennighoff et al. 2024, arXiv 2409.02060, table 1 and
-/// appendix B).
-#[derive(Clone, Debug, PartialEq)]
+/// appendix B). What OLMoE does not have, from [`router`](Self::router) on, is off by default; a model that uses it is a
+/// [variant](Self::is_variant).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct OlmoeParams {
     /// Number of token ids.
     pub vocab_size: usize,
@@ -45,6 +48,25 @@ pub struct OlmoeParams {
     pub initializer_range: f64,
     /// Token ids that end a text.
     pub eos_token_ids: Vec<u32>,
+    /// How the routers choose experts.
+    pub router: RouterKind,
+    /// Seed of what the [`Hash`](RouterKind::Hash) and [`Position`](RouterKind::Position) routers draw; 0 for any other.
+    pub router_seed: u64,
+    /// Domains that the [`Reference`](RouterKind::Reference) router tells apart; 0 for any other.
+    pub num_domains: usize,
+    /// Experts of `intermediate_size` a layer that every token uses, with weight 1.
+    pub n_shared_experts: usize,
+    /// Layers that have a dense MLP instead of an MoE block, ascending.
+    pub mlp_only_layers: Vec<usize>,
+    /// Width inside a dense MLP; 0 if there is none.
+    pub dense_intermediate_size: usize,
+}
+
+impl OlmoeParams {
+    /// Whether the parameters ask for what `OlmoeForCausalLM` of Hugging Face does not have.
+    pub fn is_variant(&self) -> bool {
+        self.router != RouterKind::Softmax || self.n_shared_experts > 0 || !self.mlp_only_layers.is_empty()
+    }
 }
 
 impl Default for OlmoeParams {
@@ -66,6 +88,12 @@ impl Default for OlmoeParams {
             tie_word_embeddings: false,
             initializer_range: 0.02,
             eos_token_ids: vec![50279],
+            router: RouterKind::Softmax,
+            router_seed: 0,
+            num_domains: 0,
+            n_shared_experts: 0,
+            mlp_only_layers: Vec::new(),
+            dense_intermediate_size: 0,
         }
     }
 }
@@ -107,15 +135,25 @@ impl OlmoeConfig {
         self.params.hidden_size / self.params.num_attention_heads
     }
 
-    /// MoE layers, experts and top-k; layer ids are the numbers of the decoder layers.
+    /// MoE layers, experts and top-k; a layer's id is its place among the MoE layers.
     pub fn geometry(&self) -> Geometry {
         self.geometry.clone()
+    }
+
+    /// Whether a layer, counted among all, has an MoE block.
+    pub(crate) fn is_moe(&self, layer: usize) -> bool {
+        self.params.mlp_only_layers.binary_search(&layer).is_err()
+    }
+
+    /// The number of an MoE layer among all layers.
+    pub(crate) fn model_layer(&self, layer: LayerId) -> usize {
+        self.geometry.moe_layers()[layer.index()].model_layer as usize
     }
 
     /// Sizes of the experts.
     pub fn expert_shape(&self) -> ExpertShape {
         ExpertShape {
-            layers: self.params.num_hidden_layers,
+            layers: self.geometry.layers(),
             experts: self.params.num_experts,
             hidden: self.params.hidden_size,
             intermediate: self.params.intermediate_size,
@@ -186,8 +224,58 @@ fn validate(params: &OlmoeParams) -> Result<(), Problem> {
         let limit = format!("must be at most num_experts {}", params.num_experts);
         return Err(Problem::new("num_experts_per_tok", params.num_experts_per_tok, limit));
     }
+    validate_variant(params)?;
     if let Some(id) = params.eos_token_ids.iter().find(|&&id| id as usize >= params.vocab_size) {
         return Err(Problem::new("eos_token_id", id, format!("must be below vocab_size {}", params.vocab_size)));
+    }
+    Ok(())
+}
+
+fn validate_variant(params: &OlmoeParams) -> Result<(), Problem> {
+    let (layers, experts) = (params.num_hidden_layers, params.num_experts);
+    for (index, &layer) in params.mlp_only_layers.iter().enumerate() {
+        if layer >= layers {
+            let limit = format!("must be below num_hidden_layers {layers}");
+            return Err(Problem::new("mlp_only_layers", layer, limit));
+        }
+        if index > 0 && layer <= params.mlp_only_layers[index - 1] {
+            return Err(Problem::new("mlp_only_layers", layer, "must be in ascending order"));
+        }
+    }
+    if params.mlp_only_layers.len() == layers {
+        return Err(Problem::new("mlp_only_layers", format!("all {layers} layers"), "must leave an MoE layer"));
+    }
+    let dense = params.dense_intermediate_size;
+    if (dense > 0) == params.mlp_only_layers.is_empty() {
+        let limit = if dense > 0 { "must be 0 without mlp_only_layers" } else { "must be at least 1" };
+        return Err(Problem::new("dense_intermediate_size", dense, limit));
+    }
+    for (field, value, max) in [
+        ("dense_intermediate_size", dense, u32::MAX as usize),
+        ("n_shared_experts", params.n_shared_experts, Geometry::MAX_EXPERTS),
+    ] {
+        if value > max {
+            return Err(Problem::new(field, value, format!("must be at most {max}")));
+        }
+    }
+    let domains = params.num_domains;
+    match params.router {
+        RouterKind::Reference => {
+            let max = experts / params.num_experts_per_tok;
+            if !(1..=max).contains(&domains) {
+                let k = params.num_experts_per_tok;
+                let limit = format!("must be 1..={max}, each domain needs {k} of {experts} experts for itself");
+                return Err(Problem::new("num_domains", domains, limit));
+            }
+        }
+        router if domains > 0 => {
+            return Err(Problem::new("num_domains", domains, format!("must be 0 for the router {router}")));
+        }
+        _ => {}
+    }
+    if params.router_seed > 0 && params.router.has_logits() {
+        let limit = format!("must be 0 for the router {}", params.router);
+        return Err(Problem::new("router_seed", params.router_seed, limit));
     }
     Ok(())
 }
@@ -198,9 +286,16 @@ fn routing_geometry(params: &OlmoeParams) -> Result<Geometry, Problem> {
         let limit = format!("must be at most {}", Geometry::MAX_EXPERTS);
         return Err(Problem::new("num_experts", params.num_experts, limit));
     }
-    Geometry::decoder(params.num_hidden_layers, params.num_experts, params.num_experts_per_tok).map_err(|_| {
+    let too_many = || {
         let layers = Geometry::MAX_LAYERS.min(Geometry::MAX_POOL / params.num_experts);
         let limit = format!("must be at most {layers} with {} experts a layer", params.num_experts);
         Problem::new("num_hidden_layers", params.num_hidden_layers, limit)
-    })
+    };
+    if params.num_hidden_layers > Geometry::MAX_LAYERS {
+        return Err(too_many());
+    }
+    let is_moe = |layer: &u32| params.mlp_only_layers.binary_search(&(*layer as usize)).is_err();
+    let layers = (0u32..).take(params.num_hidden_layers).filter(is_moe);
+    let layers = layers.map(|model_layer| MoeLayer { model_layer, stack: Stack::Decoder }).collect();
+    Geometry::new(layers, params.num_experts, params.num_experts_per_tok).map_err(|_| too_many())
 }

@@ -6,10 +6,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::config::Problem;
-use crate::{ModelError, OlmoeConfig, OlmoeParams, Result};
+use crate::{ModelError, OlmoeConfig, OlmoeParams, Result, RouterKind};
 
-const ARCHITECTURE: &str = "OlmoeForCausalLM";
-const MODEL_TYPE: &str = "olmoe";
+/// Names of OLMoE in `architectures` and `model_type`.
+const OLMOE: [&str; 2] = ["OlmoeForCausalLM", "olmoe"];
+/// Names of the variants, which are this crate's own: no other program may take such a folder for OLMoE.
+const VARIANT: [&str; 2] = ["OlmoeVariantForCausalLM", "olmoe_variant"];
 
 /// The fields that matter. Older files have `rope_theta` at the top, newer ones have `rope_parameters`; the number of
 /// experts goes by two names; either generation writes `null` for what is not set.
@@ -41,6 +43,12 @@ struct ConfigFile {
     attention_bias: Option<bool>,
     sliding_window: Option<usize>,
     use_sliding_window: Option<bool>,
+    router: Option<RouterKind>,
+    router_seed: Option<u64>,
+    num_domains: Option<usize>,
+    n_shared_experts: Option<usize>,
+    mlp_only_layers: Option<Vec<usize>>,
+    dense_intermediate_size: Option<usize>,
 }
 
 /// Parameters of the rotary embedding; `type` is the older name of `rope_type`.
@@ -79,17 +87,19 @@ impl OlmoeConfig {
         })
     }
 
-    /// The configuration as a `config.json` that transformers of either generation reads.
+    /// The configuration as a `config.json` that transformers of either generation reads; that of a
+    /// [variant](OlmoeParams::is_variant) names an architecture of its own and holds the fields that OLMoE lacks.
     pub fn to_json(&self) -> Value {
         let params = self.params();
+        let [architecture, model_type] = if params.is_variant() { VARIANT } else { OLMOE };
         let eos = match params.eos_token_ids.as_slice() {
             [] => Value::Null,
             [id] => json!(id),
             ids => json!(ids),
         };
-        json!({
-            "architectures": [ARCHITECTURE],
-            "model_type": MODEL_TYPE,
+        let mut config = json!({
+            "architectures": [architecture],
+            "model_type": model_type,
             "vocab_size": params.vocab_size,
             "hidden_size": params.hidden_size,
             "intermediate_size": params.intermediate_size,
@@ -112,7 +122,16 @@ impl OlmoeConfig {
             "hidden_act": "silu",
             "attention_bias": false,
             "attention_dropout": 0.0,
-        })
+        });
+        if params.is_variant() {
+            config["router"] = json!(params.router);
+            config["router_seed"] = json!(params.router_seed);
+            config["num_domains"] = json!(params.num_domains);
+            config["n_shared_experts"] = json!(params.n_shared_experts);
+            config["mlp_only_layers"] = json!(params.mlp_only_layers);
+            config["dense_intermediate_size"] = json!(params.dense_intermediate_size);
+        }
+        config
     }
 }
 
@@ -130,7 +149,8 @@ impl ConfigFile {
             let limit = format!("must be hidden_size / num_attention_heads {implied}");
             return Err(Problem::new("head_dim", head_dim, limit));
         }
-        Ok(OlmoeParams {
+        let variant = self.check_architecture()?;
+        let params = OlmoeParams {
             vocab_size: required("vocab_size", self.vocab_size)?,
             hidden_size,
             intermediate_size: required("intermediate_size", self.intermediate_size)?,
@@ -151,21 +171,37 @@ impl ConfigFile {
                 Some(TokenIds::One(id)) => vec![id],
                 Some(TokenIds::Many(ids)) => ids,
             },
-        })
+            router: self.router.unwrap_or_default(),
+            router_seed: self.router_seed.unwrap_or(0),
+            num_domains: self.num_domains.unwrap_or(0),
+            n_shared_experts: self.n_shared_experts.unwrap_or(0),
+            mlp_only_layers: self.mlp_only_layers.unwrap_or_default(),
+            dense_intermediate_size: self.dense_intermediate_size.unwrap_or(0),
+        };
+        match params.is_variant() && !variant {
+            true => Err(Problem::new("model_type", OLMOE[1], format!("must be {} for what OLMoE lacks", VARIANT[1]))),
+            false => Ok(params),
+        }
+    }
+
+    /// Whether the file names the variants.
+    fn check_architecture(&self) -> Result<bool, Problem> {
+        let names = |name: &str, index: usize| [OLMOE[index], VARIANT[index]].iter().position(|&known| known == name);
+        let (field, found, known) = match (&self.architectures, &self.model_type) {
+            (Some(found), _) if !found.is_empty() => {
+                ("architectures", found.join(", "), found.iter().find_map(|name| names(name, 0)))
+            }
+            (_, name) => {
+                let name = name.as_deref().unwrap_or("missing");
+                ("model_type", name.to_owned(), names(name, 1))
+            }
+        };
+        let supported = if field == "architectures" { OLMOE[0] } else { OLMOE[1] };
+        known.map(|known| known == 1).ok_or_else(|| Problem::new(field, found, format!("supported is {supported}")))
     }
 
     fn check_supported(&self) -> Result<(), Problem> {
-        match (&self.architectures, &self.model_type) {
-            (Some(names), _) if names.iter().any(|name| name == ARCHITECTURE) => {}
-            (Some(names), _) if !names.is_empty() => {
-                return Err(Problem::new("architectures", names.join(", "), format!("supported is {ARCHITECTURE}")));
-            }
-            (_, Some(name)) if name == MODEL_TYPE => {}
-            (_, name) => {
-                let name = name.as_deref().unwrap_or("missing");
-                return Err(Problem::new("model_type", name, format!("supported is {MODEL_TYPE}")));
-            }
-        }
+        self.check_architecture()?;
         if let Some(name) = self.hidden_act.as_deref().filter(|&name| name != "silu") {
             return Err(Problem::new("hidden_act", name, "supported is silu"));
         }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use candle_core::DType;
-use moe_trace::LayerId;
+use moe_trace::{DomainId, LayerId};
 
 /// Result of this crate.
 pub type Result<T, E = ModelError> = std::result::Result<T, E>;
@@ -178,6 +178,22 @@ pub enum ModelError {
         found: usize,
         /// Layers of the model.
         expected: usize,
+    },
+    /// A sequence has no domain, and the router needs it.
+    #[error("sequence {sequence}: the reference router needs its domain")]
+    NoDomain {
+        /// The sequence's number in its batch.
+        sequence: usize,
+    },
+    /// A domain that the router does not know.
+    #[error("sequence {sequence}: domain {} is out of range, the reference router has {domains}", domain.0)]
+    DomainOutOfRange {
+        /// The sequence's number in its batch.
+        sequence: usize,
+        /// Its domain.
+        domain: DomainId,
+        /// Domains of the router.
+        domains: usize,
     },
     /// The model predicted a logit that is not a finite number.
     #[error("sequence {sequence}, new token {token}: logit of token id {id} is {value}, not a finite number")]

@@ -1,6 +1,7 @@
 //! Keys and values of the tokens that a sequence has behind it.
 
 use candle_core::Tensor;
+use moe_trace::DomainId;
 
 use crate::{OlmoeConfig, Result};
 
@@ -16,6 +17,7 @@ pub struct KvCache {
     layers: Vec<Option<LayerCache>>,
     len: usize,
     max_len: usize,
+    domain: Option<DomainId>,
 }
 
 /// Keys and values of one layer, each `[kv_heads, room, head_dim]`.
@@ -33,7 +35,18 @@ impl KvCache {
             layers: (0..params.num_hidden_layers).map(|_| None).collect(),
             len: 0,
             max_len: params.max_position_embeddings,
+            domain: None,
         }
+    }
+
+    /// Labels the sequence with its domain, which the [reference router](crate::RouterKind::Reference) asks for.
+    pub fn in_domain(self, domain: DomainId) -> KvCache {
+        KvCache { domain: Some(domain), ..self }
+    }
+
+    /// The domain of the sequence.
+    pub fn domain(&self) -> Option<DomainId> {
+        self.domain
     }
 
     /// Number of tokens that the sequence has behind it.
@@ -46,7 +59,7 @@ impl KvCache {
         self.len == 0
     }
 
-    /// Forgets the sequence; keeps the memory.
+    /// Forgets the tokens of the sequence; keeps its domain and the memory.
     pub fn clear(&mut self) {
         self.len = 0;
     }

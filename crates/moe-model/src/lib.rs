@@ -4,11 +4,15 @@
 //! Every router decision goes to a [`moe_trace::RouterObserver`], and the experts run through a
 //! [`moe_offload::ExpertBank`], so that it does not matter to the model where their weights lie.
 //!
+//! Variants of it choose experts in [other ways](RouterKind), have shared experts or dense layers; [`OlmoeParams`] says
+//! which.
+//!
 //! - A [`Checkpoint`] is a Hugging Face folder; [`Checkpoint::load_resident`] loads all of it, and [`Olmoe::new`] puts a
 //!   model together from a `VarBuilder` and any bank.
 //! - [`Olmoe::forward`] runs new tokens of several sequences on their own [`KvCache`]s, without padding; [`generate`]
 //!   continues prompts with it.
-//! - [`Olmoe::forward_dense`] runs whole sequences of one length with gradients, for training.
+//! - [`Olmoe::forward_dense`] runs whole sequences of one length with gradients, for training;
+//!   [`Olmoe::forward_dense_with`] with domains, or with experts of limited capacity.
 //!
 //! Set the environment variable `RAYON_NUM_THREADS` (to the number of cores, say) in a program that runs small models on
 //! the CPU: without it candle 0.11 asks the operating system for the number of cores at every matrix product, which made
@@ -59,8 +63,8 @@ pub use config::{OlmoeConfig, OlmoeParams};
 pub use error::{ModelError, Result};
 pub use generate::{Finish, GenerateOptions, GenerateTimings, Generated, Generation, generate};
 pub use kv_cache::KvCache;
-pub use olmoe::{Chunk, DenseOutput, LogitsAt, Olmoe, resident_experts};
-pub use router::RouterOutput;
+pub use olmoe::{Chunk, DenseOptions, DenseOutput, LogitsAt, Olmoe, resident_experts};
+pub use router::{RouterKind, RouterOutput, reference_experts};
 pub use sampler::Sampling;
 pub use tensors::{TensorKind, TensorSpec};
 pub use tokenizer::Tokenizer;

@@ -6,20 +6,19 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Init, VarBuilder};
 use moe_offload::{ExpertBank, ExpertWeights, ResidentExperts};
-use moe_trace::{Phase, RouterObserver, RoutingEvent};
+use moe_trace::{DomainId, EMPTY_SLOT, LayerId, Phase, RouterObserver, RoutingEvent};
 
 use crate::attention::Span;
-use crate::block::Block;
+use crate::block::{Block, Pass};
 use crate::kernels::{CausalMask, Kernels};
 use crate::kv_cache::KvCache;
 use crate::norm::RmsNorm;
 use crate::rope::Rope;
-use crate::router::{Choice, RouterOutput};
-use crate::tensors::expert_names;
-use crate::{ModelError, OlmoeConfig, Result};
+use crate::router::{Choice, RouterOutput, TokenView};
+use crate::{ModelError, OlmoeConfig, Result, RouterKind};
 
-/// OLMoE (Muennighoff et al. 2024, arXiv 2409.02060; `OlmoeForCausalLM` of Hugging Face) without its experts, which
-/// belong to an [`ExpertBank`].
+/// OLMoE (Muennighoff et al. 2024, arXiv 2409.02060; `OlmoeForCausalLM` of Hugging Face) or a variant of it, without its
+/// routed experts, which belong to an [`ExpertBank`].
 #[derive(Clone)]
 pub struct Olmoe {
     config: OlmoeConfig,
@@ -53,20 +52,55 @@ pub enum LogitsAt {
     Last,
 }
 
+/// What a [dense forward pass](Olmoe::forward_dense_with) needs besides tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct DenseOptions<'a> {
+    /// Domain of each sequence, `[batch]`; for the reference router.
+    pub domains: Option<&'a [DomainId]>,
+    /// How many times an even load an expert serves, rounded up; its other tokens are dropped. None drops nothing.
+    pub capacity_factor: Option<f64>,
+}
+
 /// Result of [`Olmoe::forward_dense`].
 #[derive(Clone, Debug)]
 pub struct DenseOutput {
     /// Logits of the next token, `[batch, length, vocab]`.
     pub logits: Tensor,
-    /// What the routers computed, layer by layer.
+    /// What the routers did, MoE layer by MoE layer.
     pub routers: Vec<RouterOutput>,
+}
+
+impl DenseOutput {
+    /// Reports the experts that served `tokens`, u32 `[batch, length]`, as a forward pass for inference does: an event for
+    /// each MoE layer and sequence, phase prefill. A dropped slot is an [`EMPTY_SLOT`].
+    ///
+    /// Where experts chose the tokens, events may have more slots a token than the `top_k` of the geometry, which a
+    /// recorder does not take.
+    ///
+    /// # Errors
+    /// A tensor operation that failed.
+    pub fn report(&self, tokens: &Tensor, observer: &mut dyn RouterObserver) -> Result<()> {
+        let rows = tokens.to_vec2::<u32>()?;
+        for (layer, router) in (0u16..).map(LayerId).zip(&self.routers) {
+            let mut weights = router.weights.flatten_all()?.to_vec1::<f32>()?;
+            let dropped = router.served.iter().zip(&mut weights).filter(|&(&expert, _)| expert == EMPTY_SLOT);
+            dropped.for_each(|(_, weight)| *weight = 0.0);
+            let slots = router.served.len() / rows.len();
+            let events = rows.iter().zip(router.served.chunks_exact(slots).zip(weights.chunks_exact(slots)));
+            for (sequence, (token_ids, (experts, weights))) in events.enumerate() {
+                let phase = Phase::Prefill;
+                observer.routed(&RoutingEvent { sequence, layer, phase, token_ids, experts, weights });
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Olmoe {
     /// Creates a model from all tensors but those of the experts, which `bank` has.
     ///
     /// A `VarBuilder` over a variable map creates the variables that it lacks: matrices from a normal distribution of
-    /// standard deviation `initializer_range`, norms as ones.
+    /// standard deviation `initializer_range`, norms as ones, router biases as zeros.
     ///
     /// # Errors
     /// [`ModelError::Dtype`] for a type other than f32, f16, bf16; [`ModelError::Tensor`] for a tensor that is missing
@@ -79,10 +113,11 @@ impl Olmoe {
             |name: &str| vb.get_with_hints((params.vocab_size, params.hidden_size), &format!("{name}.weight"), init);
         let embedding = matrix("model.embed_tokens")?;
         let head = if params.tie_word_embeddings { embedding.clone() } else { matrix("lm_head")? };
-        let blocks = config
-            .geometry()
-            .layer_ids()
-            .map(|layer| Block::new(config, layer, &vb.pp(format!("model.layers.{}", layer.0))));
+        let mut moe_layers = config.geometry().layer_ids();
+        let blocks = (0..params.num_hidden_layers).map(|layer| {
+            let moe_layer = if config.is_moe(layer) { moe_layers.next() } else { None };
+            Block::new(config, layer, moe_layer, &vb.pp(format!("model.layers.{layer}")))
+        });
         Ok(Olmoe {
             blocks: blocks.collect::<Result<_>>()?,
             norm: RmsNorm::new(params.hidden_size, params.rms_norm_eps, &vb.pp("model.norm"))?,
@@ -119,6 +154,7 @@ impl Olmoe {
     /// # Errors
     /// [`ModelError::NoTokens`], [`ModelError::TokenOutOfRange`], [`ModelError::ContextLength`],
     /// [`ModelError::MixedPhases`], [`ModelError::CacheLayers`] for chunks that cannot be run;
+    /// [`ModelError::NoDomain`], [`ModelError::DomainOutOfRange`] if the router asks for the domain of the cache;
     /// [`ModelError::RouterLogit`]; [`ModelError::Experts`]; [`ModelError::Tensor`].
     pub fn forward(
         &self,
@@ -127,17 +163,22 @@ impl Olmoe {
         observer: &mut dyn RouterObserver,
     ) -> Result<Vec<Tensor>> {
         let Some(phase) = chunks.first().map(|chunk| chunk.phase) else { return Ok(Vec::new()) };
-        let mut tokens = Vec::new();
+        let (mut ids, mut positions, mut domains) = (Vec::new(), Vec::new(), Vec::new());
         let mut spans = Vec::with_capacity(chunks.len());
         for chunk in chunks.iter() {
             self.check(chunk, phase)?;
-            let rows = tokens.len()..tokens.len() + chunk.tokens.len();
-            spans.push(Span::new(rows, chunk.cache.len(), self.device())?);
-            tokens.extend_from_slice(chunk.tokens);
+            let (past, new) = (chunk.cache.len(), chunk.tokens.len());
+            spans.push(Span::new(ids.len()..ids.len() + new, past, self.device())?);
+            ids.extend_from_slice(chunk.tokens);
+            positions.extend((0u32..).skip(past).take(new));
+            if let Some(domain) = self.check_domain(chunk.sequence, chunk.cache.domain())? {
+                domains.extend(std::iter::repeat_n(domain, new));
+            }
         }
 
-        let mut x = self.embed(&Tensor::new(tokens, self.device())?)?;
-        let top_k = self.config.params().num_experts_per_tok;
+        let mut x = self.embed(&Tensor::from_slice(&ids, ids.len(), self.device())?)?;
+        let tokens = TokenView { ids: &ids, positions: &positions, domains: &domains };
+        let pass = Pass { rope: &self.rope, tokens, bank: &*self.bank };
         for block in &self.blocks {
             // The caches are lent to the attention for this layer, the rest of the chunks to the observer.
             let (mut caches, mut seen) = (Vec::with_capacity(spans.len()), Vec::with_capacity(spans.len()));
@@ -145,12 +186,12 @@ impl Olmoe {
                 caches.push((span, &mut *chunk.cache));
                 seen.push((span, chunk.sequence, chunk.tokens));
             }
-            let routed = |choice: &Choice| {
+            let routed = |layer, choice: &Choice| {
                 for (span, sequence, token_ids) in seen {
-                    let slots = span.rows.start * top_k..span.rows.end * top_k;
+                    let slots = span.rows.start * choice.slots..span.rows.end * choice.slots;
                     observer.routed(&RoutingEvent {
                         sequence,
-                        layer: block.layer(),
+                        layer,
                         phase,
                         token_ids,
                         experts: &choice.experts[slots.clone()],
@@ -158,7 +199,7 @@ impl Olmoe {
                     });
                 }
             };
-            x = block.forward_ragged(&x, caches.into_iter(), &self.rope, phase, &*self.bank, routed)?;
+            x = block.forward_ragged(&x, caches.into_iter(), phase, &pass, routed)?;
         }
 
         if at == LogitsAt::Last {
@@ -181,19 +222,42 @@ impl Olmoe {
     /// training.
     ///
     /// # Errors
-    /// [`ModelError::NoTokens`], [`ModelError::TokenOutOfRange`], [`ModelError::ContextLength`];
-    /// [`ModelError::RouterLogit`]; [`ModelError::Experts`]; [`ModelError::Tensor`].
+    /// As [`forward_dense_with`](Self::forward_dense_with).
     pub fn forward_dense(&self, tokens: &Tensor) -> Result<DenseOutput> {
+        self.forward_dense_with(tokens, &DenseOptions::default())
+    }
+
+    /// As [`forward_dense`](Self::forward_dense), for routers that ask for domains or experts of limited capacity. All
+    /// tokens together are the micro-batch that capacity and the choice of experts are about.
+    ///
+    /// # Errors
+    /// [`ModelError::NoTokens`], [`ModelError::TokenOutOfRange`], [`ModelError::ContextLength`];
+    /// [`ModelError::NoDomain`], [`ModelError::DomainOutOfRange`] if the router asks for domains; [`ModelError::Option`]
+    /// for a capacity factor that is not positive; [`ModelError::RouterLogit`]; [`ModelError::Experts`];
+    /// [`ModelError::Tensor`].
+    pub fn forward_dense_with(&self, tokens: &Tensor, options: &DenseOptions<'_>) -> Result<DenseOutput> {
         let (batch, length) = tokens.dims2()?;
+        if let Some(value) = options.capacity_factor.filter(|factor| !(factor.is_finite() && *factor > 0.0)) {
+            return Err(ModelError::Option { field: "capacity factor", value, limit: "must be positive and finite" });
+        }
+        let (mut ids, mut domains) = (Vec::with_capacity(batch * length), Vec::new());
         for (sequence, row) in tokens.to_vec2::<u32>()?.iter().enumerate() {
             self.check_tokens(sequence, row, 0)?;
+            ids.extend_from_slice(row);
+            let domain = options.domains.and_then(|domains| domains.get(sequence).copied());
+            if let Some(domain) = self.check_domain(sequence, domain)? {
+                domains.extend(std::iter::repeat_n(domain, length));
+            }
         }
+        let positions: Vec<u32> = (0..batch).flat_map(|_| (0u32..).take(length)).collect();
+        let view = TokenView { ids: &ids, positions: &positions, domains: &domains };
+        let pass = Pass { rope: &self.rope, tokens: view, bank: &*self.bank };
         let mask = CausalMask::new(length, length, self.device())?;
         let mut x = self.embed(&tokens.flatten_all()?)?;
         let mut routers = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
-            let (out, router) = block.forward_dense(&x, batch, &mask, &self.rope, &*self.bank)?;
-            routers.push(router);
+            let (out, router) = block.forward_dense(&x, batch, &mask, options.capacity_factor, &pass)?;
+            routers.extend(router);
             x = out;
         }
         let logits = self.predict(&x, Kernels::Differentiable)?.reshape((batch, length, ()))?;
@@ -219,6 +283,19 @@ impl Olmoe {
             return Err(ModelError::CacheLayers { sequence, found, expected });
         }
         self.check_tokens(sequence, chunk.tokens, chunk.cache.len())
+    }
+
+    /// The domain of a sequence, if the router asks for it.
+    fn check_domain(&self, sequence: usize, domain: Option<DomainId>) -> Result<Option<DomainId>> {
+        let params = self.config.params();
+        if params.router != RouterKind::Reference {
+            return Ok(None);
+        }
+        let (domain, domains) = (domain.ok_or(ModelError::NoDomain { sequence })?, params.num_domains);
+        match domain.index() < domains {
+            true => Ok(Some(domain)),
+            false => Err(ModelError::DomainOutOfRange { sequence, domain, domains }),
+        }
     }
 
     /// Checks new tokens of a sequence that has `past` tokens behind it.
@@ -256,7 +333,7 @@ pub fn resident_experts(config: &OlmoeConfig, vb: &VarBuilder<'_>) -> Result<Res
     for layer in geometry.layer_ids() {
         let mut experts = Vec::with_capacity(geometry.experts());
         for expert in geometry.expert_ids() {
-            let names = expert_names(layer, expert);
+            let names = config.expert_names(layer, expert);
             let get = |index: usize| vb.get_with_hints(shapes[index], &names[index], init);
             experts.push(ExpertWeights::new(get(0)?, get(1)?, get(2)?)?);
         }

@@ -8,6 +8,7 @@ use crate::Result;
 
 /// Constants of [`AdamW`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct AdamWOptions {
     /// Decay of the first moment.
     pub beta1: f64,

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 use moe_model::OlmoeConfig;
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -15,11 +15,13 @@ use crate::{Result, TestbedError, TokenizedCorpus, TrainOptions, Trainer};
 
 /// Prefixes of a parameter's value and moments in a checkpoint.
 const PARTS: [&str; 3] = ["value.", "first.", "second."];
+/// Prefix of what no gradient changes.
+const BUFFER: &str = "buffer.";
 /// The metadata entry that describes the run.
 const RUN: &str = "run";
 
 impl Trainer {
-    /// Writes all that a run needs to go on: weights, moments, step, options. The file is complete or not there.
+    /// Writes all that a run needs to go on: weights, moments, routers' biases, step, options. The file is complete or not there.
     ///
     /// # Errors
     /// [`TestbedError::Io`] if the file cannot be written.
@@ -30,6 +32,8 @@ impl Trainer {
             let values = [parameter.var.as_tensor().clone(), moment(&parameter.first)?, moment(&parameter.second)?];
             tensors.extend(PARTS.iter().zip(values).map(|(part, value)| (format!("{part}{}", parameter.name), value)));
         }
+        let buffers = self.buffers.iter().map(|(name, var)| (format!("{BUFFER}{name}"), var.as_tensor().clone()));
+        tensors.extend(buffers);
         let run = serde_json::json!({
             "step": self.step(),
             "options": json(path, &self.options)?,
@@ -72,14 +76,18 @@ impl Trainer {
         let step = run["step"].as_u64().filter(|&step| step <= trainer.options.steps).ok_or_else(|| misfit("step"))?;
 
         let mut tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)?;
+        let mut take = |part: &str, name: &str, var: &Var| {
+            let name = format!("{part}{name}");
+            let fits = |tensor: &Tensor| tensor.dims() == var.dims() && tensor.dtype() == var.dtype();
+            let tensor = tensors.remove(&name).filter(fits);
+            tensor.ok_or_else(|| misfit(&name))
+        };
+        for (name, var) in &trainer.buffers {
+            var.set(&take(BUFFER, name, var)?)?;
+        }
         for Parameter { name, var, first, second } in &mut trainer.optimizer.parameters {
-            let mut take = |part: &str| {
-                let name = format!("{part}{name}");
-                let fits = |tensor: &Tensor| tensor.dims() == var.dims() && tensor.dtype() == var.dtype();
-                let tensor = tensors.remove(&name).filter(fits);
-                tensor.ok_or_else(|| misfit(&name))
-            };
-            let [value, mean, square] = [take(PARTS[0])?, take(PARTS[1])?, take(PARTS[2])?];
+            let mut part = |part| take(part, name, var);
+            let [value, mean, square] = [part(PARTS[0])?, part(PARTS[1])?, part(PARTS[2])?];
             *first = mean.flatten_all()?.to_vec1()?;
             *second = square.flatten_all()?.to_vec1()?;
             var.set(&value)?;

@@ -43,7 +43,7 @@ impl Corpus {
     /// A folder or a file that cannot be read, no domain, a file that is not UTF-8, a domain with fewer than two
     /// documents, a `held_out` outside of (0, 0.5].
     pub fn read(folder: &Path, held_out: f64, seed: u64) -> Result<Corpus> {
-        check("held-out fraction", held_out, held_out > 0.0 && held_out <= 0.5, "above 0 up to 0.5")?;
+        check_held_out(held_out)?;
         let folders: Vec<_> = entries(folder)?.into_iter().filter(|path| path.is_dir()).collect();
         if folders.is_empty() {
             return Err(TestbedError::NoDomain { path: folder.to_owned() });
@@ -58,6 +58,11 @@ impl Corpus {
     }
 }
 
+/// Checks a share that is to be set aside.
+pub(crate) fn check_held_out(share: f64) -> Result<()> {
+    check("held-out fraction", share, share > 0.0 && share <= 0.5, "above 0 up to 0.5")
+}
+
 impl Domain {
     fn read(folder: &Path, held_out: f64, seed: u64) -> Result<Domain> {
         let mut documents = Vec::new();
@@ -66,6 +71,12 @@ impl Domain {
             let (path, documents) = (folder.to_owned(), documents.len());
             return Err(TestbedError::TooFewDocuments { path, documents, min: MIN_DOCUMENTS });
         }
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Domain::split(name, documents, held_out, seed))
+    }
+
+    /// Sets about `held_out` of the bytes of at least two documents aside, in whole documents, at least one.
+    pub(crate) fn split(name: String, documents: Vec<String>, held_out: f64, seed: u64) -> Domain {
         let total: usize = documents.iter().map(String::len).sum();
         let mut order: Vec<usize> = (0..documents.len()).collect();
         order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
@@ -81,12 +92,11 @@ impl Domain {
             let smallest = (0..documents.len()).min_by_key(|&document| documents[document].len());
             set_aside[smallest.expect("a domain has documents")] = true;
         }
-        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let mut domain = Domain { name, training: Vec::new(), held_out: Vec::new() };
         for (document, held_out) in documents.into_iter().zip(set_aside) {
             if held_out { &mut domain.held_out } else { &mut domain.training }.push(document);
         }
-        Ok(domain)
+        domain
     }
 }
 

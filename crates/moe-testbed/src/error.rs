@@ -54,6 +54,71 @@ pub enum TestbedError {
         /// Tokens needed.
         min: usize,
     },
+    /// A domain is too small beside the others.
+    #[error("domain {domain}: {tokens} training tokens, fewer than {least} of the largest domain's {largest}")]
+    Unbalanced {
+        /// The domain.
+        domain: String,
+        /// Tokens found.
+        tokens: usize,
+        /// Tokens of the largest domain.
+        largest: usize,
+        /// The share of them that is needed.
+        least: f64,
+    },
+    /// A domain's held-out text is too short for the sequences to measure on.
+    #[error("domain {domain}: {tokens} held-out tokens, {sequences} sequences need {min}")]
+    TooFewHeldOut {
+        /// The domain.
+        domain: String,
+        /// Tokens found.
+        tokens: usize,
+        /// Sequences asked for.
+        sequences: usize,
+        /// Tokens needed.
+        min: usize,
+    },
+    /// A TOML file cannot be read as what it should be.
+    #[error("{path}: {problem}")]
+    Toml {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        problem: String,
+    },
+    /// Points of an experiment cannot be run.
+    #[error("{path}: {} of {points} points are impossible:{}", impossible.len(), listed(impossible))]
+    ImpossiblePoints {
+        /// The file of the experiment.
+        path: PathBuf,
+        /// Number of points.
+        points: usize,
+        /// Name of each impossible point, and why it is.
+        impossible: Vec<(String, String)>,
+    },
+    /// A run's folder belongs to another run.
+    #[error("{path}: {difference}; take another folder, or remove this one")]
+    OtherRun {
+        /// The configuration of the folder.
+        path: PathBuf,
+        /// The first field that differs, its value there and in the experiment.
+        difference: String,
+    },
+    /// A folder has no complete run.
+    #[error("{path}: no complete run")]
+    NoRuns {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A metric failed.
+    #[error("metric failed")]
+    Metric(#[from] lrc_metrics::MetricError),
+    /// The cache simulation failed.
+    #[error("cache simulation failed")]
+    Cache(#[from] expert_cache::CacheError),
+    /// A trace failed.
+    #[error("trace failed")]
+    Trace(#[from] moe_trace::TraceError),
     /// An option is out of its range.
     #[error("{option} is {value}, allowed are {allowed}")]
     Option {
@@ -63,6 +128,20 @@ pub enum TestbedError {
         value: String,
         /// The values that work.
         allowed: String,
+    },
+    /// No width of the experts gives an architecture the parameters of its baseline.
+    #[error(
+        "experts of width {width} give {parameters} parameters, the baseline has {baseline}, more than {tolerance} of it apart"
+    )]
+    Parameters {
+        /// The width that comes closest.
+        width: usize,
+        /// Parameters with it.
+        parameters: usize,
+        /// Parameters of the baseline.
+        baseline: usize,
+        /// Largest deviation, as a fraction of the baseline.
+        tolerance: f64,
     },
     /// The tokenizer does not know the token in front of a document.
     #[error("the tokenizer has no token {}", crate::END_OF_TEXT)]
@@ -128,6 +207,16 @@ impl TestbedError {
         let path = path.to_owned();
         move |source| TestbedError::Io { path, source }
     }
+}
+
+/// Points and reasons, a line each.
+fn listed(points: &[(String, String)]) -> String {
+    points.iter().map(|(name, reason)| format!("\n  {name}: {reason}")).collect()
+}
+
+/// An error with what caused it, in one line.
+pub(crate) fn in_one_line(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Checks an option against a range that is described in words.

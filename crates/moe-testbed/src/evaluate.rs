@@ -4,7 +4,7 @@ use std::thread;
 
 use candle_core::Tensor;
 use moe_model::{Chunk, KvCache, LogitsAt, Olmoe};
-use moe_trace::{IgnoreRouting, Phase};
+use moe_trace::{DomainId, IgnoreRouting, Phase};
 
 use crate::error::check;
 use crate::{ByteNgram, Corpus, Result, TestbedError, TokenizedCorpus, TokenizedDocument, cross_entropy};
@@ -49,13 +49,13 @@ pub fn held_out_bits(
 ) -> Result<Vec<DomainBits>> {
     let max = model.config().params().max_position_embeddings;
     check("length", length, (2..=max).contains(&length), format!("2..={max}, the model's positions"))?;
-    let domains = corpus.domains.iter().map(|domain| {
+    let domains = (0u16..).map(DomainId).zip(&corpus.domains).map(|(id, domain)| {
         let windows: Vec<_> =
             domain.held_out.iter().flat_map(|document| windows(document, corpus.end_of_text, length)).collect();
         let groups: Vec<_> = windows.chunks(WINDOWS).collect();
         let share = groups.len().div_ceil(workers.max(1)).max(1);
         let bits: Result<Vec<f64>> = thread::scope(|scope| {
-            let work = |groups: &[&[Window]]| groups.iter().map(|group| bits(model, group)).collect::<Vec<_>>();
+            let work = |groups: &[&[Window]]| groups.iter().map(|group| bits(model, id, group)).collect::<Vec<_>>();
             let handles: Vec<_> = groups.chunks(share).map(|groups| scope.spawn(move || work(groups))).collect();
             let joined = handles.into_iter().map(thread::ScopedJoinHandle::join);
             joined.flat_map(|bits| bits.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
@@ -105,8 +105,8 @@ fn windows(document: &TokenizedDocument, end_of_text: u32, length: usize) -> Vec
     windows
 }
 
-fn bits(model: &Olmoe, windows: &[Window]) -> Result<f64> {
-    let mut caches: Vec<KvCache> = windows.iter().map(|_| KvCache::new(model.config())).collect();
+fn bits(model: &Olmoe, domain: DomainId, windows: &[Window]) -> Result<f64> {
+    let mut caches: Vec<_> = windows.iter().map(|_| KvCache::new(model.config()).in_domain(domain)).collect();
     let chunks = windows.iter().zip(&mut caches).enumerate();
     let mut chunks: Vec<_> = chunks
         .map(|(sequence, (window, cache))| Chunk { sequence, tokens: &window.inputs, cache, phase: Phase::Prefill })
@@ -120,7 +120,7 @@ fn bits(model: &Olmoe, windows: &[Window]) -> Result<f64> {
     Ok(nats / std::f64::consts::LN_2)
 }
 
-fn losses(logits: &Tensor, targets: &[u32]) -> Result<Vec<f32>> {
+pub(crate) fn losses(logits: &Tensor, targets: &[u32]) -> Result<Vec<f32>> {
     let logits = logits.to_dtype(candle_core::DType::F32)?;
     Ok(cross_entropy(&logits, targets)?.to_vec1()?)
 }

@@ -13,12 +13,19 @@ use crate::{Result, TestbedError, Trainer};
 impl Trainer {
     /// Writes `config.json`, `model.safetensors` in bf16 and `tokenizer.json` to a folder, which is created.
     ///
+    /// Names and shapes are [`OlmoeConfig::tensors`](moe_model::OlmoeConfig::tensors); the biases of routers are f32, since
+    /// a step moves them by less than bf16 can tell.
+    ///
     /// # Errors
     /// [`TestbedError::Io`] if the folder cannot be written.
     pub fn export(&self, folder: &Path, tokenizer: &Tokenizer) -> Result<()> {
         fs::create_dir_all(folder).map_err(TestbedError::io(folder))?;
         let tensors = self.optimizer.parameters.iter();
-        let tensors = tensors.map(|parameter| Ok((parameter.name.clone(), parameter.var.to_dtype(DType::BF16)?)));
+        let tensors = tensors.map(|parameter| (&parameter.name, &parameter.var));
+        let tensors = tensors.chain(self.buffers.iter().map(|(name, var)| (name, var))).map(|(name, var)| {
+            let dtype = if self.is_bias(var) { DType::F32 } else { DType::BF16 };
+            Ok((name.clone(), var.to_dtype(dtype)?))
+        });
         // Hugging Face reads no file without this entry.
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         write_tensors(&folder.join("model.safetensors"), tensors.collect::<Result<_>>()?, metadata)?;

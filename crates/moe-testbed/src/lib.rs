@@ -1,8 +1,8 @@
 //! Small-scale training of Mixture-of-Experts language models on labelled domains.
 //!
 //! A [`Corpus`] is a folder with one sub-folder of text a domain, of which a part is [held out](Corpus::read). A
-//! byte-level BPE ([`train_tokenizer`]) turns it into a [`TokenizedCorpus`], a [`Trainer`] makes an OLMoE of it, as
-//! reproducible as it is interruptible, and [`held_out_bits`] says how well the model predicts each domain, beside a
+//! byte-level BPE ([`train_tokenizer`]) turns it into a [`TokenizedCorpus`], a [`Trainer`] makes an OLMoE of it or a
+//! variant with another [router](moe_model::RouterKind), as reproducible as it is interruptible, and [`held_out_bits`] says how well the model predicts each domain, beside a
 //! [`ByteNgram`] of the same training text ([`ngram_bits`]). The unit is the bit per byte, so tokenizers do not matter.
 //!
 //! ```
@@ -40,27 +40,61 @@
 //! ```
 
 mod adamw;
+mod architecture;
+mod balancing;
 mod batches;
 mod checkpoint;
 mod corpus;
+mod data;
+mod effects;
 mod error;
 mod evaluate;
+mod experiment;
 mod export;
+mod grammar;
+mod held_out;
 mod loss;
+mod matched_experts;
+mod measure_options;
+mod memory;
+mod micro_batch;
 mod ngram;
+mod points;
+mod predicted_speed;
+mod router_loss;
+mod routing_counts;
+mod run_figures;
+mod run_folder;
 mod schedule;
+mod shuffled;
+mod study;
+mod synthetic_mix;
 #[cfg(test)]
 mod test_text;
 mod tokenize;
 mod train;
 
 pub use adamw::{AdamW, AdamWOptions};
+pub use architecture::{Architecture, DenseLayers, MatchedModel};
+pub use balancing::{BalanceScope, Balancing};
 pub use batches::{Batch, Batches};
 pub use corpus::{Corpus, Domain};
+pub use data::{DataOptions, FolderMix, Prepared};
+pub use effects::{DroppingEffect, Effects};
 pub use error::{Result, TestbedError};
 pub use evaluate::{DomainBits, held_out_bits, ngram_bits};
-pub use loss::{cross_entropy, load_balance};
+pub use experiment::{Experiment, RunConfig};
+pub use held_out::{HeldOut, Reading};
+pub use loss::cross_entropy;
+pub use measure_options::{Machine, MeasureOptions, SpeedOptions};
+pub use memory::training_bytes;
 pub use ngram::ByteNgram;
+pub use predicted_speed::{PredictedSpeed, SpeedPlan};
+pub use router_loss::{load_balance, load_balance_at, router_z_loss, sequence_balance, update_biases};
+pub use run_figures::{Agreement, BesideShuffled, RunFigures, SrpFigures};
+pub use run_folder::{RunEvent, RunFolder, RunSeconds, RunState, StepRecord, ValidationRecord};
 pub use schedule::Schedule;
+pub use study::{CompleteRun, PointSummary, Spread, Study};
+pub use synthetic_mix::{Letters, SyntheticMix};
 pub use tokenize::{END_OF_TEXT, TokenizedCorpus, TokenizedDocument, TokenizedDomain, read_tokenizer, train_tokenizer};
 pub use train::{Progress, TrainOptions, Trainer};

@@ -1,4 +1,4 @@
-//! What training makes small: cross entropy and the imbalance of the experts' load.
+//! What a language model makes small: cross entropy.
 
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result as TensorResult, Shape, Storage, Tensor};
 
@@ -79,40 +79,6 @@ impl CustomOp1 for CrossEntropy {
     }
 }
 
-/// How unevenly a router loads its experts: 1 when the load is even, the number of experts when one gets it all.
-///
-/// `probabilities` are the router's softmax, `[tokens, experts]`, through which the gradient flows; `chosen` are the
-/// expert ids `[tokens x top_k]`.
-///
-/// # Formula
-/// `E * sum_e f_e P_e`; `f_e` is the share of the routed slots that `e` got, `P_e` its mean probability.
-///
-/// Fedus, Zoph and Shazeer, *Switch Transformers* (2021), equation 4; with top-k routing as in *OLMoE* (arXiv
-/// 2409.02060), section 4.1.7.
-///
-/// # Errors
-/// A tensor operation that failed.
-///
-/// # Panics
-/// Panics if an id is not below the number of experts.
-///
-/// ```
-/// use candle_core::{Device, Tensor};
-/// let probabilities = Tensor::new(&[[0.75f32, 0.25], [0.5, 0.5]], &Device::Cpu)?;
-/// // Both tokens go to expert 0: 2 * (1 * 0.625 + 0 * 0.375).
-/// let loss = moe_testbed::load_balance(&probabilities, &[0, 0])?;
-/// assert_eq!(loss.to_scalar::<f32>()?, 1.25);
-/// # Ok::<(), candle_core::Error>(())
-/// ```
-pub fn load_balance(probabilities: &Tensor, chosen: &[u16]) -> TensorResult<Tensor> {
-    let experts = probabilities.dim(1)?;
-    let mut shares = vec![0f32; experts];
-    let share = 1.0 / chosen.len() as f32;
-    chosen.iter().for_each(|&expert| shares[usize::from(expert)] += share);
-    let shares = Tensor::from_vec(shares, experts, probabilities.device())?;
-    (probabilities.mean(0)? * shares)?.sum_all()? * experts as f64
-}
-
 #[cfg(test)]
 mod tests {
     use candle_core::{Device, Var};
@@ -148,13 +114,5 @@ mod tests {
         let message = |targets: &[u32]| cross_entropy(&logits(), targets).unwrap_err().to_string();
         assert!(message(&[0, 1, 4]).contains("target 4 is not in the vocabulary of 4"));
         assert!(message(&[0, 1]).contains("2 targets for 3 tokens"));
-    }
-
-    #[test]
-    fn an_even_load_costs_one_and_a_collapsed_one_costs_the_experts() {
-        let even = Tensor::full(0.25f32, (4, 4), &Device::Cpu).unwrap();
-        assert_eq!(load_balance(&even, &[0, 1, 2, 3]).unwrap().to_scalar::<f32>().unwrap(), 1.0);
-        let collapsed = Tensor::new(&[[0f32, 1.0, 0.0, 0.0]], &Device::Cpu).unwrap();
-        assert_eq!(load_balance(&collapsed, &[1]).unwrap().to_scalar::<f32>().unwrap(), 4.0);
     }
 }

@@ -109,6 +109,24 @@ impl TokenizedCorpus {
         });
         Ok(TokenizedCorpus { domains: domains.collect::<Result<_>>()?, end_of_text })
     }
+
+    /// Cuts the training text of every domain to as many tokens as the smallest one has, which must be at least the share
+    /// `least` of the largest.
+    ///
+    /// # Errors
+    /// [`TestbedError::Unbalanced`] names the smallest domain; [`TestbedError::Option`] for a share that is none.
+    pub fn balance(&mut self, least: f64) -> Result<()> {
+        check("data.balance_within", least, (0.0..=1.0).contains(&least), "0 to 1")?;
+        let tokens = |domain: &&TokenizedDomain| domain.training.len();
+        let Some(smallest) = self.domains.iter().min_by_key(tokens) else { return Ok(()) };
+        let largest = self.domains.iter().map(|domain| domain.training.len()).max().unwrap_or_default();
+        let tokens = smallest.training.len();
+        if (tokens as f64) < least * largest as f64 {
+            return Err(TestbedError::Unbalanced { domain: smallest.name.clone(), tokens, largest, least });
+        }
+        self.domains.iter_mut().for_each(|domain| domain.training.truncate(tokens));
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -144,6 +162,24 @@ mod tests {
             let bytes: usize = encoded.held_out.iter().map(|document| document.bytes).sum();
             assert_eq!(bytes, domain.held_out.concat().len());
         }
+    }
+
+    #[test]
+    fn domains_are_cut_to_the_smallest_unless_it_is_too_small() {
+        let corpus = corpus();
+        let tokenizer = train_tokenizer(&corpus, 257).unwrap();
+        let mut tokens = TokenizedCorpus::encode(&corpus, &tokenizer).unwrap();
+        let sizes = |tokens: &TokenizedCorpus| tokens.domains.iter().map(|d| d.training.len()).collect::<Vec<_>>();
+        let before = sizes(&tokens);
+        let message = tokens.balance(1.0).unwrap_err().to_string();
+        let (smallest, largest) = (before.iter().min().unwrap(), before.iter().max().unwrap());
+        assert_eq!(
+            message,
+            format!("domain numbers: {smallest} training tokens, fewer than 1 of the largest domain's {largest}")
+        );
+        tokens.balance(0.5).unwrap();
+        assert_eq!(sizes(&tokens), [*smallest; 2]);
+        assert_eq!(tokens.balance(2.0).unwrap_err().to_string(), "data.balance_within is 2, allowed are 0 to 1");
     }
 
     #[test]

@@ -1,29 +1,30 @@
 //! The training loop.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
-use moe_model::{Olmoe, OlmoeConfig, TensorKind, resident_experts};
+use moe_model::{Olmoe, OlmoeConfig, RouterKind, TensorKind, resident_experts};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::adamw::{Gradient, single};
-use crate::batches::{Batch, Batches};
+use crate::adamw::single;
+use crate::batches::Batches;
 use crate::error::check;
-use crate::{AdamW, AdamWOptions, Result, Schedule, TestbedError, TokenizedCorpus, cross_entropy, load_balance};
+use crate::micro_batch::Part;
+use crate::routing_counts::RoutingCounts;
+use crate::{AdamW, AdamWOptions, Balancing, Result, Schedule, TestbedError, TokenizedCorpus, update_biases};
 
 /// What a training run does; together with the model's configuration and the corpus it decides every bit of the result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct TrainOptions {
     /// Number of steps.
     pub steps: u64,
     /// Sequences a step.
     pub batch: usize,
-    /// Sequences that go through the model at once; divides `batch`. The balance loss is taken over these.
+    /// Sequences that go through the model at once; divides `batch`.
     pub micro_batch: usize,
     /// Tokens a sequence.
     pub length: usize,
@@ -33,8 +34,8 @@ pub struct TrainOptions {
     pub warm_up: u64,
     /// Last learning rate as a fraction of the highest.
     pub floor: f64,
-    /// Weight of the load-balance loss, averaged over layers.
-    pub balance: f64,
+    /// What is done about the load of the experts.
+    pub balancing: Balancing,
     /// Seed of the initial weights and of the order of the sequences.
     pub seed: u64,
     /// Constants of the optimizer.
@@ -51,7 +52,7 @@ impl Default for TrainOptions {
             peak_rate: 3e-3,
             warm_up: 100,
             floor: 0.1,
-            balance: 0.01,
+            balancing: Balancing::default(),
             seed: 0,
             adamw: AdamWOptions::default(),
         }
@@ -63,10 +64,19 @@ impl Default for TrainOptions {
 pub struct Progress {
     /// Steps done, this one included.
     pub step: u64,
-    /// Cross entropy in nats a token, without the balance loss.
+    /// Cross entropy in nats a token, without the losses of the routers.
     pub loss: f64,
-    /// Mean load-balance loss of the layers: 1 is even.
+    /// Mean load-balance loss of the layers at the scope of the run, or over micro-batches if there is none: 1 is even.
     pub balance: f64,
+    /// Mean z-loss of the layers.
+    pub z_loss: f64,
+    /// Share of the routed slots that went to an expert from the domain that uses the expert most, mean over layers. It is
+    /// counted over the step: a small batch looks purer than the routing is.
+    pub purity: f64,
+    /// How far the busiest expert of a layer is above an even load over the step, as a fraction of it, mean over layers.
+    pub max_violation: f64,
+    /// Share of the routed slots that were dropped for lack of capacity.
+    pub dropped: f64,
     /// Norm of the gradient before clipping.
     pub gradient_norm: f64,
     /// Learning rate.
@@ -85,15 +95,13 @@ pub struct Trainer {
     pub(crate) options: TrainOptions,
     pub(crate) optimizer: AdamW,
     pub(crate) batches: Batches,
+    /// What no gradient changes, with names, in the order of the model.
+    pub(crate) buffers: Vec<(String, Var)>,
+    /// Those of the buffers that are the biases of the MoE layers, in order.
+    biases: Vec<Var>,
+    pub(crate) domains: usize,
     schedule: Schedule,
-    workers: usize,
-}
-
-/// Losses and gradient of a micro-batch.
-struct Part {
-    loss: f64,
-    balance: f64,
-    gradient: Gradient,
+    pub(crate) workers: usize,
 }
 
 impl Trainer {
@@ -120,28 +128,41 @@ impl Trainer {
         )?;
         let rate = options.peak_rate;
         check("learning rate", rate, rate > 0.0 && rate.is_finite(), "above 0")?;
-        let (balance, floor) = (options.balance, options.floor);
-        check("balance", balance, balance >= 0.0 && balance.is_finite(), "0 and more")?;
+        options.balancing.check(config.params().router)?;
+        let floor = options.floor;
         check("floor", floor, (0.0..=1.0).contains(&floor), "0 to 1")?;
+        let (domains, known) = (corpus.domains.len(), config.params().num_domains);
+        let labelled = config.params().router != RouterKind::Reference || domains <= known;
+        check("number of domains", domains, labelled, format!("at most {known}, those of the reference router"))?;
+        check("number of domains", domains, u16::try_from(domains).is_ok(), format!("at most {}", u16::MAX))?;
 
+        // The only place that says where training runs.
+        let device = Device::Cpu;
+        let (mut parameters, mut buffers, mut biases) = (Vec::new(), Vec::new(), Vec::new());
         let variables = VarMap::new();
         let mut random = ChaCha8Rng::seed_from_u64(options.seed);
         for spec in config.tensors() {
             let count = spec.shape.iter().product();
             let values = match spec.kind {
                 TensorKind::Norm => vec![1.0; count],
+                TensorKind::Bias => vec![0.0; count],
                 TensorKind::Matrix => normal(&mut random, config.params().initializer_range, count),
             };
-            let var = Var::from_tensor(&Tensor::from_vec(values, spec.shape, &Device::Cpu)?)?;
+            let var = Var::from_tensor(&Tensor::from_vec(values, spec.shape, &device)?)?;
+            let named = if spec.trained { &mut parameters } else { &mut buffers };
+            named.push((spec.name.clone(), var.clone()));
+            biases.extend((spec.kind == TensorKind::Bias).then(|| var.clone()));
             variables.data().lock().expect("this thread alone has the map").insert(spec.name, var);
         }
-        let builder = VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu);
+        let builder = VarBuilder::from_varmap(&variables, DType::F32, &device);
         let experts = resident_experts(config, &builder)?;
         let model = Olmoe::new(config, &builder, Arc::new(experts))?;
-        let named = variables.data().lock().expect("this thread alone has the map").clone();
         Ok(Trainer {
             model,
-            optimizer: AdamW::new(named, options.adamw),
+            optimizer: AdamW::new(parameters, options.adamw),
+            buffers,
+            biases,
+            domains,
             batches: Batches::new(corpus, batch, length, options.seed)?,
             schedule: Schedule {
                 peak: options.peak_rate,
@@ -199,18 +220,7 @@ impl Trainer {
     pub fn advance(&mut self) -> Result<Progress> {
         let step = self.step();
         let batch = self.batches.step(step);
-        let parts = self.parts(&batch)?;
-        let count = parts.len() as f64;
-        let (mut loss, mut balance, mut gradient) = (0.0, 0.0, None::<Gradient>);
-        for part in parts {
-            loss += part.loss / count;
-            balance += part.balance / count;
-            match &mut gradient {
-                Some(sum) => sum.add(&part.gradient),
-                None => gradient = Some(part.gradient),
-            }
-        }
-        let gradient = gradient.expect("a batch has a micro-batch");
+        let Part { loss, balance, z_loss, counts, gradient } = self.accumulate(&batch)?;
         // Checked before the step, so that the weights stay those of the step before.
         let gradient_norm = gradient.norm();
         if !loss.is_finite() || !gradient_norm.is_finite() {
@@ -218,43 +228,35 @@ impl Trainer {
         }
         let rate = self.schedule.rate(step);
         self.optimizer.apply(&gradient, rate)?;
-        Ok(Progress { step: step + 1, loss, balance, gradient_norm, rate, tokens: batch.inputs.len() })
-    }
-
-    /// Computes the micro-batches of a batch; the result is in their order.
-    fn parts(&self, batch: &Batch) -> Result<Vec<Part>> {
-        let tokens = self.options.micro_batch * self.options.length;
-        let micro_batches: Vec<_> = batch.inputs.chunks(tokens).zip(batch.targets.chunks(tokens)).collect();
-        let share = 1.0 / micro_batches.len() as f64;
-        let next = AtomicUsize::new(0);
-        // A thread that is held up leaves the rest to the others.
-        let work = || {
-            let claim = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&n| n < micro_batches.len());
-            let part = |n: usize| (n, self.part(micro_batches[n].0, micro_batches[n].1, share));
-            std::iter::from_fn(claim).map(part).collect::<Vec<_>>()
-        };
-        let mut parts: Vec<(usize, Result<Part>)> = thread::scope(|scope| {
-            let handles: Vec<_> = (0..self.workers.min(micro_batches.len())).map(|_| scope.spawn(work)).collect();
-            let joined = handles.into_iter().map(thread::ScopedJoinHandle::join);
-            joined.flat_map(|part| part.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
-        });
-        parts.sort_by_key(|&(n, _)| n);
-        parts.into_iter().map(|(_, part)| part).collect()
-    }
-
-    /// Losses of a micro-batch, and its `share` of the gradient.
-    fn part(&self, inputs: &[u32], targets: &[u32], share: f64) -> Result<Part> {
-        let shape = (self.options.micro_batch, self.options.length);
-        let output = self.model.forward_dense(&Tensor::from_slice(inputs, shape, &Device::Cpu)?)?;
-        let loss = cross_entropy(&output.logits.flatten_to(1)?, targets)?.mean_all()?;
-        let balances = output.routers.iter().map(|router| load_balance(&router.probs, &router.experts));
-        let balance = Tensor::stack(&balances.collect::<Result<Vec<_>, _>>()?, 0)?.mean_all()?;
-        let total = ((&loss + (&balance * self.options.balance)?)? * share)?;
-        Ok(Part {
-            loss: f64::from(loss.to_scalar::<f32>()?),
-            balance: f64::from(balance.to_scalar::<f32>()?),
-            gradient: self.optimizer.gradient(&total.backward()?)?,
+        self.move_biases(&counts)?;
+        Ok(Progress {
+            step: step + 1,
+            loss,
+            balance,
+            z_loss,
+            purity: counts.purity(),
+            max_violation: counts.max_violation(),
+            dropped: counts.dropped(),
+            gradient_norm,
+            rate,
+            tokens: batch.inputs.len(),
         })
+    }
+
+    /// Whether a buffer is the biases of a router.
+    pub(crate) fn is_bias(&self, buffer: &Var) -> bool {
+        self.biases.iter().any(|bias| bias.id() == buffer.id())
+    }
+
+    /// Moves the routers' biases towards an even load over the step.
+    fn move_biases(&self, counts: &RoutingCounts) -> Result<()> {
+        let rate = single(self.options.balancing.bias_rate);
+        for (layer, var) in self.biases.iter().enumerate().filter(|_| rate > 0.0) {
+            let mut biases: Vec<f32> = var.to_vec1()?;
+            update_biases(&mut biases, &counts.load(layer), rate);
+            var.set(&Tensor::from_slice(&biases, biases.len(), var.device())?)?;
+        }
+        Ok(())
     }
 }
 

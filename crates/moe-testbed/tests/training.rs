@@ -8,8 +8,8 @@ use std::path::Path;
 use candle_core::{DType, Device};
 use moe_model::{Checkpoint, OlmoeConfig, OlmoeParams};
 use moe_testbed::{
-    Corpus, Domain, END_OF_TEXT, TestbedError, TokenizedCorpus, TrainOptions, Trainer, held_out_bits, read_tokenizer,
-    train_tokenizer,
+    Balancing, Corpus, Domain, END_OF_TEXT, TestbedError, TokenizedCorpus, TrainOptions, Trainer, held_out_bits,
+    read_tokenizer, train_tokenizer,
 };
 
 const VOCABULARY: usize = 300;
@@ -238,7 +238,8 @@ fn documents_are_encoded_whole_whatever_the_tokenizer_says() {
 #[test]
 fn losses_and_learning_curves_that_cannot_be() {
     let message = |options| Trainer::new(&config(), &tokens(), options).unwrap_err().to_string();
-    let nan = TrainOptions { balance: f64::NAN, ..options() };
+    let balancing = Balancing { coefficient: f64::NAN, ..Balancing::default() };
+    let nan = TrainOptions { balancing, ..options() };
     assert_eq!(message(nan), "balance is NaN, allowed are 0 and more");
     assert_eq!(message(TrainOptions { floor: 1.5, ..options() }), "floor is 1.5, allowed are 0 to 1");
 }

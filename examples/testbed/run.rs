@@ -1,0 +1,154 @@
+//! Runs an experiment.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use moe_examples::{processors, table};
+use moe_testbed::{Experiment, RunConfig, RunFolder, RunState};
+
+use crate::jobs::Jobs;
+use crate::{forecast, machine};
+
+/// The experiment's file in the folder of its runs.
+pub(crate) const EXPERIMENT: &str = "experiment.toml";
+
+/// What to run.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// File of the experiment
+    experiment: PathBuf,
+    /// Folder of its runs, which go on if they are there [default: target/testbed/NAME]
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Runs at once; changes nothing of the results [default: number of processors]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    jobs: Option<u16>,
+    /// Threads of each run; changes nothing of the results
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    workers: u16,
+    /// Check everything and list the runs, but do not begin
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let experiment = Experiment::read(&arguments.experiment)?;
+    let prepared = experiment.prepare()?;
+    let runs = experiment.runs(&prepared)?;
+    let jobs = arguments.jobs.map_or(processors(), usize::from).min(runs.len());
+    let workers = usize::from(arguments.workers);
+    for domain in &prepared.tokens.domains {
+        let held_out: usize = domain.held_out.iter().map(|document| document.tokens.len()).sum();
+        println!("{:16} {:8} tokens to train on, {held_out:7} held out", domain.name, domain.training.len());
+    }
+    println!("\n{}", plan(&runs, experiment.seeds().len())?);
+    check_memory(forecast::bytes(&runs, jobs, workers)?, machine::available_bytes())?;
+    if arguments.dry_run {
+        return Ok(());
+    }
+
+    let folder = match &arguments.out {
+        Some(folder) => folder.clone(),
+        None => Path::new("target/testbed").join(arguments.experiment.file_stem().unwrap_or_default()),
+    };
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let _lock = lock(&folder)?;
+    let create = |config| RunFolder::create(&folder, config);
+    let folders: Vec<RunFolder> = runs.into_iter().map(create).collect::<moe_testbed::Result<_>>()?;
+    fs::copy(&arguments.experiment, folder.join(EXPERIMENT))
+        .with_context(|| format!("cannot write {}", folder.join(EXPERIMENT).display()))?;
+    let count = |state| folders.iter().filter(|run| run.state() == state).count();
+    let (complete, resumable) = (count(RunState::Complete), count(RunState::Resumable));
+    println!("{} of {} runs are complete, {resumable} go on from a checkpoint", complete, folders.len());
+    let left = folders.into_iter().filter(|run| run.state() != RunState::Complete);
+    let with_work = left.map(|run| {
+        let work = forecast::work(run.config())?;
+        Ok((run, work))
+    });
+    let left: Vec<(RunFolder, f64)> = with_work.collect::<Result<_>>()?;
+    let failed = if left.is_empty() { Vec::new() } else { Jobs::new(&left, &prepared, jobs, workers)?.run() };
+    ensure!(
+        failed.is_empty(),
+        "{} runs failed, the same command tries them again:\n{}",
+        failed.len(),
+        failed.join("\n")
+    );
+    println!("complete; compare them with: testbed report {}", folder.display());
+    Ok(())
+}
+
+/// The points and what they change.
+fn plan(runs: &[RunConfig], seeds: usize) -> Result<comfy_table::Table> {
+    let mut plan = table(["point", "router", "scope", "experts", "top-k", "width", "parameters", "steps", "tokens"]);
+    for run in runs.iter().step_by(seeds) {
+        let (config, training) = (run.config()?, &run.training);
+        let params = config.params();
+        let shared =
+            if params.n_shared_experts > 0 { format!(" + {}", params.n_shared_experts) } else { String::new() };
+        plan.add_row([
+            run.point.clone(),
+            run.router(),
+            training.balancing.scope.to_string(),
+            format!("{}{shared}", params.num_experts),
+            params.num_experts_per_tok.to_string(),
+            params.intermediate_size.to_string(),
+            config.parameters().to_string(),
+            training.steps.to_string(),
+            (training.steps * (training.batch * training.length) as u64).to_string(),
+        ]);
+    }
+    Ok(plan)
+}
+
+/// Refuses what will not fit.
+fn check_memory(needed: u64, available: Option<u64>) -> Result<()> {
+    let mib = |bytes: u64| bytes >> 20;
+    println!("at most about {} MiB of memory are needed", mib(needed));
+    if let Some(available) = available.filter(|&available| available < needed) {
+        bail!("only {} MiB are available; take fewer --jobs or --workers, or smaller models", mib(available));
+    }
+    Ok(())
+}
+
+/// Keeps others out of the folder for as long as the file lives.
+fn lock(folder: &Path) -> Result<File> {
+    let path = folder.join(".lock");
+    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!("{} is being worked on by another process", folder.display()),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+impl Arguments {
+    /// Runs a file in a folder.
+    pub(crate) fn of(experiment: &Path, out: &Path, jobs: u16) -> Arguments {
+        let (experiment, out) = (experiment.to_owned(), Some(out.to_owned()));
+        Arguments { experiment, out, jobs: Some(jobs), workers: 1, dry_run: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        check_memory(1 << 30, Some(1 << 30)).unwrap();
+        check_memory(1 << 30, None).unwrap();
+        let message = check_memory(3 << 30, Some(1 << 30)).unwrap_err().to_string();
+        assert_eq!(message, "only 1024 MiB are available; take fewer --jobs or --workers, or smaller models");
+    }
+
+    #[test]
+    fn a_folder_has_one_user() {
+        let folder = tempfile::tempdir().unwrap();
+        let held = lock(folder.path()).unwrap();
+        assert!(lock(folder.path()).unwrap_err().to_string().ends_with("is being worked on by another process"));
+        drop(held);
+        lock(folder.path()).unwrap();
+    }
+}
