@@ -2,7 +2,8 @@
 //!
 //! Top-8, 512 tokens a sequence, throughput in tokens. One core: one layer of 64 and of 128 experts, and the pool that 48
 //! layers of 128 experts share (384 accesses a token). The accesses of a sequence are read once outside of the timing
-//! where several curves share them in use. Two threads against one: all curves of a trace, reading included.
+//! where several curves share them in use. The same layers with AVX-512, with AVX2 and without. Two threads against one:
+//! all curves of a trace, reading included.
 
 use std::hint::black_box;
 
@@ -84,6 +85,29 @@ fn all_layers(criterion: &mut Criterion) {
     );
 }
 
+/// One layer with each set of instructions that the processor has.
+fn instructions(criterion: &mut Criterion) {
+    for experts in [64, 128] {
+        let geometry = Geometry::decoder(1, experts, 8).expect("a valid geometry");
+        let sequences = pools(&geometry, 16, TOKENS);
+        let mut group = criterion.benchmark_group(format!("instructions, {experts} experts"));
+        group.throughput(Throughput::Elements((sequences.len() * TOKENS) as u64));
+        for policy in POLICIES {
+            let curves = CurveAccumulator::by_instructions(&geometry, &[LayerId(0)], policy, ColdStart::Free);
+            for (name, mut curve) in curves.expect("a valid policy") {
+                group.bench_function(BenchmarkId::new(name, policy.label()), |bencher| {
+                    bencher.iter(|| {
+                        for accesses in &sequences {
+                            curve.update_accesses(black_box(accesses)).expect("the same pool");
+                        }
+                    });
+                });
+            }
+        }
+        group.finish();
+    }
+}
+
 fn threads(criterion: &mut Criterion) {
     const SEQUENCES: usize = 512;
     let trace = synthetic_trace(64, SEQUENCES);
@@ -101,5 +125,5 @@ fn threads(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, one_layer, all_layers, threads);
+criterion_group!(benches, one_layer, all_layers, instructions, threads);
 criterion_main!(benches);

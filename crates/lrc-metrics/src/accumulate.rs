@@ -27,7 +27,7 @@ pub trait Accumulator: Clone + Send + Sync {
 /// Adds every sequence of a source to a clone of `empty`, in parallel on the current rayon pool.
 ///
 /// The result does not depend on the number of threads. `progress` is called after every sequence with the number of
-/// sequences done, from any thread. There is one accumulator a thread.
+/// sequences done, from any thread. There is one accumulator a thread, and no other.
 ///
 /// # Errors
 /// What reading or adding the first bad sequence finds.
@@ -70,17 +70,18 @@ pub fn accumulate<A: Accumulator>(
         }
         Ok(accumulator)
     };
-    let mut all = empty.clone();
+    let mut all: Option<A> = None;
     let mut first_error: Option<(usize, crate::MetricError)> = None;
     for result in rayon::broadcast(|_| worker()) {
-        match result {
-            Ok(part) => all.merge(&part)?,
-            Err(error) if first_error.as_ref().is_none_or(|first| error.0 < first.0) => first_error = Some(error),
-            Err(_) => {}
+        match (result, &mut all) {
+            (Ok(part), None) => all = Some(part),
+            (Ok(part), Some(all)) => all.merge(&part)?,
+            (Err(error), _) if first_error.as_ref().is_none_or(|first| error.0 < first.0) => first_error = Some(error),
+            (Err(_), _) => {}
         }
     }
     match first_error {
         Some((_, error)) => Err(error),
-        None => Ok(all),
+        None => Ok(all.unwrap_or_else(|| empty.clone())),
     }
 }

@@ -12,7 +12,9 @@ use crate::{Accumulator, MetricError, Result, Srp, SrpReport, error::same, seria
 /// A sequence without a domain counts in the [total](ByDomain::total) alone.
 ///
 /// # Complexity
-/// A sequence costs what the metric costs; memory is that of `domains + 1` accumulators.
+/// A sequence costs what the metric costs; memory is that of `domains + 1` accumulators, on every thread. For
+/// accumulators of which one is large, such as [`TraceIntervals`](crate::TraceIntervals) of hundreds of experts, fold one
+/// domain after the other.
 ///
 /// ```
 /// use lrc_metrics::{Accumulator, ByDomain, LoadBalance};
@@ -104,17 +106,16 @@ impl<A: Accumulator> Accumulator for ByDomain<A> {
 }
 
 impl ByDomain<Srp> {
-    /// SRP of every domain beside that of all sequences, by window length.
+    /// SRP of every domain beside that of all sequences, by window length; a length of which no sequence has a window is
+    /// absent.
     ///
     /// # Errors
-    /// [`MetricError::WindowTooLong`] for a length of which no sequence has a window.
+    /// [`MetricError::WindowTooLong`] if no sequence has a window of any of the lengths.
     pub fn finish(&self) -> Result<BTreeMap<usize, DomainSrp>> {
         let all = self.total()?.finish()?;
-        let domains = |place: usize| self.domains.iter().map(move |srp| srp.report(&srp.lengths()[place]).ok());
-        let lengths = all.into_iter().enumerate();
-        Ok(lengths
-            .map(|(place, (window, all))| (window, DomainSrp { all, domains: domains(place).collect() }))
-            .collect())
+        let mut domains: Vec<_> = self.domains.iter().map(Srp::reports).collect();
+        let mut beside = |all| DomainSrp { all, domains: domains.iter_mut().map(Iterator::next).collect() };
+        Ok(all.into_iter().map(|(window, all)| (window, beside(all))).collect())
     }
 }
 

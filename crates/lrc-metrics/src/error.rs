@@ -20,10 +20,10 @@ pub enum MetricError {
         /// The length asked for.
         window: usize,
     },
-    /// A window that fits into no sequence.
+    /// Windows of which none fits into a sequence.
     #[error("window length is {window} tokens, the longest of {sequences} sequences has {longest}")]
     WindowTooLong {
-        /// The length asked for.
+        /// The shortest length asked for.
         window: usize,
         /// Tokens of the longest sequence.
         longest: usize,

@@ -109,10 +109,18 @@ impl<T: Merge> Groups<T> {
     }
 
     fn group(&mut self, empty: &T) -> Result<()> {
-        let part = Part { key: 0, sum: empty.clone() };
-        let parts = std::mem::replace(&mut self.parts, vec![part; self.limit]);
         self.grouped = true;
-        parts.iter().try_for_each(|part| self.parts[group_of(part.key, self.limit)].sum.add(&part.sum))
+        // The first part of a group becomes the group, so that there are never more rows than groups.
+        let mut groups: Vec<Option<T>> = (0..self.limit).map(|_| None).collect();
+        for part in std::mem::take(&mut self.parts) {
+            match &mut groups[group_of(part.key, self.limit)] {
+                Some(sum) => sum.add(&part.sum)?,
+                none => *none = Some(part.sum),
+            }
+        }
+        let part = |sum: Option<T>| Part { key: 0, sum: sum.unwrap_or_else(|| empty.clone()) };
+        self.parts = groups.into_iter().map(part).collect();
+        Ok(())
     }
 }
 

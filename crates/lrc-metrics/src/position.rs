@@ -23,7 +23,7 @@ use crate::{
 ///
 /// # Complexity
 /// One step an expert and a start. Memory is `8 * starts * layers * experts * m` bytes for the starts that some sequence
-/// reaches: choose layers and starts where that is much.
+/// reaches: 1.5 GB for 512 starts of 60 layers of 384 experts at `m = 16`. Choose layers and starts where that is much.
 ///
 /// # References
 /// arXiv 2505.16056, appendix C.1.

@@ -29,7 +29,9 @@ const SHUFFLES: u64 = 32;
 /// experts for a token as it uses.
 ///
 /// # Complexity
-/// `O(experts)` a token and layer. Memory is `8 * layers * experts` bytes a sequence, kept for the shuffles.
+/// `O(experts)` a token and layer. Memory is `8 * layers * experts` bytes a sequence, kept since which labels there are
+/// to shuffle shows at the end: 1,000 sequences of 16 layers of 64 experts take 8 MB, of 60 layers of 384 experts
+/// 184 MB. Choose layers where that is much.
 ///
 /// # References
 /// arXiv 2604.07030.

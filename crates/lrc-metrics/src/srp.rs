@@ -147,28 +147,22 @@ impl Srp {
         &self.selection
     }
 
-    /// The histograms of each window length in ascending order.
-    pub(crate) fn lengths(&self) -> &[WindowSrp] {
-        &self.lengths
+    /// The values of the sequences so far at each window length that fits into one of them, in ascending order.
+    pub(crate) fn reports(&self) -> impl Iterator<Item = SrpReport> {
+        self.lengths.iter().take_while(|length| length.window <= self.longest).map(|length| {
+            SrpReport::pool(length.window, length.windows, &self.selection, |position, expert, counts| {
+                length.add_counts(position, expert, counts);
+            })
+        })
     }
 
-    /// The values of the sequences so far at one window length.
-    pub(crate) fn report(&self, length: &WindowSrp) -> Result<SrpReport> {
-        let (window, longest, sequences) = (length.window, self.longest, self.sequences);
-        if length.windows == 0 {
-            return Err(MetricError::WindowTooLong { window, longest, sequences });
-        }
-        Ok(SrpReport::pool(window, length.windows, &self.selection, |position, expert, counts| {
-            length.add_counts(position, expert, counts);
-        }))
-    }
-
-    /// The values of the sequences so far by window length.
+    /// The values of the sequences so far by window length; a length of which no sequence has a window is absent.
     ///
     /// # Errors
-    /// [`MetricError::WindowTooLong`] for a length of which no sequence has a window.
+    /// [`MetricError::WindowTooLong`] if no sequence has a window of any of the lengths.
     pub fn finish(&self) -> Result<BTreeMap<usize, SrpReport>> {
-        self.lengths.iter().map(|length| Ok((length.window, self.report(length)?))).collect()
+        fitting(&self.windows(), self.longest, self.sequences)?;
+        Ok(self.reports().map(|report| (report.window, report)).collect())
     }
 
     /// Number of sequences.
@@ -184,6 +178,14 @@ impl Srp {
     /// Leaves no window length, and returns those that there were.
     pub(crate) fn take_windows(&mut self) -> Vec<usize> {
         std::mem::take(&mut self.lengths).iter().map(WindowSrp::window).collect()
+    }
+}
+
+/// Those of some window lengths in ascending order that fit into a sequence, at least one if there are any.
+pub(crate) fn fitting(windows: &[usize], longest: usize, sequences: u64) -> Result<&[usize]> {
+    match windows.first() {
+        Some(&window) if window > longest => Err(MetricError::WindowTooLong { window, longest, sequences }),
+        _ => Ok(&windows[..windows.partition_point(|&window| window <= longest)]),
     }
 }
 

@@ -37,7 +37,7 @@ impl TraceResamples<'_> {
         let experts = self.metrics.selection().experts();
         let mut tasks = Vec::new();
         for position in 0..value.layers.len() {
-            for (number, &window) in self.lengths.iter().enumerate() {
+            for (number, &window) in self.fitting.iter().enumerate() {
                 let few = (SUMS / window).clamp(1, experts);
                 let starts = (0..experts).step_by(few);
                 tasks.extend(starts.map(|first| (position, number, first..experts.min(first + few))));
@@ -62,10 +62,10 @@ impl TraceResamples<'_> {
 
     /// SRP of layers, stacks and model.
     pub(crate) fn bound_srp_of_groups(&self, value: &MetricsReport, reports: &mut BoundReports) {
-        let numbers = 0..self.lengths.len();
+        let numbers = 0..self.fitting.len();
         let bounds: Vec<GroupBounds> = numbers.into_par_iter().map(|number| self.of_groups(number, value)).collect();
         reports.set(|report, side| {
-            for (&window, bounds) in self.lengths.iter().zip(&bounds) {
+            for (&window, bounds) in self.fitting.iter().zip(&bounds) {
                 set_srp(&mut report.model.srp, window, &bounds.model, side);
                 for (layer, bounds) in report.layers.iter_mut().zip(&bounds.layers) {
                     set_srp(&mut layer.srp, window, bounds, side);

@@ -13,6 +13,7 @@ use crate::{
     histogram::{SlidingWindow, add_counts},
     sequence_key::sequence_key,
     serialized::{MOST, Restore, checked_serde, intact, within},
+    srp::fitting,
     trace_resamples::TraceResamples,
 };
 
@@ -31,7 +32,8 @@ pub type MetricsIntervals = Intervals<MetricsReport>;
 ///
 /// # Complexity
 /// A sequence costs what [`TraceMetrics`] costs and a few per cent, the intervals one product of a matrix of draws with
-/// one of sums. Memory is `4 * layers * experts * m` bytes a group for each window length.
+/// one of sums. Memory is `4 * layers * experts * m` bytes a group for each window length: for the default windows 134 MB
+/// with 16 layers of 64 experts, and 1.0 GB with 60 layers of 384.
 ///
 /// # References
 /// arXiv 2505.16056, appendix C.
@@ -99,19 +101,15 @@ impl TraceIntervals {
         Ok(intervals)
     }
 
-    /// The measurements without intervals.
+    /// The measurements without intervals, and without SRP at window lengths that fit into no sequence.
     ///
     /// # Errors
     /// As [`TraceMetrics::finish`].
     pub fn value(&self) -> Result<MetricsReport> {
         let (selection, rows) = (self.metrics.selection(), self.groups.sums());
         let mut reports = BTreeMap::new();
-        for (number, &window) in self.lengths.iter().enumerate() {
+        for (number, &window) in self.fitting()?.iter().enumerate() {
             let windows: u64 = rows.iter().map(|row| row.windows[number]).sum();
-            if windows == 0 {
-                let (longest, sequences) = (self.longest, self.metrics.sequences());
-                return Err(MetricError::WindowTooLong { window, longest, sequences });
-            }
             let report = SrpReport::pool(window, windows, selection, |position, expert, counts| {
                 let first = first_sum(&self.lengths, selection.experts(), position, number) + expert * window;
                 let mut at_least = vec![0; window];
@@ -137,7 +135,13 @@ impl TraceIntervals {
             return Err(MetricError::TooFewSequences { sequences });
         }
         let rows = self.groups.sums();
-        Ok(TraceResamples::new(bootstrap, &self.metrics, &self.lengths, &rows).intervals(value))
+        let resamples = TraceResamples::new(bootstrap, &self.metrics, &self.lengths, self.fitting()?, &rows);
+        Ok(resamples.intervals(value))
+    }
+
+    /// The window lengths that fit into a sequence.
+    fn fitting(&self) -> Result<&[usize]> {
+        fitting(&self.lengths, self.longest, self.metrics.sequences())
     }
 
     /// Makes what follows from the metrics.

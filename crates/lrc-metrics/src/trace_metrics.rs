@@ -83,10 +83,10 @@ impl TraceMetrics {
         })
     }
 
-    /// The measurements of the sequences so far.
+    /// The measurements of the sequences so far, without SRP at window lengths that fit into no sequence.
     ///
     /// # Errors
-    /// [`MetricError::WindowTooLong`](crate::MetricError::WindowTooLong) if a window fits into no sequence.
+    /// [`MetricError::WindowTooLong`](crate::MetricError::WindowTooLong) if no window length fits into a sequence.
     pub fn finish(&self) -> Result<MetricsReport> {
         Ok(self.report(&self.srp.finish()?))
     }

@@ -16,6 +16,8 @@ pub(crate) struct TraceResamples<'a> {
     pub(crate) metrics: &'a TraceMetrics,
     /// Window lengths.
     pub(crate) lengths: &'a [usize],
+    /// The first of them, those that the report has.
+    pub(crate) fitting: &'a [usize],
     pub(crate) rows: &'a [&'a GroupRow],
     /// `[groups x resamples]`.
     pub(crate) weights: Array2<f64>,
@@ -41,13 +43,14 @@ impl<'a> TraceResamples<'a> {
         bootstrap: &'a Bootstrap,
         metrics: &'a TraceMetrics,
         lengths: &'a [usize],
+        fitting: &'a [usize],
         rows: &'a [&'a GroupRow],
     ) -> TraceResamples<'a> {
         let weights = bootstrap.weights(rows.len());
         let windows =
             Array2::from_shape_fn((lengths.len(), rows.len()), |(number, row)| rows[row].windows[number] as f64);
         let windows = windows.dot(&weights);
-        TraceResamples { bootstrap, metrics, lengths, rows, weights, windows }
+        TraceResamples { bootstrap, metrics, lengths, fitting, rows, weights, windows }
     }
 
     /// The interval of every figure of a report of the whole.

@@ -3,11 +3,7 @@
 use moe_trace::{Geometry, LayerId, Sequence};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Accesses, ColdStart, CurvePolicy,
-    accesses::check_layers,
-    pass::{Instructions, Pass},
-};
+use super::{Accesses, ColdStart, CurvePolicy, accesses::check_layers, instructions::Instructions, pass::Pass};
 use crate::{CacheError, Result};
 
 /// Hit rates of one policy and one pool at every capacity.
@@ -30,11 +26,11 @@ pub struct HitCurve {
 /// depend on the order of sequences or on how they are split over accumulators, and is exact to `2^-63`.
 ///
 /// # Complexity
-/// LRU costs `O(pool / 64)` words a token and `O(1)` an access (pools of at most 128 experts: at most 256 words a token,
-/// as vectors). Elsewhere an access costs `O(depth)`: 16 levels in one step where the processor has AVX-512 and the
-/// priorities of the sequence fit 32 bits, one level a step otherwise, and in both cases blocks of 64 levels that an access
-/// leaves as they are cost one step. Memory is `O(pool)`, and 4 bytes an access of the longest sequence for Belady.
-/// Nothing is allocated for sequences no longer than earlier ones.
+/// LRU costs `O(pool / 64)` words a token and `O(1)` an access (pools of 65 to 256 experts: a vector of 64 bytes an
+/// access for every 64 experts). Elsewhere an access costs `O(depth)`: 16 levels in one step where the processor has
+/// AVX-512 or AVX2 and the priorities of the sequence fit 32 bits, one level a step otherwise, and in both cases blocks of
+/// 64 levels that an access leaves as they are cost one step. Memory is `O(pool)`, and 4 bytes an access of the longest
+/// sequence for Belady. Nothing is allocated for sequences no longer than earlier ones.
 ///
 /// # References
 /// arXiv 2505.16056, section 2.3 (SCH) and appendix C.1; Mattson et al. 1970 for the stack.
@@ -84,6 +80,31 @@ impl CurveAccumulator {
         policy: CurvePolicy,
         cold_start: ColdStart,
     ) -> Result<CurveAccumulator> {
+        CurveAccumulator::compiled(geometry, layers, policy, cold_start, Instructions::best())
+    }
+
+    /// The same curve for every set of instructions that this processor has, by name, the best first; for benches.
+    #[doc(hidden)]
+    pub fn by_instructions(
+        geometry: &Geometry,
+        layers: &[LayerId],
+        policy: CurvePolicy,
+        cold_start: ColdStart,
+    ) -> Result<Vec<(&'static str, CurveAccumulator)>> {
+        let compiled = |instructions: Instructions| {
+            let curve = CurveAccumulator::compiled(geometry, layers, policy, cold_start, instructions)?;
+            Ok((instructions.name(), curve))
+        };
+        Instructions::available().map(compiled).collect()
+    }
+
+    fn compiled(
+        geometry: &Geometry,
+        layers: &[LayerId],
+        policy: CurvePolicy,
+        cold_start: ColdStart,
+        instructions: Instructions,
+    ) -> Result<CurveAccumulator> {
         policy.check()?;
         check_layers(layers, geometry.layers())?;
         let pool = layers.len() * geometry.experts();
@@ -94,7 +115,7 @@ impl CurveAccumulator {
             rates: vec![0; pool],
             sequences: 0,
             accesses: 0,
-            pass: Pass::new(policy, pool, Instructions::Detected),
+            pass: Pass::new(policy, pool, instructions),
             hits: vec![0; pool],
             scratch: Accesses::new(),
         })

@@ -23,8 +23,13 @@
 
 mod accesses;
 mod accumulator;
+mod instructions;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
+#[cfg(target_arch = "x86_64")]
+mod lanes_avx2;
+#[cfg(target_arch = "x86_64")]
+mod lanes_avx512;
 mod last_uses;
 #[doc(hidden)]
 pub mod naive;
@@ -32,6 +37,7 @@ mod pass;
 mod policy;
 mod ranking;
 mod recency;
+mod recency_matrix;
 mod stack;
 #[cfg(target_arch = "x86_64")]
 mod stack_simd;

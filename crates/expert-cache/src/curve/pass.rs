@@ -2,27 +2,21 @@
 
 use super::{
     Accesses, ColdStart, CurvePolicy,
+    instructions::Instructions,
     last_uses::LastUses,
     ranking::{Frequency, NextUse, Ranking, WindowUses},
-    recency::RecencyMatrix,
+    recency::Recency,
+    recency_matrix::RecencyMatrix,
     stack::{BlockStack, Stack},
 };
 #[cfg(target_arch = "x86_64")]
 use super::{
     lanes::{Lanes, PRIORITIES},
+    lanes_avx2::Avx2,
+    lanes_avx512::Avx512,
     stack_simd::LaneStack,
     stack_wide::WideStack,
 };
-
-/// The instructions that a pass may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Instructions {
-    /// All that the processor has.
-    Detected,
-    /// What every processor has that the program runs on.
-    #[cfg(test)]
-    Portable,
-}
 
 /// The state of a policy, kept between sequences only for its memory.
 #[derive(Clone, Debug)]
@@ -34,9 +28,13 @@ pub(super) struct Pass {
 #[derive(Clone, Debug)]
 enum State {
     /// LRU of at most 64 experts.
-    Lru64(Box<RecencyMatrix<1>>),
+    Lru64(Box<RecencyMatrix>),
+    /// LRU of at most 64 experts without wide vectors.
+    LruNarrow64(Recency<1>),
     /// LRU of at most 128 experts.
-    Lru128(Box<RecencyMatrix<2>>),
+    Lru128(Recency<2>),
+    /// LRU of at most 256 experts.
+    Lru256(Box<Recency<4>>),
     /// LRU of larger pools.
     Lru(LastUses),
     Lfu(Stacks, Frequency),
@@ -51,7 +49,14 @@ struct Stacks {
     portable: BlockStack,
     /// For priorities that fit a lane.
     #[cfg(target_arch = "x86_64")]
-    wide: Option<WideStack>,
+    wide: Option<Wide>,
+}
+
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Debug)]
+enum Wide {
+    Avx512(WideStack<Avx512>),
+    Avx2(WideStack<Avx2>),
 }
 
 impl Stacks {
@@ -60,8 +65,8 @@ impl Stacks {
             portable: BlockStack::default(),
             #[cfg(target_arch = "x86_64")]
             wide: match instructions {
-                Instructions::Detected => Lanes::detect().map(WideStack::new),
-                #[cfg(test)]
+                Instructions::Avx512(lanes) => Some(Wide::Avx512(WideStack::new(lanes))),
+                Instructions::Avx2(lanes) => Some(Wide::Avx2(WideStack::new(lanes))),
                 Instructions::Portable => None,
             },
         }
@@ -71,9 +76,14 @@ impl Stacks {
 impl Pass {
     pub(super) fn new(policy: CurvePolicy, pool: usize, instructions: Instructions) -> Pass {
         let stack = Stacks::new(instructions);
+        let narrow = matches!(instructions, Instructions::Portable);
         let state = match policy {
-            CurvePolicy::Lru if pool <= RecencyMatrix::<1>::EXPERTS => State::Lru64(Box::new(RecencyMatrix::new())),
-            CurvePolicy::Lru if pool <= RecencyMatrix::<2>::EXPERTS => State::Lru128(Box::new(RecencyMatrix::new())),
+            CurvePolicy::Lru if pool <= RecencyMatrix::EXPERTS && !narrow => {
+                State::Lru64(Box::new(RecencyMatrix::new()))
+            }
+            CurvePolicy::Lru if pool <= Recency::<1>::EXPERTS => State::LruNarrow64(Recency::new()),
+            CurvePolicy::Lru if pool <= Recency::<2>::EXPERTS => State::Lru128(Recency::new()),
+            CurvePolicy::Lru if pool <= Recency::<4>::EXPERTS && !narrow => State::Lru256(Box::new(Recency::new())),
             CurvePolicy::Lru => State::Lru(LastUses::default()),
             CurvePolicy::Lfu => State::Lfu(stack, Frequency::default()),
             CurvePolicy::Belady => State::Belady(stack, NextUse::default()),
@@ -87,15 +97,23 @@ impl Pass {
     pub(super) fn run(&mut self, accesses: &Accesses, cold: ColdStart, hits: &mut [u64]) {
         let instructions = self.instructions;
         let distinct = match &mut self.state {
-            State::Lru64(matrix) => instructions.dispatch(
+            State::Lru64(matrix) => instructions.vectorize(
                 #[inline(always)]
                 || run_matrix(matrix, accesses, hits),
             ),
-            State::Lru128(matrix) => instructions.dispatch(
+            State::LruNarrow64(recency) => instructions.vectorize(
                 #[inline(always)]
-                || run_matrix(matrix, accesses, hits),
+                || run_recency(recency, accesses, hits),
             ),
-            State::Lru(last_uses) => instructions.dispatch(
+            State::Lru128(recency) => instructions.vectorize(
+                #[inline(always)]
+                || run_recency(recency, accesses, hits),
+            ),
+            State::Lru256(recency) => instructions.vectorize(
+                #[inline(always)]
+                || run_recency(recency, accesses, hits),
+            ),
+            State::Lru(last_uses) => instructions.vectorize(
                 #[inline(always)]
                 || run_last_uses(last_uses, accesses, hits),
             ),
@@ -111,28 +129,28 @@ impl Pass {
     }
 }
 
-impl Instructions {
-    /// Runs code that is compiled once for every set of instructions that pays.
-    #[inline(always)]
-    fn dispatch<T>(self, run: impl FnOnce() -> T) -> T {
-        match self {
-            Instructions::Detected => pulp::Arch::new().dispatch(run),
-            #[cfg(test)]
-            Instructions::Portable => run(),
-        }
-    }
-}
-
 // Each of the following serves a sequence, adds to the hits of experts seen before, and returns how many were seen.
 
 #[inline(always)]
-fn run_matrix<const W: usize>(matrix: &mut RecencyMatrix<W>, accesses: &Accesses, hits: &mut [u64]) -> usize {
+fn run_matrix(matrix: &mut RecencyMatrix, accesses: &Accesses, hits: &mut [u64]) -> usize {
     matrix.reset();
     // Depths fit a byte, so no index is out of bounds.
     let mut at_depth = [0u32; 256];
     let mut distinct = 0;
     for keys in accesses.tokens() {
         matrix.serve(keys, |depth| at_depth[depth & 255] += 1, || distinct += 1);
+    }
+    hits.iter_mut().zip(at_depth).for_each(|(hits, more)| *hits += u64::from(more));
+    distinct
+}
+
+#[inline(always)]
+fn run_recency<const C: usize>(recency: &mut Recency<C>, accesses: &Accesses, hits: &mut [u64]) -> usize {
+    recency.reset();
+    let mut at_depth = [0u32; 256];
+    let mut distinct = 0;
+    for keys in accesses.tokens() {
+        recency.serve(keys, |depth| at_depth[depth & 255] += 1, || distinct += 1);
     }
     hits.iter_mut().zip(at_depth).for_each(|(hits, more)| *hits += u64::from(more));
     distinct
@@ -150,28 +168,39 @@ fn run_last_uses(last_uses: &mut LastUses, accesses: &Accesses, hits: &mut [u64]
 
 fn run_ranked(stacks: &mut Stacks, ranking: &mut impl Ranking, accesses: &Accesses, hits: &mut [u64]) -> usize {
     let bound = ranking.start(accesses);
-    let pool = accesses.pool();
     #[cfg(target_arch = "x86_64")]
-    if let Some(wide) = &mut stacks.wide
-        && bound <= PRIORITIES
-    {
-        let lanes = wide.lanes();
-        return lanes.vectorize(
-            #[inline(always)]
-            || {
-                if pool <= LaneStack::<4>::EXPERTS {
-                    run_stack(&mut LaneStack::<4>::new(lanes), ranking, accesses, hits)
-                } else if pool <= LaneStack::<8>::EXPERTS {
-                    run_stack(&mut LaneStack::<8>::new(lanes), ranking, accesses, hits)
-                } else {
-                    wide.reset(pool);
-                    run_stack(wide, ranking, accesses, hits)
-                }
-            },
-        );
+    if bound <= PRIORITIES {
+        match &mut stacks.wide {
+            Some(Wide::Avx512(wide)) => return run_lanes(wide, ranking, accesses, hits),
+            Some(Wide::Avx2(wide)) => return run_lanes(wide, ranking, accesses, hits),
+            None => {}
+        }
     }
-    stacks.portable.reset(pool);
+    stacks.portable.reset(accesses.pool());
     run_stack(&mut stacks.portable, ranking, accesses, hits)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn run_lanes<L: Lanes>(
+    wide: &mut WideStack<L>,
+    ranking: &mut impl Ranking,
+    accesses: &Accesses,
+    hits: &mut [u64],
+) -> usize {
+    let (lanes, pool) = (wide.lanes(), accesses.pool());
+    lanes.vectorize(
+        #[inline(always)]
+        || {
+            if pool <= LaneStack::<L, 4>::EXPERTS {
+                run_stack(&mut LaneStack::<L, 4>::new(lanes), ranking, accesses, hits)
+            } else if pool <= LaneStack::<L, 8>::EXPERTS {
+                run_stack(&mut LaneStack::<L, 8>::new(lanes), ranking, accesses, hits)
+            } else {
+                wide.reset(pool);
+                run_stack(wide, ranking, accesses, hits)
+            }
+        },
+    )
 }
 
 #[inline(always)]
@@ -243,8 +272,6 @@ mod tests {
             .collect()
     }
 
-    const INSTRUCTIONS: [Instructions; 2] = [Instructions::Detected, Instructions::Portable];
-
     fn policies(window: usize) -> [CurvePolicy; 5] {
         [
             CurvePolicy::Lru,
@@ -255,9 +282,10 @@ mod tests {
         ]
     }
 
-    /// Pools on both sides of every limit: one register of levels, 64, 128, blocks of 64 levels.
+    /// Pools on both sides of every limit: one register of levels, 64, 128, 256, blocks of 64 levels.
     fn pools() -> impl Strategy<Value = (usize, usize)> {
-        prop::sample::select(vec![(1, 1), (1, 15), (1, 17), (1, 63), (1, 64), (1, 65), (2, 64), (3, 43), (5, 60)])
+        let one_layer = [1, 15, 17, 63, 64, 65, 256, 257].map(|experts| (1, experts));
+        prop::sample::select([one_layer.as_slice(), &[(2, 64), (3, 43), (5, 60)]].concat())
     }
 
     proptest! {
@@ -273,7 +301,7 @@ mod tests {
         ) {
             for policy in policies(window) {
                 let expected = naive::hits(&accesses, policy, cold);
-                for instructions in INSTRUCTIONS {
+                for instructions in Instructions::available() {
                     prop_assert_eq!(&hits(&accesses, policy, cold, instructions), &expected, "{:?}", (policy, instructions));
                 }
             }
@@ -281,8 +309,8 @@ mod tests {
 
         /// Times of last use are numbered anew when they run out.
         #[test]
-        fn lru_of_a_large_pool_equals_the_definition_for_long_sequences(accesses in skewed(3, 43, 8, 80)) {
-            for instructions in INSTRUCTIONS {
+        fn lru_of_a_large_pool_equals_the_definition_for_long_sequences(accesses in skewed(3, 90, 8, 80)) {
+            for instructions in Instructions::available() {
                 let fast = hits(&accesses, CurvePolicy::Lru, ColdStart::Miss, instructions);
                 prop_assert_eq!(fast, naive::hits(&accesses, CurvePolicy::Lru, ColdStart::Miss));
             }
@@ -291,13 +319,16 @@ mod tests {
         /// Sequences of usual length, where the definition is slow.
         #[test]
         fn all_instructions_agree(
-            accesses in prop::sample::select(vec![60usize, 64, 100, 128, 400])
+            accesses in prop::sample::select(vec![60usize, 64, 100, 128, 250, 400])
                 .prop_flat_map(|experts| skewed(1, experts, 8, 400)),
             window in 1usize..300,
         ) {
             for policy in policies(window) {
-                let [detected, portable] = INSTRUCTIONS.map(|which| hits(&accesses, policy, ColdStart::Free, which));
-                prop_assert_eq!(detected, portable, "{:?}", policy);
+                let portable = hits(&accesses, policy, ColdStart::Free, Instructions::Portable);
+                for instructions in Instructions::available() {
+                    let fast = hits(&accesses, policy, ColdStart::Free, instructions);
+                    prop_assert_eq!(&fast, &portable, "{:?}", (policy, instructions));
+                }
             }
         }
     }
@@ -312,7 +343,7 @@ mod tests {
             u16::try_from((state >> 28).max(1).ilog2()).unwrap()
         });
         let accesses = accesses(&Geometry::decoder(1, 4, 1).unwrap(), ids.take(70_000).collect());
-        for instructions in INSTRUCTIONS {
+        for instructions in Instructions::available() {
             let fast = hits(&accesses, CurvePolicy::Lfu, ColdStart::Miss, instructions);
             assert_eq!(fast, naive::hits(&accesses, CurvePolicy::Lfu, ColdStart::Miss));
         }

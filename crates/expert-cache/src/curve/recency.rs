@@ -1,76 +1,82 @@
-//! LRU depths of a pool of at most `64 * W` experts, as a bit matrix.
+//! LRU depths of a pool of at most 256 experts, each in a byte.
 
-/// For every expert the set of experts used since its own last use; the size of that set is its LRU depth.
+/// For every expert its LRU depth: the number of experts used since its own last use.
+///
+/// Depths are always those of some order of all experts, in which those seen come before those never seen. So an expert
+/// was seen if its depth is below the number of experts seen, and a sequence starts by setting that number to 0.
+///
+/// A token moves its experts to the front. Any other expert sinks by as many levels as the token uses experts from
+/// below it, which all experts compare with the same depths, 64 in a vector register:
 ///
 /// ```text
-///              bit 63 ... 2 1 0
-/// since[0]          0 ... 1 0 0    expert 2 was used after expert 0: depth 1
-/// since[1]          0 ... 1 0 1    experts 0 and 2 after expert 1:   depth 2
-/// since[2]          0 ... 0 0 0    the last one used:                depth 0
+/// expert            0  1  2  3  4
+/// depth             3  0  4  1  2      the token serves expert 2 and then expert 0
+/// from below        1  2  0  2  2      depths 4 and 3 are below
+/// depth             0  2  1  3  4
 /// ```
 ///
-/// A set is in two parts: the experts served later in the token of the last use, and those of later tokens. A token ORs
-/// its own set into the rows of the second part (which vectorizes) and an access counts the bits of one set, whatever the
-/// depth. With rows reset in the same stroke, no row is written word by word and then read as a vector, which stalls.
-///
 /// # Complexity
-/// `O(64 W^2)` words a token and `O(W)` an access; memory `O(64 W^2)` words.
+/// `O(C)` vectors of 64 bytes an access. Memory is `O(C)`.
 #[derive(Clone, Debug)]
-pub(super) struct RecencyMatrix<const W: usize> {
-    /// By later tokens, `[word of the expert][word of the set]`.
-    since: [[Rows; W]; W],
-    /// By its own token, `[word of the expert][bit of the expert]`.
-    beside: [[[u64; W]; 64]; W],
-    seen: [u64; W],
+pub(super) struct Recency<const C: usize> {
+    depths: [Depths; C],
+    distinct: usize,
 }
 
-/// A word for each of 64 experts, in whole cache lines.
+/// The depths of 64 experts, in a cache line.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
-struct Rows([u64; 64]);
+struct Depths([u8; 64]);
 
-impl<const W: usize> RecencyMatrix<W> {
+impl<const C: usize> Recency<C> {
     /// The largest pool.
-    pub(super) const EXPERTS: usize = 64 * W;
+    pub(super) const EXPERTS: usize = {
+        assert!(C <= 4, "depths are bytes");
+        64 * C
+    };
 
-    pub(super) fn new() -> RecencyMatrix<W> {
-        RecencyMatrix { since: [[Rows([0; 64]); W]; W], beside: [[[0; W]; 64]; W], seen: [0; W] }
+    pub(super) fn new() -> Recency<C> {
+        let mut depths = [Depths([0; 64]); C];
+        let in_order = (0..=u8::MAX).zip(depths.iter_mut().flat_map(|depths| &mut depths.0));
+        in_order.for_each(|(number, depth)| *depth = number);
+        Recency { depths, distinct: 0 }
     }
 
     #[inline(always)]
     pub(super) fn reset(&mut self) {
-        // What a row holds before its expert is seen is never read.
-        self.seen = [0; W];
+        self.distinct = 0;
     }
 
-    /// Serves a token: calls `seen(depth)` or `new()` for every access, all judged before.
+    /// Serves a token, whose experts are distinct: calls `seen(depth)` or `new()` for every access, all judged before.
     #[inline(always)]
     pub(super) fn serve(&mut self, keys: &[u32], mut seen: impl FnMut(usize), mut new: impl FnMut()) {
-        let mut token = [0u64; W];
-        // From the last one served, so that the experts met are those used later.
+        let judged = self.depths;
+        let (mut sunk, mut front) = (judged, [Depths([u8::MAX; 64]); C]);
+        let mut distinct = self.distinct;
+        // From the last one served, which has depth 0 then.
+        let mut place = u8::MAX;
         for &key in keys.iter().rev() {
-            let (word, bit) = (key as usize / 64 % W, key as usize % 64);
-            let beside = std::mem::replace(&mut self.beside[word][bit], token);
-            let words = self.since[word].iter().zip(beside);
-            let depth: u32 = words.map(|(since, beside)| (since.0[bit] | beside).count_ones()).sum();
-            if self.seen[word] >> bit & 1 == 0 {
-                new();
+            place = place.wrapping_add(1);
+            let depth = self.depths[key as usize / 64 % C].0[key as usize % 64];
+            if usize::from(depth) < self.distinct {
+                seen(usize::from(depth));
             } else {
-                seen(depth as usize);
+                new();
+                distinct += 1;
             }
-            // No index, so that the words stay in registers.
-            for (index, later) in token.iter_mut().enumerate() {
-                *later |= u64::from(index == word) << bit;
-            }
-        }
-        for (rows, used) in self.since.iter_mut().zip(token) {
-            let unused = !used;
-            for (rows, token) in rows.iter_mut().zip(token) {
-                for (bit, row) in rows.0.iter_mut().enumerate() {
-                    *row = if unused >> bit & 1 == 0 { 0 } else { *row | token };
+            for ((sunk, front), judged) in sunk.iter_mut().zip(&mut front).zip(&judged) {
+                for ((sunk, front), &judged) in sunk.0.iter_mut().zip(&mut front.0).zip(&judged.0) {
+                    *sunk += u8::from(judged < depth);
+                    *front = if judged == depth { place } else { *front };
                 }
             }
         }
-        self.seen.iter_mut().zip(token).for_each(|(seen, token)| *seen |= token);
+        self.distinct = distinct;
+        for (depths, (sunk, front)) in self.depths.iter_mut().zip(sunk.iter().zip(front)) {
+            for (depth, (&sunk, front)) in depths.0.iter_mut().zip(sunk.0.iter().zip(front.0)) {
+                // An expert of the token has the smaller depth in front.
+                *depth = sunk.min(front);
+            }
+        }
     }
 }

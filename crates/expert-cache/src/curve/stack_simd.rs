@@ -1,7 +1,5 @@
 //! The priority stack of a small pool in vector registers.
 
-use core::arch::x86_64::__m512i;
-
 use super::{
     lanes::{ABSENT, LANES, Lanes, demand, narrow},
     stack::Stack,
@@ -10,21 +8,21 @@ use super::{
 /// A stack of at most `16 * R` experts.
 ///
 /// # Complexity
-/// An access costs one step a register, down to its depth.
+/// An access costs one step for sixteen levels, down to its depth.
 #[derive(Clone, Debug)]
-pub(super) struct LaneStack<const R: usize> {
-    lanes: Lanes,
-    levels: [__m512i; R],
+pub(super) struct LaneStack<L: Lanes, const R: usize> {
+    lanes: L,
+    levels: [L::Levels; R],
     /// Demand of every expert.
     demands: [[u32; LANES]; R],
 }
 
-impl<const R: usize> LaneStack<R> {
+impl<L: Lanes, const R: usize> LaneStack<L, R> {
     /// The largest pool.
     pub(super) const EXPERTS: usize = R * LANES;
 
     #[inline(always)]
-    pub(super) fn new(lanes: Lanes) -> LaneStack<R> {
+    pub(super) fn new(lanes: L) -> LaneStack<L, R> {
         LaneStack { lanes, levels: [lanes.splat(ABSENT); R], demands: [[ABSENT; LANES]; R] }
     }
 
@@ -35,7 +33,7 @@ impl<const R: usize> LaneStack<R> {
 
     /// Lets what `above` holds in every lane (0 where `top` is served) sink from the top to the level of demand `old`.
     #[inline(always)]
-    fn sink_from(&mut self, mut above: __m512i, old: __m512i, mut top: Option<__m512i>) {
+    fn sink_from(&mut self, mut above: L::Levels, old: L::Levels, mut top: Option<L::Levels>) {
         for levels in &mut self.levels {
             let sunk = self.lanes.sink(*levels, above, old, top.take());
             *levels = sunk.levels;
@@ -47,7 +45,7 @@ impl<const R: usize> LaneStack<R> {
     }
 }
 
-impl<const R: usize> Stack for LaneStack<R> {
+impl<L: Lanes, const R: usize> Stack for LaneStack<L, R> {
     #[inline(always)]
     fn judge(&mut self, keys: &[u32], mut seen: impl FnMut(usize), mut new: impl FnMut()) {
         for &key in keys {

@@ -1,7 +1,5 @@
 //! The priority stack of a large pool, sixteen levels at a time.
 
-use core::arch::x86_64::__m512i;
-
 use super::{
     lanes::{ABSENT, LANES, Lanes, demand, narrow},
     stack::Stack,
@@ -18,9 +16,9 @@ const BLOCK: usize = 4 * LANES;
 /// An access costs four steps a block where something is exchanged and one a block elsewhere, down to its depth, and as
 /// much to find its level. Memory is `O(pool)`.
 #[derive(Clone, Debug)]
-pub(super) struct WideStack {
-    lanes: Lanes,
-    levels: Vec<[__m512i; 4]>,
+pub(super) struct WideStack<L: Lanes> {
+    lanes: L,
+    levels: Vec<[L::Levels; 4]>,
     /// For every block of levels a bound that none of its demands is above.
     ceilings: Vec<u32>,
     experts: Vec<Expert>,
@@ -34,12 +32,12 @@ struct Expert {
     block: u32,
 }
 
-impl WideStack {
-    pub(super) fn new(lanes: Lanes) -> WideStack {
+impl<L: Lanes> WideStack<L> {
+    pub(super) fn new(lanes: L) -> WideStack<L> {
         WideStack { lanes, levels: Vec::new(), ceilings: Vec::new(), experts: Vec::new(), distinct: 0 }
     }
 
-    pub(super) fn lanes(&self) -> Lanes {
+    pub(super) fn lanes(&self) -> L {
         self.lanes
     }
 
@@ -101,7 +99,7 @@ impl WideStack {
     }
 }
 
-impl Stack for WideStack {
+impl<L: Lanes> Stack for WideStack<L> {
     #[inline(always)]
     fn judge(&mut self, keys: &[u32], mut seen: impl FnMut(usize), mut new: impl FnMut()) {
         for &key in keys {

@@ -53,6 +53,26 @@ fn nothing_is_zero_or_an_error_that_says_so() {
     }
 }
 
+/// A window length that no sequence has is absent, and the others are as without it.
+#[test]
+fn a_window_longer_than_any_sequence_is_absent() {
+    let trace = memory(&geometry(), vec![sequence(&[1, 0, 1]), sequence(&[1, 1]), sequence(&[0, 2])]);
+    let options = |windows: &[usize]| MetricsOptions { windows: windows.to_vec(), ..MetricsOptions::default() };
+    let srp = |windows: &[usize]| {
+        let metrics = TraceMetrics::new(&geometry(), &options(windows)).unwrap();
+        let intervals = TraceIntervals::new(&geometry(), &options(windows)).unwrap();
+        let bootstrap = Bootstrap::new(20, 0.9, 1).unwrap();
+        let intervals = accumulate(&trace, &intervals, &|_| {}).unwrap().finish(&bootstrap).unwrap();
+        let metrics = accumulate(&trace, &metrics, &|_| {}).unwrap().finish().unwrap();
+        assert_eq!(intervals.value, metrics);
+        [metrics, intervals.low, intervals.high].map(|report| (report.model.srp, report.layers[0].srp.clone()))
+    };
+    assert_eq!(srp(&[2, 4, 9]), srp(&[2]));
+    let domains = ByDomain::new(&Srp::new(&geometry(), &[2, 4]).unwrap(), 1);
+    let domains = accumulate(&trace, &domains, &|_| {}).unwrap().finish().unwrap();
+    assert!(domains.keys().eq(&[2]));
+}
+
 /// One token: its expert is predicted perfectly, the others are never used.
 #[test]
 fn a_single_token_is_a_window_of_one() {
