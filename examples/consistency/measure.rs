@@ -1,6 +1,6 @@
 //! Everything that is measured, with intervals where there are at least two sequences.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use lrc_metrics::{
     Accumulator, Bootstrap, ByDomain, DomainLoad, LoadBalance, MetricError, MetricsIntervals, MetricsOptions,
     PositionSrp, StartSrp, TraceIntervals, accumulate,
@@ -40,6 +40,7 @@ pub(crate) fn measure(
     let options = MetricsOptions { windows: windows.to_vec(), ..MetricsOptions::default() };
     let empty = TraceIntervals::new(geometry, &options)?;
     let all = estimate(&fold(trace, "sequences measured", &empty)?, bootstrap)?;
+    ensure!(all.value.model.srp.contains_key(&at), "--at {at} fits into no sequence");
     let load = ByDomain::new(&LoadBalance::new(geometry), trace.domains().len());
     let load = fold(trace, "sequences counted by domain", &load)?.finish()?;
     let starts = PositionSrp::new(geometry, &layers, at, 0..STARTS)?;
@@ -48,6 +49,9 @@ pub(crate) fn measure(
     for (name, sequences) in trace.domains().iter().zip(DomainSequences::all(trace)?) {
         let metrics = fold(&sequences, &format!("sequences of {name} measured"), &empty)?;
         match estimate(&metrics, bootstrap) {
+            Ok(measured) if !measured.value.model.srp.contains_key(&at) => {
+                eprintln!("domain {name} is left out: none of its sequences has a window of {at} tokens");
+            }
             Ok(measured) => domains.push((name.clone(), measured)),
             Err(MetricError::WindowTooLong { window, longest, .. }) => {
                 eprintln!("domain {name} is left out: its longest sequence has {longest} tokens, a window {window}");
