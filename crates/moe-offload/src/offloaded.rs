@@ -1,6 +1,7 @@
 //! A bank that holds a few experts on the device and executes plans for the others.
 
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use expert_cache::{
@@ -42,6 +43,8 @@ pub struct OffloadedExperts {
     /// Held only to be dropped.
     _workers: Workers,
     transfers: Transfers,
+    /// How long a call waits for a load, where other threads load.
+    patience: Option<Duration>,
     /// Whether the host may compute experts.
     host: bool,
     capacities: Vec<usize>,
@@ -76,8 +79,9 @@ impl OffloadedExperts {
         let (shape, weight_type) = (store.shape(), store.weight_type());
         shape.check()?;
         options.check(device)?;
-        let host = options.exactness.allows_host(device);
+        let host = options.exactness.allows_host(device.is_cpu());
         let transfers = options.transfers;
+        let patience = options.patience.filter(|_| transfers != Transfers::Inline);
         let partition = pools_of(shape, options.partition.take())?;
         let expert_bytes = shape.expert_bytes(weight_type) as u64;
         let capacities = options.capacity.slots(&partition, expert_bytes, device)?;
@@ -118,7 +122,7 @@ impl OffloadedExperts {
         });
         let workers = Workers::start(&engine, transfers, prefetching)?;
         engine.fill(fill)?;
-        Ok(OffloadedExperts { engine, _workers: workers, transfers, host, capacities, places, turns })
+        Ok(OffloadedExperts { engine, _workers: workers, transfers, patience, host, capacities, places, turns })
     }
 
     /// Counters of each layer since the bank was made.
@@ -278,13 +282,13 @@ impl ExpertBank for OffloadedExperts {
         if routes.tokens() == 0 {
             return Ok(hidden.clone());
         }
-        let (transfers, host, phase) = (self.transfers, self.host, routes.phase());
+        let (transfers, patience, host, phase) = (self.transfers, self.patience, self.host, routes.phase());
         let (engine, dispatch) = (&*self.engine, &dispatch);
         let outputs = {
             let mut turn = self.turns[pool].lock().map_err(|_| OffloadError::Poisoned { layer })?;
             let Turn { reads_mass, request, scratch } = &mut *turn;
             want(request, routes, first_key, *reads_mass)?;
-            let call = Call { engine, transfers, host, pool, first_key, layer, phase, dispatch, hidden };
+            let call = Call { engine, transfers, patience, host, pool, first_key, layer, phase, dispatch, hidden };
             call.serve(&request.request(layer, phase), scratch)?
         };
         dispatch.combine(outputs, hidden, routes)
@@ -315,4 +319,34 @@ fn want(request: &mut RequestBuffer, routes: &Routes, first_key: u32, mass: bool
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use expert_cache::PolicyKind;
+
+    use super::*;
+    use crate::{Capacity, HostStore};
+
+    /// Only another device forbids what the host computes, so the bank is told that it has one.
+    #[test]
+    fn a_load_declined_by_a_closures_policy_is_an_error_where_the_host_computes_otherwise() {
+        let store = Arc::new(HostStore::from_store(&crate::stress::Noise).unwrap());
+        let policy = |pool: &Pool, slots| PolicyKind::Hysteresis { dwell: 100 }.build(pool.shape(), slots, None);
+        let options = OffloadOptions::new(Capacity::Slots(1)).policy_with(policy);
+        let mut bank = OffloadedExperts::new(store, &Device::Cpu, options).unwrap();
+        let forward = |bank: &OffloadedExperts, expert| {
+            let ones = |width| Tensor::ones((1, width), DType::F32, &Device::Cpu).unwrap();
+            bank.forward(LayerId(1), &ones(8), &Routes::new(vec![expert], ones(1), Phase::Decode).unwrap())
+        };
+        bank.host = false;
+        forward(&bank, 3).unwrap();
+        assert_eq!(
+            forward(&bank, 4).unwrap_err().to_string(),
+            "layer 1, expert 4: the policy declined a load, and computing on the host is not exact on this device"
+        );
+        bank.host = true;
+        forward(&bank, 4).unwrap();
+        assert_eq!(bank.counters().unwrap()[1].decode.counts.bypasses, 1);
+    }
 }

@@ -234,6 +234,27 @@ fn a_failed_prefetch_fails_nobody() {
     }
 }
 
+#[test]
+fn a_slow_load_fails_its_call_and_ends_in_peace() {
+    let store = Fated::new(SHAPE);
+    let all = resident(&*store.store);
+    let options = OffloadOptions::slots(2).transfers(Transfers::threads(2)).patience(Duration::from_millis(50));
+    let bank = bank(&store, options);
+    forward(&bank, 0, &[0, 1]).unwrap();
+    store.set(0, 4, Some(Fate::Held));
+    let error = forward(&bank, 0, &[0, 4]).unwrap_err();
+    assert!(matches!(error, OffloadError::SlowLoad { layer: LayerId(0), expert: ExpertId(4), .. }), "{error}");
+    // The other slot serves on, and other layers do.
+    assert_eq!(forward(&bank, 0, &[0]).unwrap(), forward(&all, 0, &[0]).unwrap());
+    assert_eq!(forward(&bank, 1, &[2, 3]).unwrap(), forward(&all, 1, &[2, 3]).unwrap());
+    assert!(forward(&bank, 0, &[5, 6]).is_err());
+    store.set(0, 4, None);
+    for experts in [[5, 6], [4, 0], [1, 7]] {
+        while forward(&bank, 0, &experts).is_err() {}
+        assert_eq!(forward(&bank, 0, &experts).unwrap(), forward(&all, 0, &experts).unwrap());
+    }
+}
+
 /// Whether two activities ran at the same time.
 fn overlap(one: &TimelineEvent, other: &TimelineEvent) -> bool {
     one.lane != other.lane
