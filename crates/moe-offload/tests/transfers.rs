@@ -312,3 +312,60 @@ fn a_timeline_is_bounded() {
     let timeline = bank.timeline().unwrap();
     assert_eq!((timeline.events().len(), timeline.dropped()), (3, 5));
 }
+
+/// Writes down the names of spans and events.
+#[derive(Debug, Default)]
+struct Names(Mutex<Vec<String>>);
+
+impl tracing::Subscriber for Names {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("moe_offload")
+    }
+
+    fn new_span(&self, span: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        self.0.lock().unwrap().push(span.metadata().name().to_owned());
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut message = Message::default();
+        event.record(&mut message);
+        self.0.lock().unwrap().push(message.0);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// The message of an event.
+#[derive(Default)]
+struct Message(String);
+
+impl tracing::field::Visit for Message {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        if field.name() == "message" {
+            self.0 = format!("{value:?}");
+        }
+    }
+}
+
+#[test]
+fn what_happens_is_told_to_tracing() {
+    let store = Fated::new(SHAPE);
+    store.set(1, 3, Some(Fate::Fails));
+    let names = Arc::new(Names::default());
+    tracing::subscriber::with_default(names.clone(), || {
+        let options = OffloadOptions::slots(2).prefetch_with(Box::new(Expects(vec![(1, 3)])), 1);
+        let bank = bank(&store, options);
+        forward(&bank, 0, &[0, 1]).unwrap();
+        forward(&bank, 1, &[3, 5]).unwrap_err();
+    });
+    // Two loads, each computed when it has come; the prefetch fails, and so does the call that wants it.
+    let expected = ["load", "compute", "load", "compute", "load", "prefetch failed", "load", "rollback"];
+    assert_eq!(*names.0.lock().unwrap(), expected);
+}
