@@ -1,6 +1,6 @@
 //! A bank that holds a few experts on the device and executes plans for the others.
 
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
@@ -88,7 +88,6 @@ impl OffloadedExperts {
         let pools = partition.into_pools();
         let mut caches = caches_of(&pools, &capacities, &mut options)?;
         let geometry = pools[0].geometry();
-        let prefetches = prefetches_of(geometry, options.prefetch)?;
         let slots = capacities.iter().map(|&capacity| new_slots(capacity, shape, weight_type, device));
         let slots = slots.collect::<Result<_>>()?;
         let order = SlotOrder::new(&capacities);
@@ -102,7 +101,8 @@ impl OffloadedExperts {
             let found = pools.iter().enumerate().find_map(|(number, pool)| Some((number, first(pool)?)));
             found.expect("a partition covers every layer")
         };
-        let places = geometry.layer_ids().map(place).collect();
+        let places: Vec<(usize, u32)> = geometry.layer_ids().map(place).collect();
+        let prefetches = prefetches_of(geometry, options.prefetch, &places)?;
         let turn = |(pool, cache): (&Pool, &Cache)| {
             let reads_mass = cache.policy().reads_mass() || cache.misses().needs_mass();
             Mutex::new(Turn { reads_mass, request: RequestBuffer::new(pool.universe()), scratch: Scratch::default() })
@@ -212,13 +212,18 @@ fn caches_of(pools: &[Pool], capacities: &[usize], options: &mut OffloadOptions<
 }
 
 /// The prefetcher at work for a model, if there is one.
-fn prefetches_of(geometry: &Geometry, prefetch: Option<Prefetch>) -> Result<Option<Prefetches>> {
+fn prefetches_of(
+    geometry: &Geometry,
+    prefetch: Option<Prefetch>,
+    places: &[(usize, u32)],
+) -> Result<Option<Prefetches>> {
     let Some(Prefetch { prefetcher, per_request }) = prefetch else { return Ok(None) };
     let prefetcher = match prefetcher {
         ChosenPrefetcher::Kind { kind, ahead } => kind.build(geometry, ahead, None, 0)?,
         ChosenPrefetcher::Made(prefetcher) => Some(prefetcher),
     };
-    Ok(prefetcher.map(|prefetcher| Prefetches::new(prefetcher, per_request, geometry.layers())))
+    let pool_of = places.iter().map(|&(pool, _)| pool).collect();
+    Ok(prefetcher.map(|prefetcher| Prefetches::new(prefetcher, per_request, pool_of)))
 }
 
 /// Allocates slots on a device.
@@ -285,7 +290,8 @@ impl ExpertBank for OffloadedExperts {
         let (transfers, patience, host, phase) = (self.transfers, self.patience, self.host, routes.phase());
         let (engine, dispatch) = (&*self.engine, &dispatch);
         let outputs = {
-            let mut turn = self.turns[pool].lock().map_err(|_| OffloadError::Poisoned { layer })?;
+            // What a call that panicked has left in its lists is cleared before it is used.
+            let mut turn = self.turns[pool].lock().unwrap_or_else(PoisonError::into_inner);
             let Turn { reads_mass, request, scratch } = &mut *turn;
             want(request, routes, first_key, *reads_mass)?;
             let call = Call { engine, transfers, patience, host, pool, first_key, layer, phase, dispatch, hidden };

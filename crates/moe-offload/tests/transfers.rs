@@ -73,6 +73,8 @@ impl ExpertStore for Fated {
     }
 
     fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights> {
+        let fate = self.fates.lock().unwrap().get(&(layer.0, expert.0)).copied();
+        assert_ne!(fate, Some(Fate::Panics), "what a store");
         self.store.fetch(layer, expert)
     }
 
@@ -208,6 +210,30 @@ fn failures_are_errors_of_their_call_and_rolled_back() {
             let decode = bank.counters().unwrap()[0].decode;
             assert_eq!((decode.failed_calls, decode.failed_loads, decode.counts.requests), (3, 3, 5));
         }
+    }
+}
+
+#[test]
+fn a_bank_survives_what_fails_or_panics_while_it_computes() {
+    for threads in [0, 2] {
+        let store = Fated::new(SHAPE);
+        let all = resident(&*store.store);
+        let options = OffloadOptions::slots(2).oversize(Oversize::Bypass).transfers(Transfers::threads(threads));
+        let bank = bank(&store, options);
+        let narrow = Tensor::ones((1, SHAPE.hidden - 1), DType::F32, &Device::Cpu).unwrap();
+        let weights = Tensor::ones((1, 2), DType::F32, &Device::Cpu).unwrap();
+        let routes = Routes::new(vec![0, 1], weights, Phase::Decode).unwrap();
+        assert!(matches!(bank.forward(LayerId(0), &narrow, &routes), Err(OffloadError::Tensor(_))));
+        // Expert 6 does not fit, and is computed on the host.
+        store.set(0, 6, Some(Fate::Panics));
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| forward(&bank, 0, &[2, 3, 6])));
+        assert!(panicked.is_err());
+        store.set(0, 6, None);
+        for experts in [&[2, 3, 6][..], &[0, 1], &[3, 4]] {
+            assert_eq!(forward(&bank, 0, experts).unwrap(), forward(&all, 0, experts).unwrap());
+        }
+        let decode = bank.counters().unwrap()[0].decode;
+        assert_eq!((decode.failed_calls, decode.counts.requests, decode.counts.bypasses), (2, 3, 1));
     }
 }
 
