@@ -151,6 +151,16 @@ pub enum OffloadError {
         #[source]
         source: Box<OffloadError>,
     },
+    /// A load takes too long.
+    #[error("{layer}, {expert} cannot be loaded: it has not arrived after {seconds:.3} seconds")]
+    SlowLoad {
+        /// MoE layer.
+        layer: LayerId,
+        /// An expert that the call waits for.
+        expert: ExpertId,
+        /// The call's patience.
+        seconds: f64,
+    },
     /// A load panicked.
     #[error("{layer}, {expert} cannot be loaded: loading panicked: {message}")]
     LoadPanicked {

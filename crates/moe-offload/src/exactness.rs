@@ -1,6 +1,5 @@
 //! How closely a bank must agree with one that holds every expert on the device.
 
-use candle_core::Device;
 use expert_cache::{MissPolicy, Oversize, PolicyKind};
 
 use crate::{OffloadError, Result};
@@ -14,19 +13,21 @@ pub enum Exactness {
     #[default]
     Strict,
     /// As close as the kernels of host and device agree: a missing expert may be computed on the host.
+    /// [`Divergence`](crate::Divergence) tells by how much two runs differ.
     Tolerant,
 }
 
 impl Exactness {
-    /// Whether experts may be computed in host memory.
-    pub(crate) fn allows_host(self, device: &Device) -> bool {
-        self == Exactness::Tolerant || device.is_cpu()
+    /// Whether experts may be computed in host memory; `alike` where the device computes as the host does, being the
+    /// same.
+    pub(crate) fn allows_host(self, alike: bool) -> bool {
+        self == Exactness::Tolerant || alike
     }
 
     /// Refuses choices that compute otherwise than the resident bank.
     pub(crate) fn check(
         self,
-        device: &Device,
+        alike: bool,
         oversize: Oversize,
         misses: &MissPolicy,
         bypassing: Option<PolicyKind>,
@@ -39,9 +40,33 @@ impl Exactness {
             MissPolicy::Host => Some("serving misses on the host"),
             MissPolicy::Cheaper(_) => Some("serving misses where it is cheaper"),
         };
-        match on_host.filter(|_| !self.allows_host(device)) {
+        match on_host.filter(|_| !self.allows_host(alike)) {
             Some(choice) => Err(OffloadError::Inexact { choice }),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_host_computes_is_exact_only_where_it_is_the_device() {
+        let check = |exactness: Exactness, alike, oversize, misses: &MissPolicy, policy| {
+            exactness.check(alike, oversize, misses, policy).map_err(|error| error.to_string())
+        };
+        let choices = [
+            (Oversize::Bypass, MissPolicy::Load, None, "bypassing what does not fit"),
+            (Oversize::Waves, MissPolicy::Load, Some(PolicyKind::BeladyBypass), "a policy that declines loads"),
+            (Oversize::Waves, MissPolicy::Host, None, "serving misses on the host"),
+        ];
+        for (oversize, misses, policy, choice) in choices {
+            assert_eq!(check(Exactness::Strict, true, oversize, &misses, policy), Ok(()));
+            assert_eq!(check(Exactness::Tolerant, false, oversize, &misses, policy), Ok(()));
+            let refusal = format!("{choice} is not exact on this device, Exactness::Tolerant allows it");
+            assert_eq!(check(Exactness::Strict, false, oversize, &misses, policy), Err(refusal));
+        }
+        assert_eq!(check(Exactness::Strict, false, Oversize::Waves, &MissPolicy::Load, None), Ok(()));
     }
 }

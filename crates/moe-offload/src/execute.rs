@@ -54,6 +54,8 @@ impl Scratch {
 pub(crate) struct Call<'a> {
     pub(crate) engine: &'a Engine,
     pub(crate) transfers: Transfers,
+    /// How long to wait for a load, where other threads load.
+    pub(crate) patience: Option<Duration>,
     /// Whether the host may compute experts.
     pub(crate) host: bool,
     pub(crate) pool: usize,
@@ -93,7 +95,10 @@ impl Call<'_> {
         meter.spent(self.phase, progress.compute, progress.stall, progress.bypass);
         match &outcome {
             Ok(Ok(())) => self.succeed(&mut state, progress.scratch),
-            _ => state = self.fail(state, progress.scratch)?,
+            failure => {
+                let given_up = matches!(failure, Ok(Err(OffloadError::SlowLoad { .. })));
+                state = self.fail(state, progress.scratch, given_up)?;
+            }
         }
         state.caches[self.pool].release();
         self.finish_prefetches(state)?;
@@ -182,24 +187,44 @@ impl Call<'_> {
             } else if progress.scratch.pending.is_empty() {
                 return Ok(());
             } else {
-                let started = Instant::now();
-                state = match state.order.begin_demand_of(self.pool) {
-                    Some(job) => {
-                        drop(state);
-                        self.engine.load(&job);
-                        progress.stall += started.elapsed();
-                        self.engine.lock(self.layer)?
-                    }
-                    None => {
-                        let state = self.engine.wait(state, self.layer)?;
-                        let ended = Instant::now();
-                        progress.stall += ended - started;
-                        tracing::trace!(layer = self.layer.0, seconds = (ended - started).as_secs_f64(), "stall");
-                        self.engine.record(Activity::Stall, self.layer, None, (started, ended));
-                        state
-                    }
-                };
+                state = self.await_load(state, progress)?;
             }
+        }
+    }
+
+    /// Executes a load, or waits until another thread has executed one.
+    fn await_load<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        progress: &mut Progress<'_>,
+    ) -> Result<MutexGuard<'a, State>> {
+        let started = Instant::now();
+        if self.patience.is_none()
+            && let Some(job) = state.order.begin_demand_of(self.pool)
+        {
+            drop(state);
+            self.engine.load(&job);
+            progress.stall += started.elapsed();
+            return self.engine.lock(self.layer);
+        }
+        let (state, in_time) = match self.patience {
+            None => (self.engine.wait(state, self.layer)?, true),
+            Some(patience) => {
+                // Loads of other calls end, too.
+                let arriving = |state: &mut State| !self.any_ready(state, progress.scratch);
+                let waited = self.engine.done.wait_timeout_while(state, patience, arriving);
+                let (state, timeout) = waited.map_err(|_| OffloadError::Poisoned { layer: self.layer })?;
+                (state, !timeout.timed_out())
+            }
+        };
+        let ended = Instant::now();
+        let seconds = (ended - started).as_secs_f64();
+        progress.stall += ended - started;
+        tracing::trace!(layer = self.layer.0, seconds, "stall");
+        self.engine.record(Activity::Stall, self.layer, None, (started, ended));
+        match progress.scratch.pending.first().filter(|_| !in_time) {
+            None => Ok(state),
+            Some(read) => Err(OffloadError::SlowLoad { layer: self.layer, expert: self.expert(read.key), seconds }),
         }
     }
 
@@ -213,6 +238,11 @@ impl Call<'_> {
                 meters[self.layer.index()].called_off();
             }
         })
+    }
+
+    /// Whether an expert has arrived, or a load has failed.
+    fn any_ready(&self, state: &State, scratch: &Scratch) -> bool {
+        scratch.pending.iter().any(|read| state.order.has_ended(self.place(read.slot), read.key))
     }
 
     /// Moves experts that are in their slots from the pending to the ready.
@@ -283,13 +313,19 @@ impl Call<'_> {
         }
     }
 
-    /// Takes back what the plan did not achieve, after the loads that are still running have ended.
-    fn fail<'a>(&'a self, mut state: MutexGuard<'a, State>, scratch: &Scratch) -> Result<MutexGuard<'a, State>> {
+    /// Takes back what the plan did not achieve, after the loads that are still running have ended, unless they are given
+    /// up.
+    fn fail<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        scratch: &Scratch,
+        given_up: bool,
+    ) -> Result<MutexGuard<'a, State>> {
         let plan = state.caches[self.pool].plan();
         let slots = plan.hits().iter().map(|hit| hit.slot).chain(plan.loads().iter().map(|load| load.slot));
         let places: Vec<Place> = slots.map(|slot| self.place(slot)).collect();
         places.iter().for_each(|&place| state.order.abandon(place));
-        while places.iter().any(|&place| state.order.demand_runs(place)) {
+        while !given_up && places.iter().any(|&place| state.order.demand_runs(place)) {
             state = self.engine.wait(state, self.layer)?;
         }
         let State { caches, order, prefetches, meters, .. } = &mut *state;

@@ -3,7 +3,10 @@
 //! A model's MoE block hands its tokens and [`Routes`] to an [`ExpertBank`]. [`ResidentExperts`] keeps every expert on
 //! the compute device; [`OffloadedExperts`] keeps a few in slots there and fetches the others from an
 //! [`ExpertStore`] ([`HostStore`], [`MappedStore`]) as an `expert_cache` policy plans it. Both run the same arithmetic
-//! in the same order, so their results are bit-identical (see [`OffloadedExperts`] for what is bypassed).
+//! in the same order, so their results are bit-identical (see [`Exactness`] for what is computed on the host).
+//!
+//! [`OffloadOptions`] chooses pools, policy, capacity, prefetcher and threads; [`OffloadedExperts::report`] tells what
+//! they did, [`RunTimeline`] when, and [`measure`] what to expect of a machine.
 //!
 //! ```
 //! use std::{collections::HashMap, sync::Arc};
@@ -48,6 +51,7 @@ mod cpu_slots;
 #[cfg(any(test, feature = "cuda"))]
 mod cuda;
 mod dispatch;
+mod divergence;
 mod engine;
 mod error;
 mod exactness;
@@ -83,6 +87,7 @@ pub use cpu_slots::CpuSlots;
 pub use cuda::{CopiedBytes, Pinning};
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaLoader, CudaSlots, cuda_device};
+pub use divergence::Divergence;
 pub use error::{OffloadError, Result};
 pub use exactness::Exactness;
 pub use expert::{ExpertShape, ExpertWeights};

@@ -1,6 +1,7 @@
 //! A bank that holds a few experts on the device and executes plans for the others.
 
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use expert_cache::{
@@ -42,6 +43,8 @@ pub struct OffloadedExperts {
     /// Held only to be dropped.
     _workers: Workers,
     transfers: Transfers,
+    /// How long a call waits for a load, where other threads load.
+    patience: Option<Duration>,
     /// Whether the host may compute experts.
     host: bool,
     capacities: Vec<usize>,
@@ -76,15 +79,15 @@ impl OffloadedExperts {
         let (shape, weight_type) = (store.shape(), store.weight_type());
         shape.check()?;
         options.check(device)?;
-        let host = options.exactness.allows_host(device);
+        let host = options.exactness.allows_host(device.is_cpu());
         let transfers = options.transfers;
+        let patience = options.patience.filter(|_| transfers != Transfers::Inline);
         let partition = pools_of(shape, options.partition.take())?;
         let expert_bytes = shape.expert_bytes(weight_type) as u64;
         let capacities = options.capacity.slots(&partition, expert_bytes, device)?;
         let pools = partition.into_pools();
         let mut caches = caches_of(&pools, &capacities, &mut options)?;
         let geometry = pools[0].geometry();
-        let prefetches = prefetches_of(geometry, options.prefetch)?;
         let slots = capacities.iter().map(|&capacity| new_slots(capacity, shape, weight_type, device));
         let slots = slots.collect::<Result<_>>()?;
         let order = SlotOrder::new(&capacities);
@@ -98,7 +101,8 @@ impl OffloadedExperts {
             let found = pools.iter().enumerate().find_map(|(number, pool)| Some((number, first(pool)?)));
             found.expect("a partition covers every layer")
         };
-        let places = geometry.layer_ids().map(place).collect();
+        let places: Vec<(usize, u32)> = geometry.layer_ids().map(place).collect();
+        let prefetches = prefetches_of(geometry, options.prefetch, &places)?;
         let turn = |(pool, cache): (&Pool, &Cache)| {
             let reads_mass = cache.policy().reads_mass() || cache.misses().needs_mass();
             Mutex::new(Turn { reads_mass, request: RequestBuffer::new(pool.universe()), scratch: Scratch::default() })
@@ -118,7 +122,7 @@ impl OffloadedExperts {
         });
         let workers = Workers::start(&engine, transfers, prefetching)?;
         engine.fill(fill)?;
-        Ok(OffloadedExperts { engine, _workers: workers, transfers, host, capacities, places, turns })
+        Ok(OffloadedExperts { engine, _workers: workers, transfers, patience, host, capacities, places, turns })
     }
 
     /// Counters of each layer since the bank was made.
@@ -208,13 +212,18 @@ fn caches_of(pools: &[Pool], capacities: &[usize], options: &mut OffloadOptions<
 }
 
 /// The prefetcher at work for a model, if there is one.
-fn prefetches_of(geometry: &Geometry, prefetch: Option<Prefetch>) -> Result<Option<Prefetches>> {
+fn prefetches_of(
+    geometry: &Geometry,
+    prefetch: Option<Prefetch>,
+    places: &[(usize, u32)],
+) -> Result<Option<Prefetches>> {
     let Some(Prefetch { prefetcher, per_request }) = prefetch else { return Ok(None) };
     let prefetcher = match prefetcher {
         ChosenPrefetcher::Kind { kind, ahead } => kind.build(geometry, ahead, None, 0)?,
         ChosenPrefetcher::Made(prefetcher) => Some(prefetcher),
     };
-    Ok(prefetcher.map(|prefetcher| Prefetches::new(prefetcher, per_request, geometry.layers())))
+    let pool_of = places.iter().map(|&(pool, _)| pool).collect();
+    Ok(prefetcher.map(|prefetcher| Prefetches::new(prefetcher, per_request, pool_of)))
 }
 
 /// Allocates slots on a device.
@@ -280,13 +289,14 @@ impl ExpertBank for OffloadedExperts {
         if routes.tokens() == 0 {
             return Ok(hidden.clone());
         }
-        let (transfers, host, phase) = (self.transfers, self.host, routes.phase());
+        let (transfers, patience, host, phase) = (self.transfers, self.patience, self.host, routes.phase());
         let (engine, dispatch) = (&*self.engine, &dispatch);
         let outputs = {
-            let mut turn = self.turns[pool].lock().map_err(|_| OffloadError::Poisoned { layer })?;
+            // What a call that panicked has left in its lists is cleared before it is used.
+            let mut turn = self.turns[pool].lock().unwrap_or_else(PoisonError::into_inner);
             let Turn { reads_mass, request, scratch } = &mut *turn;
             want(request, routes, first_key, *reads_mass)?;
-            let call = Call { engine, transfers, host, pool, first_key, layer, phase, dispatch, hidden };
+            let call = Call { engine, transfers, patience, host, pool, first_key, layer, phase, dispatch, hidden };
             call.serve(&request.request(layer, phase), scratch)?
         };
         dispatch.combine(outputs, hidden, routes)
@@ -317,4 +327,34 @@ fn want(request: &mut RequestBuffer, routes: &Routes, first_key: u32, mass: bool
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use expert_cache::PolicyKind;
+
+    use super::*;
+    use crate::{Capacity, HostStore};
+
+    /// Only another device forbids what the host computes, so the bank is told that it has one.
+    #[test]
+    fn a_load_declined_by_a_closures_policy_is_an_error_where_the_host_computes_otherwise() {
+        let store = Arc::new(HostStore::from_store(&crate::stress::Noise).unwrap());
+        let policy = |pool: &Pool, slots| PolicyKind::Hysteresis { dwell: 100 }.build(pool.shape(), slots, None);
+        let options = OffloadOptions::new(Capacity::Slots(1)).policy_with(policy);
+        let mut bank = OffloadedExperts::new(store, &Device::Cpu, options).unwrap();
+        let forward = |bank: &OffloadedExperts, expert| {
+            let ones = |width| Tensor::ones((1, width), DType::F32, &Device::Cpu).unwrap();
+            bank.forward(LayerId(1), &ones(8), &Routes::new(vec![expert], ones(1), Phase::Decode).unwrap())
+        };
+        bank.host = false;
+        forward(&bank, 3).unwrap();
+        assert_eq!(
+            forward(&bank, 4).unwrap_err().to_string(),
+            "layer 1, expert 4: the policy declined a load, and computing on the host is not exact on this device"
+        );
+        bank.host = true;
+        forward(&bank, 4).unwrap();
+        assert_eq!(bank.counters().unwrap()[1].decode.counts.bypasses, 1);
+    }
 }

@@ -1,6 +1,7 @@
 //! What a user chooses about an offloaded bank.
 
 use std::fmt;
+use std::time::Duration;
 
 use candle_core::Device;
 use expert_cache::{
@@ -42,6 +43,7 @@ pub struct OffloadOptions<'a> {
     pub(crate) transfers: Transfers,
     pub(crate) prefetch: Option<Prefetch>,
     pub(crate) timeline_events: usize,
+    pub(crate) patience: Option<Duration>,
 }
 
 /// Who predicts, and how many of the best predictions of a request are considered.
@@ -75,6 +77,7 @@ impl<'a> OffloadOptions<'a> {
             transfers: Transfers::Inline,
             prefetch: None,
             timeline_events: 0,
+            patience: None,
         }
     }
 
@@ -161,6 +164,14 @@ impl<'a> OffloadOptions<'a> {
         self
     }
 
+    /// Lets a call fail with [`OffloadError::SlowLoad`](crate::OffloadError::SlowLoad) when it has waited that long without
+    /// an expert arriving. Only where other threads load: the calling thread cannot leave a load that it executes, so that
+    /// it executes none. A load that is given up still occupies its slot until it ends, and dropping the bank waits for it.
+    pub fn patience(mut self, patience: Duration) -> OffloadOptions<'a> {
+        self.patience = Some(patience);
+        self
+    }
+
     /// Records the first `events` activities of the bank's threads: see
     /// [`OffloadedExperts::timeline`](crate::OffloadedExperts::timeline).
     pub fn record_timeline(mut self, events: usize) -> OffloadOptions<'a> {
@@ -170,7 +181,7 @@ impl<'a> OffloadOptions<'a> {
 
     /// Refuses what does not go together on a device.
     pub(crate) fn check(&self, device: &Device) -> Result<()> {
-        self.exactness.check(device, self.oversize, &self.misses, self.bypassing)
+        self.exactness.check(device.is_cpu(), self.oversize, &self.misses, self.bypassing)
     }
 }
 

@@ -13,14 +13,17 @@ pub(crate) struct Prefetches {
     per_request: usize,
     /// One entry a layer of the model.
     counts: Vec<PrefetchCounts>,
+    /// The pool of each layer.
+    pool_of: Vec<usize>,
     experts: Vec<ExpertId>,
     predictions: Vec<Prediction>,
 }
 
 impl Prefetches {
-    pub(crate) fn new(prefetcher: Box<dyn Prefetcher>, per_request: usize, layers: usize) -> Prefetches {
-        let counts = vec![PrefetchCounts::default(); layers];
-        Prefetches { prefetcher, per_request, counts, experts: Vec::new(), predictions: Vec::new() }
+    /// Prefetches for a model; `pool_of` names the pool of each of its layers.
+    pub(crate) fn new(prefetcher: Box<dyn Prefetcher>, per_request: usize, pool_of: Vec<usize>) -> Prefetches {
+        let counts = vec![PrefetchCounts::default(); pool_of.len()];
+        Prefetches { prefetcher, per_request, counts, pool_of, experts: Vec::new(), predictions: Vec::new() }
     }
 
     pub(crate) fn counts(&self) -> &[PrefetchCounts] {
@@ -81,9 +84,8 @@ impl Prefetches {
         for resident in [true, false] {
             for at in 0..self.predictions.len() {
                 let prediction = self.predictions[at];
-                let key = |pool: &Pool| pool.key(prediction.layer, prediction.expert);
-                let found = pools.iter().enumerate().find_map(|(number, pool)| Some((number, key(pool)?)));
-                let Some((number, key)) = found else { continue };
+                let Some(&number) = self.pool_of.get(prediction.layer.index()) else { continue };
+                let Some(key) = pools[number].key(prediction.layer, prediction.expert) else { continue };
                 if caches[number].resident().contains(key.index()) == resident {
                     let within = requests_until(&pools[number], request, prediction);
                     if let Some(planned) =

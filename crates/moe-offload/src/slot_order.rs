@@ -164,6 +164,12 @@ impl SlotOrder {
         self.slot(place).steps.push_back(Step::Read(key));
     }
 
+    /// Whether nothing is to happen any more before an expert is read, be it there or not.
+    pub(crate) fn has_ended(&self, place: Place, key: ExpertKey) -> bool {
+        let first = self.slots[place.pool][place.slot.index()].steps.front();
+        matches!(first, Some(Step::Read(next)) if *next == key)
+    }
+
     /// How far an expert is that a call of `phase` reads.
     pub(crate) fn arrival(&mut self, place: Place, key: ExpertKey, phase: Phase) -> Arrival {
         let slot = self.slot(place);

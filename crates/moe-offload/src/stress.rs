@@ -30,7 +30,7 @@ fn id(number: u64) -> u16 {
 
 /// Random experts.
 #[derive(Debug)]
-struct Noise;
+pub(crate) struct Noise;
 
 impl ExpertStore for Noise {
     fn shape(&self) -> ExpertShape {

@@ -73,6 +73,8 @@ impl ExpertStore for Fated {
     }
 
     fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights> {
+        let fate = self.fates.lock().unwrap().get(&(layer.0, expert.0)).copied();
+        assert_ne!(fate, Some(Fate::Panics), "what a store");
         self.store.fetch(layer, expert)
     }
 
@@ -212,6 +214,30 @@ fn failures_are_errors_of_their_call_and_rolled_back() {
 }
 
 #[test]
+fn a_bank_survives_what_fails_or_panics_while_it_computes() {
+    for threads in [0, 2] {
+        let store = Fated::new(SHAPE);
+        let all = resident(&*store.store);
+        let options = OffloadOptions::slots(2).oversize(Oversize::Bypass).transfers(Transfers::threads(threads));
+        let bank = bank(&store, options);
+        let narrow = Tensor::ones((1, SHAPE.hidden - 1), DType::F32, &Device::Cpu).unwrap();
+        let weights = Tensor::ones((1, 2), DType::F32, &Device::Cpu).unwrap();
+        let routes = Routes::new(vec![0, 1], weights, Phase::Decode).unwrap();
+        assert!(matches!(bank.forward(LayerId(0), &narrow, &routes), Err(OffloadError::Tensor(_))));
+        // Expert 6 does not fit, and is computed on the host.
+        store.set(0, 6, Some(Fate::Panics));
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| forward(&bank, 0, &[2, 3, 6])));
+        assert!(panicked.is_err());
+        store.set(0, 6, None);
+        for experts in [&[2, 3, 6][..], &[0, 1], &[3, 4]] {
+            assert_eq!(forward(&bank, 0, experts).unwrap(), forward(&all, 0, experts).unwrap());
+        }
+        let decode = bank.counters().unwrap()[0].decode;
+        assert_eq!((decode.failed_calls, decode.counts.requests, decode.counts.bypasses), (2, 3, 1));
+    }
+}
+
+#[test]
 fn a_failed_prefetch_fails_nobody() {
     for threads in [0, 1] {
         for fate in [Fate::Fails, Fate::Panics] {
@@ -231,6 +257,27 @@ fn a_failed_prefetch_fails_nobody() {
             let layer = bank.counters().unwrap()[1];
             assert_eq!((layer.decode.reloads, layer.prefetch.counts.late, layer.prefetch.counts.useful), (2, 1, 0));
         }
+    }
+}
+
+#[test]
+fn a_slow_load_fails_its_call_and_ends_in_peace() {
+    let store = Fated::new(SHAPE);
+    let all = resident(&*store.store);
+    let options = OffloadOptions::slots(2).transfers(Transfers::threads(2)).patience(Duration::from_millis(50));
+    let bank = bank(&store, options);
+    forward(&bank, 0, &[0, 1]).unwrap();
+    store.set(0, 4, Some(Fate::Held));
+    let error = forward(&bank, 0, &[0, 4]).unwrap_err();
+    assert!(matches!(error, OffloadError::SlowLoad { layer: LayerId(0), expert: ExpertId(4), .. }), "{error}");
+    // The other slot serves on, and other layers do.
+    assert_eq!(forward(&bank, 0, &[0]).unwrap(), forward(&all, 0, &[0]).unwrap());
+    assert_eq!(forward(&bank, 1, &[2, 3]).unwrap(), forward(&all, 1, &[2, 3]).unwrap());
+    assert!(forward(&bank, 0, &[5, 6]).is_err());
+    store.set(0, 4, None);
+    for experts in [[5, 6], [4, 0], [1, 7]] {
+        while forward(&bank, 0, &experts).is_err() {}
+        assert_eq!(forward(&bank, 0, &experts).unwrap(), forward(&all, 0, &experts).unwrap());
     }
 }
 
@@ -290,4 +337,61 @@ fn a_timeline_is_bounded() {
     assert!(forward(&bank, 0, &[0, 1]).is_ok() && forward(&bank, 0, &[2, 3]).is_ok());
     let timeline = bank.timeline().unwrap();
     assert_eq!((timeline.events().len(), timeline.dropped()), (3, 5));
+}
+
+/// Writes down the names of spans and events.
+#[derive(Debug, Default)]
+struct Names(Mutex<Vec<String>>);
+
+impl tracing::Subscriber for Names {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("moe_offload")
+    }
+
+    fn new_span(&self, span: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        self.0.lock().unwrap().push(span.metadata().name().to_owned());
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut message = Message::default();
+        event.record(&mut message);
+        self.0.lock().unwrap().push(message.0);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// The message of an event.
+#[derive(Default)]
+struct Message(String);
+
+impl tracing::field::Visit for Message {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        if field.name() == "message" {
+            self.0 = format!("{value:?}");
+        }
+    }
+}
+
+#[test]
+fn what_happens_is_told_to_tracing() {
+    let store = Fated::new(SHAPE);
+    store.set(1, 3, Some(Fate::Fails));
+    let names = Arc::new(Names::default());
+    tracing::subscriber::with_default(names.clone(), || {
+        let options = OffloadOptions::slots(2).prefetch_with(Box::new(Expects(vec![(1, 3)])), 1);
+        let bank = bank(&store, options);
+        forward(&bank, 0, &[0, 1]).unwrap();
+        forward(&bank, 1, &[3, 5]).unwrap_err();
+    });
+    // Two loads, each computed when it has come; the prefetch fails, and so does the call that wants it.
+    let expected = ["load", "compute", "load", "compute", "load", "prefetch failed", "load", "rollback"];
+    assert_eq!(*names.0.lock().unwrap(), expected);
 }
