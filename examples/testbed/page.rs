@@ -1,7 +1,9 @@
 //! The report as one self-contained HTML page.
 
+use std::collections::BTreeMap;
+
 use moe_examples::{Page, axes};
-use moe_testbed::{PointSummary, Study};
+use moe_testbed::{PointSummary, Spread, Study, ValidationRecord};
 use plotly::common::{DashType, ErrorData, ErrorType, Line, Mode};
 use plotly::{Bar, Plot, Scatter};
 
@@ -25,6 +27,11 @@ pub(crate) fn render(report: &Report, study: &Study, text: &str) -> String {
             page.plot(&heading, &over_scopes(report, study, figure, label));
         }
         page.plot(&format!("{label}, every point"), &bars(points, &[(figure, label)], label));
+    }
+    let on_the_way: [(&str, fn(&ValidationRecord) -> f64); 2] =
+        [("NMI of expert and domain", |record| record.nmi), ("validation loss, nats a token", |record| record.loss)];
+    for (label, figure) in on_the_way {
+        page.plot(&format!("{label} on the way, a few sequences"), &over_steps(report, study, figure, label));
     }
     let (srp, sch) = (format!("srp_{}", report.window), format!("sch_{}", report.window));
     for (consistency, name) in [(&srp, "SRP"), (&sch, "SCH")] {
@@ -73,6 +80,22 @@ fn over_scopes(report: &Report, study: &Study, figure: &str, label: &str) -> Plo
         plot.add_trace(Scatter::new(x, y).mode(Mode::Lines).line(line).name(format!("{name}, as a line")));
     }
     plot.set_layout(axes("balancing scope", label));
+    plot
+}
+
+/// A line a point over the steps of training, mean over seeds.
+fn over_steps(report: &Report, study: &Study, figure: fn(&ValidationRecord) -> f64, label: &str) -> Plot {
+    let mut plot = Plot::new();
+    for point in &report.points {
+        let mut at_step: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
+        for run in study.runs.iter().filter(|run| run.config.point == point.point) {
+            run.validations.iter().for_each(|record| at_step.entry(record.step).or_default().push(figure(record)));
+        }
+        let means = at_step.values().filter_map(|values| Some(Spread::of(values)?.mean)).collect();
+        let steps = at_step.keys().copied().collect();
+        plot.add_trace(Scatter::new(steps, means).mode(Mode::LinesMarkers).name(&point.point));
+    }
+    plot.set_layout(axes("steps", label));
     plot
 }
 

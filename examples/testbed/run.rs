@@ -54,8 +54,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     };
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let _lock = lock(&folder)?;
-    let create = |config| RunFolder::create(&folder, config);
-    let folders: Vec<RunFolder> = runs.into_iter().map(create).collect::<moe_testbed::Result<_>>()?;
+    let create = |config| Ok(RunFolder::create(&folder, config)?);
+    let folders: Vec<RunFolder> = runs.into_iter().map(create).collect::<Result<_>>()?;
     fs::copy(&arguments.experiment, folder.join(EXPERIMENT))
         .with_context(|| format!("cannot write {}", folder.join(EXPERIMENT).display()))?;
     let count = |state| folders.iter().filter(|run| run.state() == state).count();

@@ -5,6 +5,11 @@
 //! variant with another [router](moe_model::RouterKind), as reproducible as it is interruptible, and [`held_out_bits`] says how well the model predicts each domain, beside a
 //! [`ByteNgram`] of the same training text ([`ngram_bits`]). The unit is the bit per byte, so tokenizers do not matter.
 //!
+//! An [`Experiment`] is a file that declares text (folders, or a [`SyntheticMix`] that needs none), a base model, and
+//! points that change its router, balancing or architecture. Each point and seed is a run in a [`RunFolder`] that can be
+//! interrupted; its [`RunFigures`] say how the routing follows the domains, how local it is and what that means for speed
+//! under offloading, each beside its nulls; a [`Study`] compares them with a reference router that knows the domains.
+//!
 //! ```
 //! use moe_model::{OlmoeConfig, OlmoeParams};
 //! use moe_testbed::{Corpus, Domain, TokenizedCorpus, TrainOptions, Trainer, held_out_bits, train_tokenizer};
@@ -92,7 +97,7 @@ pub use ngram::ByteNgram;
 pub use predicted_speed::{PredictedSpeed, SpeedPlan};
 pub use router_loss::{load_balance, load_balance_at, router_z_loss, sequence_balance, update_biases};
 pub use run_figures::{Agreement, BesideShuffled, RunFigures, SrpFigures};
-pub use run_folder::{RunEvent, RunFolder, RunSeconds, RunState, StepRecord, ValidationRecord};
+pub use run_folder::{RunEvent, RunFolder, RunSeconds, RunState, ValidationRecord};
 pub use schedule::Schedule;
 pub use study::{CompleteRun, PointSummary, Spread, Study};
 pub use synthetic_mix::{Letters, SyntheticMix};

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use moe_trace::{open, write_trace};
+use moe_trace::write_trace;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -55,29 +55,6 @@ pub struct RunSeconds {
     pub measuring: f64,
 }
 
-/// A line of `metrics.jsonl`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StepRecord {
-    /// Steps done.
-    pub step: u64,
-    /// Cross entropy in nats a token.
-    pub loss: f64,
-    /// Load-balance loss, 1 if even.
-    pub balance: f64,
-    /// Router z-loss.
-    pub z_loss: f64,
-    /// Purity of the routing of the step.
-    pub purity: f64,
-    /// Load of the busiest expert above an even load, as a fraction of it.
-    pub max_violation: f64,
-    /// Share of the routed slots that were dropped.
-    pub dropped: f64,
-    /// Norm of the gradient before clipping.
-    pub gradient_norm: f64,
-    /// Learning rate.
-    pub rate: f64,
-}
-
 /// A line of `validation.jsonl`: how a model reads a few held-out sequences of each domain.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ValidationRecord {
@@ -98,14 +75,6 @@ pub enum RunEvent<'a> {
     Step(&'a Progress),
     /// A checkpoint is due, and this is how good the model is.
     Validated(&'a ValidationRecord),
-}
-
-impl From<&Progress> for StepRecord {
-    fn from(progress: &Progress) -> StepRecord {
-        let &Progress { step, loss, balance, z_loss, purity, max_violation, dropped, gradient_norm, rate, .. } =
-            progress;
-        StepRecord { step, loss, balance, z_loss, purity, max_violation, dropped, gradient_norm, rate }
-    }
 }
 
 impl RunFolder {
@@ -179,28 +148,16 @@ impl RunFolder {
         if path.exists() { read_json(&path) } else { Ok(RunSeconds::default()) }
     }
 
-    /// The steps so far.
-    ///
-    /// # Errors
-    /// As [`figures`](Self::figures).
-    pub fn steps(&self) -> Result<Vec<StepRecord>> {
-        read_lines(&self.path.join(METRICS))
-    }
-
     /// How good the model was on the way.
     ///
     /// # Errors
     /// As [`figures`](Self::figures).
     pub fn validations(&self) -> Result<Vec<ValidationRecord>> {
-        read_lines(&self.path.join(VALIDATION))
-    }
-
-    /// The routing on the held-out text of a complete run.
-    ///
-    /// # Errors
-    /// [`TestbedError::Trace`].
-    pub fn trace(&self) -> Result<Box<dyn moe_trace::RoutingSource>> {
-        Ok(open(self.path.join(TRACE))?)
+        let path = self.path.join(VALIDATION);
+        let text = fs::read_to_string(&path).map_err(TestbedError::io(&path))?;
+        let record =
+            |line| serde_json::from_str(line).map_err(|source| TestbedError::Json { path: path.clone(), source });
+        text.lines().map(record).collect()
     }
 
     /// Does what is left of the run with some threads, and returns its figures; `None` if `observe` breaks it off.
@@ -235,7 +192,7 @@ impl RunFolder {
             let until = ((trainer.step() / every + 1) * every).min(steps);
             while trainer.step() < until {
                 let progress = trainer.advance()?;
-                metrics.append(&StepRecord::from(&progress))?;
+                metrics.append(&progress)?;
                 if observe(RunEvent::Step(&progress)).is_break() {
                     return Ok(None);
                 }
@@ -310,13 +267,6 @@ impl LineFile {
     fn sync(&self) -> Result<()> {
         self.file.sync_all().map_err(TestbedError::io(&self.path))
     }
-}
-
-fn read_lines<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Vec<T>> {
-    let text = fs::read_to_string(path).map_err(TestbedError::io(path))?;
-    let record =
-        |line| serde_json::from_str(line).map_err(|source| TestbedError::Json { path: path.to_owned(), source });
-    text.lines().map(record).collect()
 }
 
 fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {

@@ -6,7 +6,9 @@ use std::path::Path;
 use moe_model::RouterKind;
 use serde::Serialize;
 
-use crate::{Experiment, Result, RunConfig, RunFigures, RunFolder, RunSeconds, RunState, TestbedError};
+use crate::{
+    Experiment, Result, RunConfig, RunFigures, RunFolder, RunSeconds, RunState, TestbedError, ValidationRecord,
+};
 
 /// The complete runs of an experiment.
 #[derive(Clone, Debug)]
@@ -26,6 +28,8 @@ pub struct CompleteRun {
     pub config: RunConfig,
     /// What was measured.
     pub figures: RunFigures,
+    /// How good the model was on the way.
+    pub validations: Vec<ValidationRecord>,
     /// What it took.
     pub seconds: RunSeconds,
 }
@@ -112,8 +116,9 @@ impl Study {
             let complete = run.exists().then(|| RunFolder::open(&run)).transpose()?;
             match complete.filter(|run| run.state() == RunState::Complete) {
                 Some(run) => {
-                    let (config, figures, seconds) = (run.config().clone(), run.figures()?, run.seconds()?);
-                    runs.push(CompleteRun { config, figures, seconds });
+                    let (config, figures) = (run.config().clone(), run.figures()?);
+                    let (validations, seconds) = (run.validations()?, run.seconds()?);
+                    runs.push(CompleteRun { config, figures, validations, seconds });
                 }
                 None => missing.push(path.display().to_string()),
             }

@@ -60,7 +60,7 @@ impl Default for TrainOptions {
 }
 
 /// What one step did.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// Steps done, this one included.
     pub step: u64,
