@@ -85,7 +85,8 @@ impl<'a> Execution<'a> {
         let (slots, slot) = (self.slots, load.slot);
         self.store.with_bytes(self.layer, expert_id(load.key.index()), &mut |expert| slots.load(slot, expert))?;
         self.loaded += 1;
-        self.counters.loaded_bytes += self.store.shape().expert_bytes(self.store.weight_type()) as u64;
+        self.counters.loaded_bytes +=
+            self.store.shape().expert_bytes(self.store.weight_types()[self.layer.index()]) as u64;
         Ok(())
     }
 

@@ -9,8 +9,8 @@ use moe_trace::{EMPTY_SLOT, LayerId};
 use crate::dispatch::Dispatch;
 use crate::execute::Execution;
 use crate::{
-    CpuSlots, ExpertBank, ExpertShape, ExpertSlots, ExpertStore, LayerCounters, OffloadError, Result, Routes,
-    WeightType,
+    CpuSlots, ExpertBank, ExpertShape, ExpertSlots, ExpertStore, ExpertTypes, LayerCounters, OffloadError, Result,
+    Routes,
 };
 
 /// An [`ExpertBank`] of one cache a layer: slots on the compute device, all weights in an [`ExpertStore`].
@@ -55,7 +55,7 @@ impl OffloadedExperts {
         let mut layers = Vec::with_capacity(shape.layers);
         for layer in (0..).take(shape.layers).map(LayerId) {
             let cache = ExpertCache::new(policy(layer)?, shape.experts, capacity, oversize)?;
-            let slots = new_slots(capacity, shape, store.weight_type(), device)?;
+            let slots = new_slots(capacity, shape, store.weight_types()[layer.index()], device)?;
             let (counters, request) = (LayerCounters::default(), RequestBuffer::new(shape.experts));
             layers.push(Mutex::new(LayerPool { cache, slots, counters, request }));
         }
@@ -77,13 +77,14 @@ impl OffloadedExperts {
 
     /// Bytes of the slots of all layers.
     pub fn slot_bytes(&self) -> usize {
-        self.layers.len() * self.capacity * self.store.shape().expert_bytes(self.store.weight_type())
+        let shape = self.store.shape();
+        self.store.weight_types().iter().map(|&types| self.capacity * shape.expert_bytes(types)).sum()
     }
 
     /// Bytes that the experts of all layers have as they are computed.
     pub fn expert_bytes(&self) -> usize {
         let shape = self.store.shape();
-        shape.layers * shape.experts * shape.expert_bytes(self.store.weight_type())
+        self.store.weight_types().iter().map(|&types| shape.experts * shape.expert_bytes(types)).sum()
     }
 
     fn pool(&self, layer: LayerId) -> Result<MutexGuard<'_, LayerPool>> {
@@ -97,11 +98,11 @@ impl OffloadedExperts {
 pub(crate) fn new_slots(
     capacity: usize,
     shape: ExpertShape,
-    weight_type: WeightType,
+    types: ExpertTypes,
     device: &Device,
 ) -> Result<Box<dyn ExpertSlots>> {
     match device {
-        Device::Cpu => Ok(Box::new(CpuSlots::new(capacity, shape, weight_type)?)),
+        Device::Cpu => Ok(Box::new(CpuSlots::new(capacity, shape, types)?)),
         _ => Err(OffloadError::Device { device: format!("{:?}", device.location()) }),
     }
 }

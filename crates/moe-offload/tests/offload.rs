@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use candle_core::{DType, Device, Tensor};
 use expert_cache::{ExpertCache, Oversize, PolicyKind, Pool, PoolShape, Requests, Simulation};
 use moe_offload::{
-    ExpertBank, ExpertShape, ExpertStore, ExpertWeights, HostStore, MappedStore, OffloadError, OffloadedExperts,
-    Projection, ResidentExperts, Result, Routes, WeightType, measure, measure_disk,
+    ExpertBank, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, HostStore, MappedStore, OffloadError,
+    OffloadedExperts, Projection, ResidentExperts, Result, Routes, WeightType, measure, measure_disk,
 };
 use moe_trace::{ExpertId, Geometry, LayerId, MemoryTrace, Phase, RoutingSource, SequenceBuf};
 
@@ -178,8 +178,8 @@ impl ExpertStore for Flaky {
         self.store.shape()
     }
 
-    fn weight_type(&self) -> WeightType {
-        self.store.weight_type()
+    fn weight_types(&self) -> &[ExpertTypes] {
+        self.store.weight_types()
     }
 
     fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights> {
