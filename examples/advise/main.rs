@@ -15,8 +15,6 @@ mod report;
 mod residency;
 mod validate;
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -48,9 +46,4 @@ fn main() -> Result<()> {
         Command::Validate(arguments) => validate::run(&arguments),
         Command::Residency(arguments) => residency::run(&arguments),
     }
-}
-
-/// The model of this repository.
-fn default_model() -> PathBuf {
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../models/default").into()
 }

@@ -30,13 +30,13 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let device = arguments.device.open()?;
-    let folder = arguments.model.clone().unwrap_or_else(crate::default_model);
+    let folder = arguments.model.clone().unwrap_or_else(moe_examples::default_model);
     let checkpoint = Checkpoint::open(&folder)
         .with_context(|| format!("cannot use the model in {}; see --model in --help", folder.display()))?;
     let (shape, dtype) = (checkpoint.config().expert_shape(), DType::F32);
     let names = |layer, expert| checkpoint.expert_names(layer, expert);
     println!("reading {} cold", folder.display());
-    let disk = measure_disk(checkpoint.files(), shape, dtype, names)?;
+    let disk = measure_disk(checkpoint.files(), || MappedStore::open(checkpoint.files(), shape, dtype, names))?;
     println!("loading and computing experts");
     let mapped = MappedStore::open(checkpoint.files(), shape, dtype, names)?;
     let host: Arc<dyn ExpertStore> = Arc::new(HostStore::from_store(&mapped)?);

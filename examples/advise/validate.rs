@@ -194,7 +194,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 impl Runtime {
     fn open(arguments: &Arguments) -> Result<Runtime> {
-        let folder = arguments.model.clone().unwrap_or_else(crate::default_model);
+        let folder = arguments.model.clone().unwrap_or_else(moe_examples::default_model);
         let checkpoint = Checkpoint::open(&folder)
             .with_context(|| format!("cannot use the model in {}; see --model in --help", folder.display()))?;
         let (config, device, dtype) = (checkpoint.config().clone(), Device::Cpu, DType::F32);

@@ -104,8 +104,7 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     ensure!(arguments.rho > 0.0, "--rho is {}, it must be above 0", arguments.rho);
     ensure!((0.0..=1.0).contains(&arguments.target), "--target is {}, give a share such as 0.9", arguments.target);
-    let folder =
-        arguments.model.clone().unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/../models/default").into());
+    let folder = arguments.model.clone().unwrap_or_else(moe_examples::default_model);
     let checkpoint = Checkpoint::open(&folder)
         .with_context(|| format!("cannot use the model in {}; see --model in --help", folder.display()))?;
     let tokenizer = checkpoint.tokenizer()?;

@@ -43,8 +43,8 @@ pub(crate) struct Generation {
     /// Slots a layer.
     capacity: usize,
     /// Bytes of all slots, and of all experts.
-    slot_bytes: usize,
-    expert_bytes: usize,
+    slot_bytes: u64,
+    expert_bytes: u64,
     /// Whether both runs chose the same tokens, and the same experts with the same weights.
     same_text: bool,
     same_routing: bool,
@@ -177,9 +177,9 @@ impl fmt::Display for Report {
 impl fmt::Display for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut runs = table(["experts", "memory for experts", "prefill tokens/s", "decode tokens/s"]);
-        let mut row = |name: String, bytes: usize, speed: &Speed| {
+        let mut row = |name: String, bytes: u64, speed: &Speed| {
             let tokens = |speed: f64| format!("{speed:.0}");
-            runs.add_row([name, mebibytes(bytes as u64), tokens(speed.prefill), tokens(speed.decode)]);
+            runs.add_row([name, mebibytes(bytes), tokens(speed.prefill), tokens(speed.decode)]);
         };
         row("all resident".to_owned(), self.expert_bytes, &self.resident);
         row(format!("{} slots a layer, {}", self.capacity, self.policy), self.slot_bytes, &self.offloaded);

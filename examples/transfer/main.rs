@@ -10,12 +10,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use candle_core::quantized::QTensor;
-use candle_core::{DType, Device, Tensor};
+use candle_core::Device;
 use clap::Parser;
 use expert_cache::SlotId;
 use moe_examples::{DeviceName, table};
-use moe_offload::{CpuSlots, ExpertShape, ExpertSlots, ExpertStore, ExpertWeights, HostStore, Projection, WeightType};
+use moe_offload::{CpuSlots, ExpertShape, ExpertSlots, ExpertStore, HostStore, RandomExperts, WeightType};
 use moe_trace::{ExpertId, LayerId};
 
 use crate::plain::Plain;
@@ -66,7 +65,7 @@ fn main() -> Result<()> {
     }
     let device = arguments.device.open()?;
     let Arguments { hidden, intermediate, experts, weights, .. } = arguments;
-    let store = Experts { shape: ExpertShape { layers: 1, experts, hidden, intermediate }, weights };
+    let store = RandomExperts::new(ExpertShape { layers: 1, experts, hidden, intermediate }, weights, 0)?;
     let store = Arc::new(HostStore::from_store(&store)?);
     let slots = slots(arguments.slots, store.shape(), weights, &device)?;
     let dims = store.shape().projections();
@@ -137,34 +136,5 @@ fn slots(slots: usize, shape: ExpertShape, weights: WeightType, device: &Device)
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => Ok(Box::new(moe_offload::CudaSlots::new(slots, shape, weights, device)?)),
         _ => Ok(Box::new(CpuSlots::new(slots, shape, weights)?)),
-    }
-}
-
-/// Random experts, made when they are fetched.
-#[derive(Debug)]
-struct Experts {
-    shape: ExpertShape,
-    weights: WeightType,
-}
-
-impl ExpertStore for Experts {
-    fn shape(&self) -> ExpertShape {
-        self.shape
-    }
-
-    fn weight_type(&self) -> WeightType {
-        self.weights
-    }
-
-    fn fetch(&self, _: LayerId, _: ExpertId) -> moe_offload::Result<ExpertWeights> {
-        let projection = |dims: (usize, usize)| -> moe_offload::Result<Projection> {
-            let numbers = Tensor::rand(-1f32, 1.0, dims, &Device::Cpu)?;
-            Ok(match (self.weights.ggml(), self.weights.dense()) {
-                (Some(ggml), _) => Projection::Quantized(QTensor::quantize(&numbers, ggml)?.into()),
-                (None, dense) => Projection::Dense(numbers.to_dtype(dense.unwrap_or(DType::F32))?),
-            })
-        };
-        let [gate, up, down] = self.shape.projections().map(projection);
-        ExpertWeights::from_projections([gate?, up?, down?])
     }
 }

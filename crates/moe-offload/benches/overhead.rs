@@ -6,39 +6,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Tensor};
 use expert_cache::PrefetcherKind;
 use moe_offload::{
-    ExpertBank, ExpertShape, ExpertStore, ExpertWeights, HostStore, OffloadOptions, OffloadedExperts, Projection,
-    ResidentExperts, Result, Routes, Transfers, WeightType,
+    ExpertBank, ExpertShape, ExpertStore, HostStore, OffloadOptions, OffloadedExperts, RandomExperts, ResidentExperts,
+    Result, Routes, Transfers, WeightType,
 };
 use moe_trace::{ExpertId, LayerId, Phase};
-
-/// Random experts.
-#[derive(Debug)]
-struct Noise(ExpertShape, WeightType);
-
-impl ExpertStore for Noise {
-    fn shape(&self) -> ExpertShape {
-        self.0
-    }
-
-    fn weight_type(&self) -> WeightType {
-        self.1
-    }
-
-    fn fetch(&self, _: LayerId, _: ExpertId) -> Result<ExpertWeights> {
-        let [gate, up, down] = self.0.projections().map(|dims| -> Result<Projection> {
-            let weights = Tensor::randn(0f32, 0.02, dims, &Device::Cpu)?;
-            Ok(match self.1.ggml() {
-                Some(ggml) => Projection::Quantized(QTensor::quantize(&weights, ggml)?.into()),
-                None => Projection::Dense(weights),
-            })
-        });
-        ExpertWeights::from_projections([gate?, up?, down?])
-    }
-}
 
 fn main() -> Result<()> {
     let small = ExpertShape { layers: 4, experts: 32, hidden: 128, intermediate: 64 };
@@ -51,7 +25,7 @@ fn main() -> Result<()> {
 }
 
 fn compare(shape: ExpertShape, weight_type: WeightType, rounds: usize) -> Result<()> {
-    let store = Arc::new(HostStore::from_store(&Noise(shape, weight_type))?);
+    let store = Arc::new(HostStore::from_store(&RandomExperts::new(shape, weight_type, 0)?)?);
     let layers =
         |layer| (0..).take(shape.experts).map(|expert| store.fetch(LayerId(layer), ExpertId(expert))).collect();
     let resident = ResidentExperts::new((0..).take(shape.layers).map(layers).collect::<Result<_>>()?);

@@ -23,8 +23,8 @@ pub enum Capacity {
 }
 
 impl Capacity {
-    /// Slots of each pool for experts of `expert_bytes`; a pool never has more than it has experts.
-    pub(crate) fn slots(&self, partition: &Partition, expert_bytes: u64, device: &Device) -> Result<Vec<usize>> {
+    /// Slots of each pool, given the bytes of an expert of each; a pool never has more than it has experts.
+    pub(crate) fn slots(&self, partition: &Partition, expert_bytes: &[u64], device: &Device) -> Result<Vec<usize>> {
         let pools = partition.pools();
         let bytes = match self {
             Capacity::Slots(slots) => return Ok(vec![*slots; pools.len()]),
@@ -35,16 +35,17 @@ impl Capacity {
             Capacity::Bytes(bytes) => *bytes,
             Capacity::Free { reserve_bytes } => free_bytes(device)?.saturating_sub(*reserve_bytes),
         };
-        let total = usize::try_from(bytes / expert_bytes).unwrap_or(usize::MAX);
         let layers: usize = pools.iter().map(|pool| pool.layers().len()).sum();
-        // Shares are rounded where they end, so that together they are the total.
-        let share = |layers_before: usize| (total as u128 * layers_before as u128 / layers as u128) as usize;
-        let mut before = 0;
-        let slots = pools.iter().map(|pool| {
+        // Shares are rounded where they end, and what a pool leaves is the next one's, so that no slot is lost.
+        let share = |layers_before: usize| u128::from(bytes) * layers_before as u128 / layers as u128;
+        let (mut before, mut left) = (0, 0);
+        let slots = pools.iter().zip(expert_bytes).map(|(pool, &expert_bytes)| {
             let after = before + pool.layers().len();
-            let slots = share(after) - share(before);
+            left += share(after) - share(before);
             before = after;
-            slots.min(pool.universe())
+            let slots = usize::try_from(left / u128::from(expert_bytes)).unwrap_or(usize::MAX).min(pool.universe());
+            left -= slots as u128 * u128::from(expert_bytes);
+            slots
         });
         Ok(slots.collect())
     }
@@ -78,10 +79,10 @@ mod tests {
     #[test]
     fn bytes_are_divided_by_layers_and_used_up() {
         let geometry = Geometry::decoder(5, 8, 2).unwrap();
-        let slots = |capacity: Capacity, partition: &Partition| capacity.slots(partition, 10, &Device::Cpu);
+        let slots = |capacity: Capacity, partition: &Partition| capacity.slots(partition, &[10; 3], &Device::Cpu);
         let grouped = Partition::grouped(&geometry, 2).unwrap();
         assert_eq!(slots(Capacity::Bytes(109), &grouped).unwrap(), [4, 4, 2]);
-        assert_eq!(slots(Capacity::Bytes(119), &grouped).unwrap(), [4, 4, 3]);
+        assert_eq!(slots(Capacity::Bytes(119), &grouped).unwrap(), [4, 5, 2]);
         assert_eq!(slots(Capacity::Bytes(u64::MAX), &grouped).unwrap(), [16, 16, 8]);
         assert_eq!(slots(Capacity::Bytes(119), &Partition::global(&geometry)).unwrap(), [11]);
         assert_eq!(slots(Capacity::Slots(3), &grouped).unwrap(), [3, 3, 3]);
@@ -97,8 +98,8 @@ mod tests {
         assert!(free > 1 << 20, "{free} bytes");
         let global = Partition::global(&Geometry::decoder(1, 60_000, 1).unwrap());
         // Half a terabyte a slot.
-        let none = Capacity::Free { reserve_bytes: u64::MAX }.slots(&global, 1, &Device::Cpu).unwrap();
-        let many = Capacity::Free { reserve_bytes: 0 }.slots(&global, 1, &Device::Cpu).unwrap();
+        let none = Capacity::Free { reserve_bytes: u64::MAX }.slots(&global, &[1], &Device::Cpu).unwrap();
+        let many = Capacity::Free { reserve_bytes: 0 }.slots(&global, &[1], &Device::Cpu).unwrap();
         assert_eq!((none, many), (vec![0], vec![60_000]));
     }
 }

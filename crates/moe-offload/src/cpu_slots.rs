@@ -2,46 +2,33 @@
 
 use std::sync::{PoisonError, RwLock};
 
-use candle_core::quantized::{QStorage, QTensor};
-use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Tensor};
+use candle_core::Tensor;
 use expert_cache::SlotId;
 
 use crate::dispatch::gather;
 use crate::slots::SlotGroup;
-use crate::{ExpertShape, ExpertSlots, ExpertWeights, OffloadError, Projection, Result, WeightType};
+use crate::{ExpertShape, ExpertSlots, ExpertTypes, ExpertWeights, Result};
 
-/// [`ExpertSlots`] for computing on the CPU; each slot owns one storage a projection.
+/// [`ExpertSlots`] for computing on the CPU; each slot owns one storage a projection, and a load is one copy into each.
 #[derive(Debug)]
 pub struct CpuSlots {
-    shape: ExpertShape,
-    weight_type: WeightType,
     slots: Vec<RwLock<ExpertWeights>>,
 }
 
 impl CpuSlots {
-    /// Allocates `capacity` slots.
+    /// Allocates `capacity` slots and touches their memory.
     ///
     /// # Errors
-    /// [`OffloadError::Blocks`] for rows that are no multiple of a quantized block.
-    pub fn new(capacity: usize, shape: ExpertShape, weight_type: WeightType) -> Result<CpuSlots> {
-        shape.check_blocks(weight_type)?;
-        let slots = (0..capacity).map(|_| Ok(RwLock::new(zeros(shape, weight_type)?))).collect::<Result<_>>()?;
-        Ok(CpuSlots { shape, weight_type, slots })
+    /// [`OffloadError::Size`](crate::OffloadError::Size) for a shape that no model has;
+    /// [`OffloadError::Blocks`](crate::OffloadError::Blocks) for rows that are no multiple of a quantized block.
+    pub fn new(capacity: usize, shape: ExpertShape, types: impl Into<ExpertTypes>) -> Result<CpuSlots> {
+        let types = types.into();
+        shape.check()?;
+        shape.check_blocks(types)?;
+        let slots =
+            (0..capacity).map(|_| Ok(RwLock::new(ExpertWeights::zeros(shape, types)?))).collect::<Result<_>>()?;
+        Ok(CpuSlots { slots })
     }
-}
-
-/// An expert of zeros in host memory.
-pub(crate) fn zeros(shape: ExpertShape, weight_type: WeightType) -> Result<ExpertWeights> {
-    let [gate, up, down] = shape.projections().map(|dims| -> Result<Projection> {
-        Ok(match (weight_type.ggml(), weight_type.dense()) {
-            (Some(ggml), _) => {
-                let storage = QStorage::Cpu(ggml.cpu_zeros(dims.0 * dims.1));
-                Projection::Quantized(QTensor::new(storage, dims)?.into())
-            }
-            (None, dense) => Projection::Dense(Tensor::zeros(dims, dense.unwrap_or(DType::F32), &Device::Cpu)?),
-        })
-    });
-    ExpertWeights::from_projections([gate?, up?, down?])
 }
 
 impl ExpertSlots for CpuSlots {
@@ -50,26 +37,7 @@ impl ExpertSlots for CpuSlots {
     }
 
     fn load(&self, slot: SlotId, expert: [&[u8]; 3]) -> Result<()> {
-        let mut held = self.slots[slot.index()].write().unwrap_or_else(PoisonError::into_inner);
-        let expected = self.shape.projections().map(|(rows, columns)| self.weight_type.bytes(rows, columns));
-        let [gate, up, down] = [0, 1, 2].map(|which| -> Result<Projection> {
-            if expert[which].len() != expected[which] {
-                return Err(OffloadError::SlotBytes { found: expert[which].len(), expected: expected[which] });
-            }
-            let projection = &held.projections()[which];
-            Ok(match projection {
-                Projection::Dense(tensor) => {
-                    tensor.inplace_op1(&Overwrite(expert[which]))?;
-                    projection.clone()
-                }
-                Projection::Quantized(tensor) => {
-                    let storage = QStorage::from_data(expert[which].into(), &Device::Cpu, tensor.dtype())?;
-                    Projection::Quantized(QTensor::new(storage, tensor.shape().clone())?.into())
-                }
-            })
-        });
-        *held = ExpertWeights::from_projections([gate?, up?, down?])?;
-        Ok(())
+        self.slots[slot.index()].write().unwrap_or_else(PoisonError::into_inner).overwrite(expert)
     }
 
     fn forward(&self, hidden: &Tensor, groups: &[SlotGroup<'_>]) -> Result<Vec<Tensor>> {
@@ -81,28 +49,13 @@ impl ExpertSlots for CpuSlots {
     }
 }
 
-/// Overwrites a tensor with bytes of the same length.
-struct Overwrite<'a>(&'a [u8]);
-
-impl InplaceOp1 for Overwrite<'_> {
-    fn name(&self) -> &'static str {
-        "overwrite"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
-        match storage {
-            CpuStorage::F32(values) => bytemuck::cast_slice_mut(values).copy_from_slice(self.0),
-            CpuStorage::F16(values) => bytemuck::cast_slice_mut(values).copy_from_slice(self.0),
-            CpuStorage::BF16(values) => bytemuck::cast_slice_mut(values).copy_from_slice(self.0),
-            _ => candle_core::bail!("slots hold f32, f16 or bf16"),
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use candle_core::quantized::QTensor;
+    use candle_core::{DType, Device};
+
     use super::*;
+    use crate::{BlockMatrix, Projection, WeightType};
 
     const SHAPE: ExpertShape = ExpertShape { layers: 1, experts: 3, hidden: 512, intermediate: 256 };
 
@@ -112,7 +65,10 @@ mod tests {
             let values = (0..dims.0 * dims.1).map(|i| ((seed * 7919 + i * 104_729) as f32 * 12.9898).sin()).collect();
             let tensor = Tensor::from_vec(values, dims, &Device::Cpu).unwrap();
             match (weight_type.ggml(), weight_type.dense()) {
-                (Some(ggml), _) => Projection::Quantized(QTensor::quantize(&tensor, ggml).unwrap().into()),
+                (Some(ggml), _) => {
+                    let blocks = QTensor::quantize(&tensor, ggml).unwrap();
+                    Projection::Blocks(BlockMatrix::new(weight_type, dims, &blocks.data().unwrap()).unwrap())
+                }
                 (None, dense) => Projection::Dense(tensor.to_dtype(dense.unwrap()).unwrap()),
             }
         });

@@ -20,7 +20,7 @@ use crate::{ExpertSlots, ExpertStore, LayerCounters, OffloadError, Result};
 pub(crate) struct Engine {
     pub(crate) store: Arc<dyn ExpertStore>,
     /// Bytes of one expert.
-    pub(crate) expert_bytes: u64,
+    pub(crate) expert_bytes: Vec<u64>,
     pub(crate) pools: Vec<Pool>,
     /// Those of each pool.
     pub(crate) slots: Vec<Box<dyn ExpertSlots>>,

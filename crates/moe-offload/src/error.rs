@@ -81,7 +81,7 @@ pub enum OffloadError {
         expected: Vec<usize>,
     },
     /// A weight has a type that cannot be computed with.
-    #[error("{name} has dtype {dtype}, supported are f32, f16 and bf16")]
+    #[error("{name} has dtype {dtype}, supported are {}", crate::WeightType::ALL.map(crate::WeightType::name).join(", "))]
     Dtype {
         /// Name of the tensor.
         name: String,
@@ -104,7 +104,7 @@ pub enum OffloadError {
         /// Weights of a block.
         block: usize,
     },
-    /// Bytes that do not fill a slot's projection.
+    /// Bytes that do not fill a projection.
     #[error("a projection of {found} bytes does not fit a slot's of {expected}")]
     SlotBytes {
         /// Bytes offered.
@@ -171,13 +171,6 @@ pub enum OffloadError {
         /// What the panic said.
         message: String,
     },
-    /// A thread cannot be started.
-    #[error("cannot start a thread for loads")]
-    Thread {
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
     /// A policy declined to load an expert that only the device may compute.
     #[error("{layer}, {expert}: the policy declined a load, and computing on the host is not exact on this device")]
     Declined {
@@ -195,6 +188,18 @@ pub enum OffloadError {
     /// How much memory is free is not known.
     #[error("cannot tell how much memory is free")]
     FreeMemory(#[from] sysinfo::Error),
+    /// Layers whose experts are stored in different ways cannot share slots.
+    #[error("{layer} has experts of {found}, {first} of {expected}: give them pools of their own")]
+    PoolTypes {
+        /// The pool's first layer.
+        first: LayerId,
+        /// How its experts are stored.
+        expected: crate::ExpertTypes,
+        /// A layer that differs.
+        layer: LayerId,
+        /// How its experts are stored.
+        found: crate::ExpertTypes,
+    },
     /// A device that experts cannot be cached on.
     #[error("experts cannot be cached on {device}: this build has slots for the CPU only")]
     Device {
@@ -258,6 +263,112 @@ pub enum OffloadError {
         /// The parser's complaint.
         #[source]
         source: safetensors::SafeTensorError,
+    },
+    /// A checkpoint file became shorter while it was open.
+    #[error("{path} has shrunk to {len} bytes, it had {expected} when it was opened")]
+    Shrunk {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        len: u64,
+        /// Its length when it was opened.
+        expected: u64,
+    },
+    /// A checkpoint file ends within a tensor.
+    #[error("{path}: {name} needs {needed} bytes, {left} are left of the file")]
+    TensorTruncated {
+        /// The file.
+        path: PathBuf,
+        /// Name of the tensor.
+        name: String,
+        /// Bytes that it takes.
+        needed: u64,
+        /// Bytes from its beginning to the end of the file.
+        left: u64,
+    },
+    /// A tensor has another number of dimensions.
+    #[error("{name} has shape {found:?}, expected {rank} dimensions")]
+    Rank {
+        /// Name of the tensor.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// Its expected number of dimensions.
+        rank: usize,
+    },
+    /// A checkpoint has a tensor that the arithmetic of experts has no place for.
+    #[error("{name} is beyond experts of a gate, an up and a down projection without biases and scales")]
+    ExtraTensor {
+        /// Name of the tensor.
+        name: String,
+    },
+    /// Experts of a layer are stored in different ways.
+    #[error("{layer} has experts of {first} and of {other}")]
+    MixedTypes {
+        /// MoE layer.
+        layer: LayerId,
+        /// Types of its first expert.
+        first: crate::ExpertTypes,
+        /// Types of another one.
+        other: crate::ExpertTypes,
+    },
+    /// A number in a GGUF header that no file has.
+    #[error("{path}: {field} is {value}, allowed are {allowed}")]
+    GgufField {
+        /// The file.
+        path: PathBuf,
+        /// What the number is.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+        /// What it may be.
+        allowed: &'static str,
+    },
+    /// A GGUF file ends within its header, or a number in the header points behind its end.
+    #[error("{path}: {field} needs {needed} bytes, {left} are left of the file")]
+    GgufTruncated {
+        /// The file.
+        path: PathBuf,
+        /// What is cut off.
+        field: &'static str,
+        /// Bytes that it takes.
+        needed: u64,
+        /// Bytes that are left.
+        left: u64,
+    },
+    /// GGUF files name a tensor twice.
+    #[error("{path}: {name} is there twice")]
+    GgufDuplicate {
+        /// The file in which the name came again.
+        path: PathBuf,
+        /// The name.
+        name: String,
+    },
+    /// Weights do not fit the memory that they may take.
+    #[error("the experts take {needed} bytes of host memory, allowed are {limit}")]
+    HostLimit {
+        /// Bytes of all experts.
+        needed: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// A checkpoint file cannot be written.
+    #[error("{path}: cannot write checkpoint file")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A thread cannot be started.
+    #[error("cannot start a thread for {what}")]
+    Thread {
+        /// What it is for.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
     },
     /// A cache cannot be set up.
     #[error("expert cache cannot be set up")]

@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use candle_nn::ops::silu;
 
-use crate::{OffloadError, Projection, Result, WeightType};
+use crate::{BlockMatrix, ExpertTypes, OffloadError, Projection, Result};
 
 /// Sizes of the experts of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,11 +22,13 @@ impl ExpertShape {
     /// Checks that every size is at least 1, and that ids of layers and experts are u16.
     pub(crate) fn check(&self) -> Result<()> {
         let ids = usize::from(u16::MAX);
+        // Far beyond any model, and the bytes of an expert fit a usize.
+        let width = 1 << 24;
         let sizes = [
             ("layers", self.layers, ids),
             ("experts", self.experts, ids),
-            ("hidden size", self.hidden, usize::MAX),
-            ("intermediate size", self.intermediate, usize::MAX),
+            ("hidden size", self.hidden, width),
+            ("intermediate size", self.intermediate, width),
         ];
         match sizes.into_iter().find(|&(_, value, max)| value == 0 || value > max) {
             Some((field, value, max)) => Err(OffloadError::Size { field, value, max }),
@@ -35,12 +37,14 @@ impl ExpertShape {
     }
 
     /// Checks that the rows of every projection are whole blocks.
-    pub(crate) fn check_blocks(&self, weights: WeightType) -> Result<()> {
-        let block = weights.block_weights();
-        match self.projections().into_iter().find(|(_, columns)| columns % block != 0) {
-            Some((_, columns)) => Err(OffloadError::Blocks { weights, columns, block }),
-            None => Ok(()),
+    pub(crate) fn check_blocks(&self, types: ExpertTypes) -> Result<()> {
+        for (weights, (_, columns)) in types.each().into_iter().zip(self.projections()) {
+            let block = weights.block_weights();
+            if columns % block != 0 {
+                return Err(OffloadError::Blocks { weights, columns, block });
+            }
         }
+        Ok(())
     }
 
     /// Shapes of gate, up and down projection, `[out, in]`.
@@ -49,9 +53,21 @@ impl ExpertShape {
         [(i, h), (i, h), (h, i)]
     }
 
-    /// Bytes of one expert whose weights are stored as `weights`.
-    pub fn expert_bytes(&self, weights: WeightType) -> usize {
-        self.projections().map(|(rows, columns)| weights.bytes(rows, columns)).iter().sum()
+    /// Bytes of one expert whose projections are stored as `types`.
+    ///
+    /// ```
+    /// use moe_offload::{ExpertShape, WeightType};
+    /// let gpt_oss = ExpertShape { layers: 24, experts: 32, hidden: 2880, intermediate: 2880 };
+    /// assert_eq!(gpt_oss.expert_bytes(WeightType::Q4_0), 3 * 2880 * 2880 / 32 * 18);
+    /// ```
+    pub fn expert_bytes(&self, types: impl Into<ExpertTypes>) -> usize {
+        self.projection_bytes(types).iter().sum()
+    }
+
+    /// Bytes of the gate, up and down projection of one expert.
+    pub fn projection_bytes(&self, types: impl Into<ExpertTypes>) -> [usize; 3] {
+        let (types, dims) = (types.into().each(), self.projections());
+        [0, 1, 2].map(|which| types[which].bytes(dims[which].0, dims[which].1))
     }
 }
 
@@ -87,6 +103,40 @@ impl ExpertWeights {
             }
         }
         Ok(ExpertWeights { projections })
+    }
+
+    /// Allocates an expert of zeros in host memory that is there to be [overwritten](Self::overwrite).
+    pub(crate) fn zeros(shape: ExpertShape, types: ExpertTypes) -> Result<ExpertWeights> {
+        let (types, dims) = (types.each(), shape.projections());
+        let [gate, up, down] = [0, 1, 2].map(|which| Projection::zeros(types[which], dims[which]));
+        ExpertWeights::from_projections([gate?, up?, down?])
+    }
+
+    /// Replaces weights in host memory by others of the same types, in place.
+    pub(crate) fn overwrite(&mut self, bytes: [&[u8]; 3]) -> Result<()> {
+        self.projections.iter_mut().zip(bytes).try_for_each(|(projection, bytes)| projection.overwrite(bytes))
+    }
+
+    /// The same weights, copied out of a mapped file if they lie in one.
+    pub(crate) fn into_memory(mut self) -> Result<ExpertWeights> {
+        for projection in &mut self.projections {
+            if let Projection::Blocks(blocks) = projection
+                && blocks.is_mapped()
+            {
+                *projection =
+                    Projection::Blocks(BlockMatrix::new(blocks.weight_type(), blocks.dims(), blocks.bytes())?);
+            }
+        }
+        Ok(self)
+    }
+
+    /// Types of the projections.
+    ///
+    /// # Errors
+    /// [`OffloadError::WeightTypeName`] for a type that experts do not have.
+    pub fn types(&self) -> Result<ExpertTypes> {
+        let [gate, up, down] = self.projections.each_ref().map(Projection::weight_type);
+        Ok([gate?, up?, down?].into())
     }
 
     /// The projections: gate, up, down.

@@ -3,13 +3,13 @@
 use moe_trace::{ExpertId, LayerId};
 
 use crate::store::expert_index;
-use crate::{ExpertShape, ExpertStore, ExpertWeights, Result, WeightType};
+use crate::{ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, OffloadError, Result};
 
-/// An [`ExpertStore`] that holds all weights as host tensors; a fetch copies nothing.
+/// An [`ExpertStore`] that holds all weights in host memory; a fetch copies nothing.
 #[derive(Debug)]
 pub struct HostStore {
     shape: ExpertShape,
-    weight_type: WeightType,
+    types: Vec<ExpertTypes>,
     /// `[layers x experts]`.
     experts: Vec<ExpertWeights>,
 }
@@ -18,17 +18,32 @@ impl HostStore {
     /// Reads every expert of another store into host memory.
     ///
     /// # Errors
-    /// [`OffloadError::Size`](crate::OffloadError::Size) for a shape that no model has; the first fetch that fails.
+    /// [`OffloadError::Size`] for a shape that no model has; the first expert that cannot be read.
     pub fn from_store(store: &dyn ExpertStore) -> Result<HostStore> {
-        let shape = store.shape();
+        HostStore::within(store, u64::MAX, &mut |_, _| {})
+    }
+
+    /// Reads every expert of another store into at most `limit` bytes of host memory; `progress` is told after each the
+    /// bytes read so far and the bytes of all.
+    ///
+    /// # Errors
+    /// [`OffloadError::HostLimit`] before anything is read, and as [`from_store`](Self::from_store).
+    pub fn within(store: &dyn ExpertStore, limit: u64, progress: &mut dyn FnMut(u64, u64)) -> Result<HostStore> {
+        let (shape, types, needed) = (store.shape(), store.weight_types().to_vec(), store.bytes());
         shape.check()?;
-        let mut experts = Vec::with_capacity(shape.layers * shape.experts);
-        for layer in (0..).take(shape.layers).map(LayerId) {
+        if needed > limit {
+            return Err(OffloadError::HostLimit { needed, limit });
+        }
+        let (mut experts, mut done) = (Vec::with_capacity(shape.layers * shape.experts), 0);
+        for (layer, &types) in (0..).map(LayerId).zip(&types) {
             for expert in (0..).take(shape.experts).map(ExpertId) {
-                experts.push(store.fetch(layer, expert)?);
+                store.read_ahead(layer, expert)?;
+                experts.push(store.fetch(layer, expert)?.into_memory()?);
+                done += shape.expert_bytes(types) as u64;
+                progress(done, needed);
             }
         }
-        Ok(HostStore { shape, weight_type: store.weight_type(), experts })
+        Ok(HostStore { shape, types, experts })
     }
 }
 
@@ -37,8 +52,8 @@ impl ExpertStore for HostStore {
         self.shape
     }
 
-    fn weight_type(&self) -> WeightType {
-        self.weight_type
+    fn weight_types(&self) -> &[ExpertTypes] {
+        &self.types
     }
 
     fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights> {

@@ -5,16 +5,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use expert_cache::{HardwareProfile, Linear, Processor, SlotId, Transfer};
 use moe_trace::{ExpertId, LayerId, Phase};
 use rustix::fs::{Advice, fadvise};
 
-use crate::cpu_slots::zeros;
 use crate::offloaded::new_slots;
 use crate::{
-    ExpertBank, ExpertShape, ExpertStore, ExpertWeights, MappedStore, OffloadError, OffloadOptions, OffloadedExperts,
-    ResidentExperts, Result, Routes, Transfers, WeightType,
+    ExpertBank, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, MappedStore, OffloadError, OffloadOptions,
+    OffloadedExperts, ResidentExperts, Result, Routes, Transfers, WeightType,
 };
 
 /// Experts that are timed, at most.
@@ -53,15 +52,15 @@ pub fn measure(
     let experts: Vec<(LayerId, ExpertId)> = expert_ids(shape).take(EXPERTS).collect();
     let fetch = median(&experts, |&(layer, expert)| store.with_bytes(layer, expert, &mut |_| Ok(())))?;
     let weights = experts.iter().map(|&(layer, expert)| store.fetch(layer, expert)).collect::<Result<Vec<_>>>()?;
-    let weight_type = store.weight_type();
-    let tiny = zeros(tiny_shape(weight_type), weight_type)?;
-    let tiny_slots = new_slots(1, tiny_shape(weight_type), weight_type, device)?;
+    let types = store.weight_types()[0];
+    let tiny = ExpertWeights::zeros(tiny_shape(types), types)?;
+    let tiny_slots = new_slots(1, tiny_shape(types), types, device)?;
     let latency = median(&vec![(); weights.len()], |()| {
         tiny.with_bytes(&mut |expert| tiny_slots.load(SlotId(0), expert))?;
         Ok(device.synchronize()?)
     })?;
 
-    let bytes = shape.expert_bytes(weight_type) as f64;
+    let bytes = shape.expert_bytes(types) as f64;
     let load = calls.miss - calls.hit - fetch;
     let on_device = weights.iter().map(|weights| weights.to_device(device)).collect::<Result<Vec<_>>>()?;
     let latency_seconds = latency.min(load / 2.0).max(0.0);
@@ -69,8 +68,8 @@ pub fn measure(
         name: name.to_owned(),
         link: Transfer { latency_seconds, bytes_per_second: rate(bytes, load - latency_seconds) },
         disk: Transfer { latency_seconds: 0.0, bytes_per_second: rate(bytes, fetch) },
-        device: processor(&on_device, &tiny.to_device(device)?, shape, weight_type, device)?,
-        host: processor(&weights, &tiny, shape, weight_type, &Device::Cpu)?,
+        device: processor(&on_device, &tiny.to_device(device)?, shape, types, device)?,
+        host: processor(&weights, &tiny, shape, types, &Device::Cpu)?,
         plan: Linear { call_seconds: (calls.hit - calls.resident).max(0.0) * calls.width as f64, seconds_each: 0.0 },
         overlap: transfers.overlap(),
     })
@@ -99,7 +98,7 @@ impl Calls {
             resident.push(expert_ids_of(capacity).map(expert).collect::<Result<_>>()?);
         }
         let (resident, hits, misses) = (ResidentExperts::new(resident), offloaded()?, offloaded()?);
-        let activations = store.weight_type().activations();
+        let activations = store.activations();
         let hidden = Tensor::ones((1, shape.hidden), activations, device)?;
         let weights = Tensor::ones((1, width), activations, device)?;
         let ids: Vec<u16> = expert_ids_of(shape.experts).map(|expert| expert.0).collect();
@@ -154,8 +153,8 @@ impl ExpertStore for FirstLayers {
         ExpertShape { layers: self.layers, ..self.store.shape() }
     }
 
-    fn weight_type(&self) -> WeightType {
-        self.store.weight_type()
+    fn weight_types(&self) -> &[ExpertTypes] {
+        &self.store.weight_types()[..self.layers]
     }
 
     fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights> {
@@ -173,18 +172,13 @@ impl ExpertStore for FirstLayers {
 }
 
 /// Measures reading experts from the checkpoint `files` after the operating system was asked to forget them, one expert
-/// after the other in the order of execution.
+/// after the other in the order of execution, as loads read them; `open` opens the files.
 ///
 /// Pages that another open store has mapped and touched stay in memory, and read faster; measure before opening one.
 ///
 /// # Errors
-/// As [`MappedStore::open`], and [`OffloadError::Io`] if the operating system refuses.
-pub fn measure_disk(
-    files: &[PathBuf],
-    shape: ExpertShape,
-    dtype: DType,
-    names: impl Fn(LayerId, ExpertId) -> [String; 3],
-) -> Result<Transfer> {
+/// What `open` says, and [`OffloadError::Io`] if the operating system refuses.
+pub fn measure_disk(files: &[PathBuf], open: impl FnOnce() -> Result<MappedStore>) -> Result<Transfer> {
     for path in files {
         let io = |source| OffloadError::Io { path: path.clone(), source };
         let file = File::open(path).map_err(io)?;
@@ -192,19 +186,23 @@ pub fn measure_disk(
         file.sync_all().map_err(io)?;
         fadvise(&file, 0, None, Advice::DontNeed).map_err(|error| io(error.into()))?;
     }
-    let store = MappedStore::open(files, shape, dtype, names)?;
-    let mut bytes = 0;
+    let store = open()?;
+    let (mut bytes, mut copy) = (0, Vec::new());
     let started = Instant::now();
-    for (layer, expert) in expert_ids(shape).take(EXPERTS) {
-        store.fetch(layer, expert)?;
-        bytes += shape.expert_bytes(store.weight_type());
+    for (layer, expert) in expert_ids(store.shape()).take(EXPERTS) {
+        store.with_bytes(layer, expert, &mut |projections| {
+            copy.clear();
+            projections.iter().for_each(|projection| copy.extend_from_slice(projection));
+            bytes += copy.len();
+            Ok(())
+        })?;
     }
     Ok(Transfer { latency_seconds: 0.0, bytes_per_second: rate(bytes as f64, started.elapsed().as_secs_f64()) })
 }
 
 /// Sizes of an expert that costs nothing but its call.
-fn tiny_shape(weight_type: WeightType) -> ExpertShape {
-    let width = weight_type.block_weights().max(8);
+fn tiny_shape(types: ExpertTypes) -> ExpertShape {
+    let width = types.each().map(WeightType::block_weights).into_iter().fold(8, usize::max);
     ExpertShape { layers: 1, experts: 1, hidden: width, intermediate: width }
 }
 
@@ -229,23 +227,23 @@ fn processor(
     experts: &[ExpertWeights],
     tiny: &ExpertWeights,
     shape: ExpertShape,
-    weight_type: WeightType,
+    types: ExpertTypes,
     device: &Device,
 ) -> Result<Processor> {
     let seconds = |experts: &[ExpertWeights], tokens: usize, hidden: usize| {
-        let tokens = Tensor::ones((tokens, hidden), weight_type.activations(), device)?;
+        let tokens = Tensor::ones((tokens, hidden), types.activations(), device)?;
         median(experts, |expert| {
             expert.forward(&tokens)?;
             Ok(device.synchronize()?)
         })
     };
-    let call_seconds = seconds(&vec![tiny.clone(); experts.len()], 1, tiny_shape(weight_type).hidden)?;
+    let call_seconds = seconds(&vec![tiny.clone(); experts.len()], 1, tiny_shape(types).hidden)?;
     let one = seconds(experts, 1, shape.hidden)?;
     let batch = seconds(experts, BATCH, shape.hidden)?;
     let each = (batch - one) / (BATCH - 1) as f64;
     Ok(Processor {
         call_seconds,
-        bytes_per_second: rate(shape.expert_bytes(weight_type) as f64, one - call_seconds - each),
+        bytes_per_second: rate(shape.expert_bytes(types) as f64, one - call_seconds - each),
         operations_per_second: rate((6 * shape.hidden * shape.intermediate) as f64, each),
     })
 }

@@ -18,8 +18,8 @@ use crate::prefetches::Prefetches;
 use crate::slot_order::{Job, Place, Reason, SlotOrder};
 use crate::transfers::Workers;
 use crate::{
-    BankReport, CpuSlots, ExpertBank, ExpertShape, ExpertSlots, ExpertStore, LayerCounters, OffloadError,
-    OffloadOptions, Result, Routes, RunTimeline, Transfers, WeightType,
+    BankReport, CpuSlots, ExpertBank, ExpertShape, ExpertSlots, ExpertStore, ExpertTypes, LayerCounters, OffloadError,
+    OffloadOptions, Result, Routes, RunTimeline, Transfers,
 };
 
 /// An [`ExpertBank`] of a cache a pool of layers: slots on the compute device, all weights in an [`ExpertStore`].
@@ -76,19 +76,22 @@ impl OffloadedExperts {
         device: &Device,
         mut options: OffloadOptions<'_>,
     ) -> Result<OffloadedExperts> {
-        let (shape, weight_type) = (store.shape(), store.weight_type());
+        let shape = store.shape();
         shape.check()?;
         options.check(device)?;
         let host = options.exactness.allows_host(device.is_cpu());
         let transfers = options.transfers;
         let patience = options.patience.filter(|_| transfers != Transfers::Inline);
         let partition = pools_of(shape, options.partition.take())?;
-        let expert_bytes = shape.expert_bytes(weight_type) as u64;
-        let capacities = options.capacity.slots(&partition, expert_bytes, device)?;
+        let pools = partition.pools();
+        let types = pools.iter().map(|pool| types_of(pool, store.weight_types())).collect::<Result<Vec<_>>>()?;
+        let pool_bytes: Vec<u64> = types.iter().map(|&types| shape.expert_bytes(types) as u64).collect();
+        let capacities = options.capacity.slots(&partition, &pool_bytes, device)?;
         let pools = partition.into_pools();
         let mut caches = caches_of(&pools, &capacities, &mut options)?;
         let geometry = pools[0].geometry();
-        let slots = capacities.iter().map(|&capacity| new_slots(capacity, shape, weight_type, device));
+        let slots = capacities.iter().zip(&types);
+        let slots = slots.map(|(&capacity, &types)| new_slots(capacity, shape, types, device));
         let slots = slots.collect::<Result<_>>()?;
         let order = SlotOrder::new(&capacities);
         let mut fill = Vec::new();
@@ -111,8 +114,8 @@ impl OffloadedExperts {
         let prefetching = prefetches.is_some();
         let meters = (0..shape.layers).map(|_| LayerMeter::default()).collect();
         let engine = Arc::new(Engine {
+            expert_bytes: store.weight_types().iter().map(|&types| shape.expert_bytes(types) as u64).collect(),
             store,
-            expert_bytes,
             pools,
             slots,
             state: Mutex::new(State { caches, order, prefetches, meters, stopping: false }),
@@ -144,8 +147,8 @@ impl OffloadedExperts {
         state.meters.iter().for_each(|meter| total.merge(meter));
         let mut report = BankReport {
             slots: self.capacities.clone(),
-            slot_bytes: self.slot_bytes() as u64,
-            expert_bytes: self.expert_bytes() as u64,
+            slot_bytes: self.slot_bytes(),
+            expert_bytes: self.expert_bytes(),
             layers: state.meters.iter().map(LayerMeter::report).collect(),
             total: total.report(),
         };
@@ -185,15 +188,24 @@ impl OffloadedExperts {
     }
 
     /// Bytes of the slots of all pools.
-    pub fn slot_bytes(&self) -> usize {
-        let store = &self.engine.store;
-        self.capacities.iter().sum::<usize>() * store.shape().expert_bytes(store.weight_type())
+    pub fn slot_bytes(&self) -> u64 {
+        let bytes = |(pool, &slots): (&Pool, &usize)| slots as u64 * self.engine.expert_bytes[pool.layers()[0].index()];
+        self.engine.pools.iter().zip(&self.capacities).map(bytes).sum()
     }
 
     /// Bytes that the experts of all layers have as they are computed.
-    pub fn expert_bytes(&self) -> usize {
-        let (shape, weight_type) = (self.engine.store.shape(), self.engine.store.weight_type());
-        shape.layers * shape.experts * shape.expert_bytes(weight_type)
+    pub fn expert_bytes(&self) -> u64 {
+        self.engine.store.bytes()
+    }
+}
+
+/// Types of the experts of a pool, which are alike, so that every slot holds any of them.
+fn types_of(pool: &Pool, types: &[ExpertTypes]) -> Result<ExpertTypes> {
+    let first = pool.layers()[0];
+    let expected = types[first.index()];
+    match pool.layers().iter().find(|layer| types[layer.index()] != expected) {
+        Some(&layer) => Err(OffloadError::PoolTypes { first, expected, layer, found: types[layer.index()] }),
+        None => Ok(expected),
     }
 }
 
@@ -230,13 +242,13 @@ fn prefetches_of(
 pub(crate) fn new_slots(
     capacity: usize,
     shape: ExpertShape,
-    weight_type: WeightType,
+    types: ExpertTypes,
     device: &Device,
 ) -> Result<Box<dyn ExpertSlots>> {
     match device {
-        Device::Cpu => Ok(Box::new(CpuSlots::new(capacity, shape, weight_type)?)),
+        Device::Cpu => Ok(Box::new(CpuSlots::new(capacity, shape, types)?)),
         #[cfg(feature = "cuda")]
-        Device::Cuda(_) => Ok(Box::new(crate::CudaSlots::new(capacity, shape, weight_type, device)?)),
+        Device::Cuda(_) => Ok(Box::new(crate::CudaSlots::new(capacity, shape, types, device)?)),
         _ => Err(OffloadError::Device { device: format!("{:?}", device.location()) }),
     }
 }
@@ -334,12 +346,12 @@ mod tests {
     use expert_cache::PolicyKind;
 
     use super::*;
-    use crate::{Capacity, HostStore};
+    use crate::Capacity;
 
     /// Only another device forbids what the host computes, so the bank is told that it has one.
     #[test]
     fn a_load_declined_by_a_closures_policy_is_an_error_where_the_host_computes_otherwise() {
-        let store = Arc::new(HostStore::from_store(&crate::stress::Noise).unwrap());
+        let store = Arc::new(crate::stress::host_store());
         let policy = |pool: &Pool, slots| PolicyKind::Hysteresis { dwell: 100 }.build(pool.shape(), slots, None);
         let options = OffloadOptions::new(Capacity::Slots(1)).policy_with(policy);
         let mut bank = OffloadedExperts::new(store, &Device::Cpu, options).unwrap();

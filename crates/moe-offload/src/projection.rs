@@ -2,17 +2,21 @@
 
 use std::sync::Arc;
 
-use candle_core::quantized::QTensor;
-use candle_core::{CpuStorage, Device, Storage, Tensor};
+use candle_core::quantized::{QStorage, QTensor};
+use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Storage, Tensor};
 
-use crate::{OffloadError, Result, WeightType};
+use half::{bf16, f16};
+
+use crate::{BlockMatrix, OffloadError, Result, WeightType};
 
 /// A matrix `[out, in]` that tokens are multiplied with.
 #[derive(Clone, Debug)]
 pub enum Projection {
     /// Floating point numbers.
     Dense(Tensor),
-    /// Quantized blocks.
+    /// Quantized blocks in host memory.
+    Blocks(BlockMatrix),
+    /// Quantized blocks as candle holds them, on a device.
     Quantized(Arc<QTensor>),
 }
 
@@ -24,6 +28,7 @@ impl Projection {
     pub fn dims(&self) -> Result<(usize, usize)> {
         Ok(match self {
             Projection::Dense(tensor) => tensor.dims2()?,
+            Projection::Blocks(blocks) => blocks.dims(),
             Projection::Quantized(tensor) => tensor.shape().dims2()?,
         })
     }
@@ -35,6 +40,7 @@ impl Projection {
     pub fn weight_type(&self) -> Result<WeightType> {
         match self {
             Projection::Dense(tensor) => tensor.dtype().try_into(),
+            Projection::Blocks(blocks) => Ok(blocks.weight_type()),
             Projection::Quantized(tensor) => tensor.dtype().try_into(),
         }
     }
@@ -45,7 +51,11 @@ impl Projection {
     /// A tensor operation that failed.
     pub fn forward(&self, tokens: &Tensor) -> Result<Tensor> {
         Ok(match self {
-            Projection::Dense(tensor) => tokens.matmul(&tensor.t()?)?,
+            Projection::Dense(tensor) if tensor.dtype() == tokens.dtype() => tokens.matmul(&tensor.t()?)?,
+            Projection::Dense(tensor) => {
+                tokens.to_dtype(tensor.dtype())?.matmul(&tensor.t()?)?.to_dtype(tokens.dtype())?
+            }
+            Projection::Blocks(blocks) => blocks.forward(tokens)?,
             Projection::Quantized(tensor) => tokens.contiguous()?.apply_op1_no_bwd(tensor.as_ref())?,
         })
     }
@@ -57,10 +67,16 @@ impl Projection {
     pub fn to_device(&self, device: &Device) -> Result<Projection> {
         Ok(match self {
             Projection::Dense(tensor) => Projection::Dense(tensor.to_device(device)?),
+            Projection::Blocks(_) if device.is_cpu() => self.clone(),
+            Projection::Blocks(blocks) => {
+                let ggml = blocks.weight_type().ggml().expect("blocks are quantized");
+                let storage = QStorage::from_data(blocks.bytes().into(), device, ggml)?;
+                Projection::Quantized(Arc::new(QTensor::new(storage, blocks.dims())?))
+            }
             Projection::Quantized(tensor) if tensor.device().same_device(device) => self.clone(),
             Projection::Quantized(tensor) => {
-                let storage = candle_core::quantized::QStorage::from_data(tensor.data()?, device, tensor.dtype())?;
-                Projection::Quantized(Arc::new(QTensor::new(storage, tensor.shape().clone())?))
+                Projection::Blocks(BlockMatrix::new(self.weight_type()?, self.dims()?, &tensor.data()?)?)
+                    .to_device(device)?
             }
         })
     }
@@ -71,6 +87,7 @@ impl Projection {
     /// [`OffloadError::NotOnHost`]; what `read` says.
     pub fn with_bytes<T>(&self, read: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
         let tensor = match self {
+            Projection::Blocks(blocks) => return read(blocks.bytes()),
             Projection::Quantized(tensor) => return read(&tensor.data()?),
             Projection::Dense(tensor) => tensor.contiguous()?,
         };
@@ -83,5 +100,66 @@ impl Projection {
             CpuStorage::BF16(values) => read(bytemuck::cast_slice(&values[start..end])),
             _ => Err(OffloadError::WeightTypeName { name: tensor.dtype().as_str().to_owned() }),
         }
+    }
+
+    /// Allocates zeros in host memory that is there to be [overwritten](Self::overwrite).
+    pub(crate) fn zeros(weights: WeightType, dims: (usize, usize)) -> Result<Projection> {
+        fn touched<T: Copy + Default>((rows, columns): (usize, usize)) -> Vec<T> {
+            // Unlike `vec![zero; n]`, this touches the memory.
+            let mut values = Vec::with_capacity(rows * columns);
+            values.resize(rows * columns, T::default());
+            values
+        }
+        Ok(match weights {
+            WeightType::F32 => Projection::Dense(Tensor::from_vec(touched::<f32>(dims), dims, &Device::Cpu)?),
+            WeightType::F16 => Projection::Dense(Tensor::from_vec(touched::<f16>(dims), dims, &Device::Cpu)?),
+            WeightType::BF16 => Projection::Dense(Tensor::from_vec(touched::<bf16>(dims), dims, &Device::Cpu)?),
+            blocks => Projection::Blocks(BlockMatrix::zeros(blocks, dims)?),
+        })
+    }
+
+    /// Copies weights, row by row, to host memory.
+    ///
+    /// # Errors
+    /// [`OffloadError::Blocks`] for rows that are not made of whole blocks; [`OffloadError::SlotBytes`] for another number
+    /// of bytes.
+    pub fn from_bytes(weights: WeightType, dims: (usize, usize), bytes: &[u8]) -> Result<Projection> {
+        let mut projection = Projection::zeros(weights, dims)?;
+        projection.overwrite(bytes)?;
+        Ok(projection)
+    }
+
+    /// Replaces weights in host memory by others of the same type, in place.
+    pub(crate) fn overwrite(&mut self, bytes: &[u8]) -> Result<()> {
+        match self {
+            Projection::Blocks(blocks) => blocks.overwrite(bytes),
+            Projection::Quantized(_) => Err(OffloadError::NotOnHost),
+            Projection::Dense(tensor) => {
+                let expected = tensor.elem_count() * tensor.dtype().size_in_bytes();
+                if bytes.len() != expected {
+                    return Err(OffloadError::SlotBytes { found: bytes.len(), expected });
+                }
+                Ok(tensor.inplace_op1(&Overwrite(bytes))?)
+            }
+        }
+    }
+}
+
+/// Overwrites a tensor with bytes of the same length.
+struct Overwrite<'a>(&'a [u8]);
+
+impl InplaceOp1 for Overwrite<'_> {
+    fn name(&self) -> &'static str {
+        "overwrite"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
+        match storage {
+            CpuStorage::F32(values) => bytemuck::cast_slice_mut(values).copy_from_slice(self.0),
+            CpuStorage::F16(values) => bytemuck::cast_slice_mut(values).copy_from_slice(self.0),
+            CpuStorage::BF16(values) => bytemuck::cast_slice_mut(values).copy_from_slice(self.0),
+            _ => candle_core::bail!("weights are f32, f16 or bf16"),
+        }
+        Ok(())
     }
 }

@@ -1,10 +1,10 @@
 //! Every expert on the compute device.
 
 use candle_core::Tensor;
-use moe_trace::LayerId;
+use moe_trace::{ExpertId, LayerId};
 
 use crate::dispatch::{Dispatch, gather};
-use crate::{ExpertBank, ExpertWeights, OffloadError, Result, Routes};
+use crate::{ExpertBank, ExpertStore, ExpertWeights, OffloadError, Result, Routes};
 
 /// An [`ExpertBank`] that holds all experts where they are computed: the baseline, and the bank for training.
 #[derive(Clone, Debug)]
@@ -16,6 +16,17 @@ impl ResidentExperts {
     /// Creates a bank of the experts of each layer.
     pub fn new(layers: Vec<Vec<ExpertWeights>>) -> ResidentExperts {
         ResidentExperts { layers }
+    }
+
+    /// Takes every expert of a store, where it is computed in host memory; those that are there are not copied.
+    ///
+    /// # Errors
+    /// The first fetch that fails.
+    pub fn from_store(store: &dyn ExpertStore) -> Result<ResidentExperts> {
+        let shape = store.shape();
+        let experts = |layer| (0..).take(shape.experts).map(move |expert| store.fetch(layer, ExpertId(expert)));
+        let layers = (0..).take(shape.layers).map(|layer| experts(LayerId(layer)).collect());
+        Ok(ResidentExperts { layers: layers.collect::<Result<_>>()? })
     }
 }
 

@@ -2,17 +2,31 @@
 
 use std::fmt;
 
+use candle_core::DType;
 use moe_trace::{ExpertId, LayerId};
 
-use crate::{ExpertShape, ExpertWeights, OffloadError, Result, WeightType};
+use crate::{ExpertShape, ExpertTypes, ExpertWeights, OffloadError, Result};
 
 /// A place that holds every expert of a model.
 pub trait ExpertStore: fmt::Debug + Send + Sync {
     /// Sizes of the experts.
     fn shape(&self) -> ExpertShape;
 
-    /// Type of the weights that the store hands out.
-    fn weight_type(&self) -> WeightType;
+    /// Types of the weights that the store hands out, one entry a layer.
+    fn weight_types(&self) -> &[ExpertTypes];
+
+    /// Type of the tokens that the experts of every layer are at their best with.
+    fn activations(&self) -> DType {
+        let mut types = self.weight_types().iter().map(|types| types.activations());
+        let first = types.next().unwrap_or(DType::F32);
+        if types.all(|other| other == first) { first } else { DType::F32 }
+    }
+
+    /// Bytes of all experts.
+    fn bytes(&self) -> u64 {
+        let shape = self.shape();
+        self.weight_types().iter().map(|&types| (shape.experts * shape.expert_bytes(types)) as u64).sum()
+    }
 
     /// Returns the weights of an expert in host memory, to compute with.
     ///
@@ -20,7 +34,7 @@ pub trait ExpertStore: fmt::Debug + Send + Sync {
     /// An expert that does not exist; weights that cannot be read.
     fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights>;
 
-    /// Lends the bytes of an expert's gate, up and down projection, row by row in [`weight_type`](Self::weight_type), to
+    /// Lends the bytes of an expert's gate, up and down projection, row by row in their [types](Self::weight_types), to
     /// copy from; a store that has them as they are needed lends them from where they lie.
     ///
     /// # Errors
@@ -32,6 +46,16 @@ pub trait ExpertStore: fmt::Debug + Send + Sync {
         read: &mut dyn FnMut([&[u8]; 3]) -> Result<()>,
     ) -> Result<()> {
         self.fetch(layer, expert)?.with_bytes(read)
+    }
+
+    /// Brings the weights of an expert from disk into memory that the operating system may take back, and returns when they
+    /// are there: a later [`with_bytes`](Self::with_bytes) does not wait for the disk then. A store without a disk does
+    /// nothing. [`ReadAhead`](crate::ReadAhead) calls this on threads of its own.
+    ///
+    /// # Errors
+    /// An expert that does not exist; weights that cannot be read.
+    fn read_ahead(&self, layer: LayerId, expert: ExpertId) -> Result<()> {
+        expert_index(self.shape(), layer, expert).map(|_| ())
     }
 }
 

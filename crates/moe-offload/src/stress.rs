@@ -10,8 +10,8 @@ use moe_trace::{ExpertId, Geometry, LayerId, Phase};
 
 use crate::slot_order::Place;
 use crate::{
-    Capacity, ExpertBank, ExpertShape, ExpertStore, ExpertWeights, HostStore, OffloadError, OffloadOptions,
-    OffloadedExperts, ResidentExperts, Result, Routes, SlotGroup, Transfers, WeightType,
+    Capacity, ExpertBank, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, HostStore, OffloadError,
+    OffloadOptions, OffloadedExperts, RandomExperts, ResidentExperts, Result, Routes, SlotGroup, Transfers, WeightType,
 };
 
 const SHAPE: ExpertShape = ExpertShape { layers: 4, experts: 12, hidden: 8, intermediate: 4 };
@@ -28,28 +28,10 @@ fn id(number: u64) -> u16 {
     u16::try_from(number).unwrap()
 }
 
-/// Random experts.
-#[derive(Debug)]
-pub(crate) struct Noise;
-
-impl ExpertStore for Noise {
-    fn shape(&self) -> ExpertShape {
-        SHAPE
-    }
-
-    fn weight_type(&self) -> WeightType {
-        WeightType::F32
-    }
-
-    fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights> {
-        let [gate, up, down] = [0, 1, 2].map(|which| {
-            let dims = SHAPE.projections()[which];
-            let mut state = (u64::from(layer.0) << 32) + (u64::from(expert.0) << 8) + which as u64;
-            let values = (0..dims.0 * dims.1).map(|_| random(&mut state, 2000) as f32 / 1000.0 - 1.0).collect();
-            Tensor::from_vec(values, dims, &Device::Cpu)
-        });
-        ExpertWeights::new(gate?, up?, down?)
-    }
+/// Random experts in host memory.
+pub(crate) fn host_store() -> HostStore {
+    let experts = RandomExperts::new(SHAPE, WeightType::F32, 0).expect("a shape that models have");
+    HostStore::from_store(&experts).expect("they are small")
 }
 
 /// A store whose loads fail, panic and dawdle at random.
@@ -66,8 +48,8 @@ impl ExpertStore for Moody {
         SHAPE
     }
 
-    fn weight_type(&self) -> WeightType {
-        WeightType::F32
+    fn weight_types(&self) -> &[ExpertTypes] {
+        const { &[ExpertTypes::alike(WeightType::F32); SHAPE.layers] }
     }
 
     fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights> {
@@ -115,7 +97,7 @@ fn call(bank: &dyn ExpertBank, state: &mut u64) -> Result<Vec<f32>> {
 
 /// Serves random calls from several threads, and looks at everything afterwards.
 fn stress(partition: Partition, slots: usize, threads: usize, seed: u64) {
-    let store = HostStore::from_store(&Noise).unwrap();
+    let store = host_store();
     let layer = |layer| (0..12).map(|expert| store.fetch(LayerId(layer), ExpertId(expert)).unwrap()).collect();
     let resident = ResidentExperts::new((0..4).map(layer).collect());
     let (calm, state, ended_well) = (AtomicBool::new(false), AtomicU64::new(seed), AtomicU64::new(0));

@@ -61,7 +61,9 @@ impl Workers {
                 let engine = Arc::clone(engine);
                 let thread = std::thread::Builder::new().name(format!("expert loads {number}"));
                 let thread = thread.spawn(move || engine.serve_loads(prefetches));
-                workers.threads.push(thread.map_err(|source| OffloadError::Thread { source })?);
+                workers
+                    .threads
+                    .push(thread.map_err(|source| OffloadError::Thread { what: "loading experts", source })?);
             }
         }
         Ok(workers)
@@ -161,7 +163,12 @@ impl Engine {
         let activity = if prefetch { Activity::Prefetch } else { Activity::Load };
         self.record(activity, layer, Some(expert), (started, ended));
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.meters[layer.index()].loaded(job.reason, outcome.is_ok(), self.expert_bytes, ended - started);
+        state.meters[layer.index()].loaded(
+            job.reason,
+            outcome.is_ok(),
+            self.expert_bytes[layer.index()],
+            ended - started,
+        );
         state.order.ended(job, outcome);
         let more = state.order.has_work();
         drop(state);

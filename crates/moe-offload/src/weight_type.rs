@@ -118,6 +118,25 @@ impl WeightType {
         rows.checked_mul(blocks).and_then(|blocks| blocks.checked_mul(self.block_bytes())).expect("fits memory")
     }
 
+    /// Number of the type in GGUF files.
+    pub(crate) fn gguf_id(self) -> u32 {
+        match self {
+            WeightType::F32 => 0,
+            WeightType::F16 => 1,
+            WeightType::Q4_0 => 2,
+            WeightType::Q4_1 => 3,
+            WeightType::Q5_0 => 6,
+            WeightType::Q5_1 => 7,
+            WeightType::Q8_0 => 8,
+            WeightType::Q2K => 10,
+            WeightType::Q3K => 11,
+            WeightType::Q4K => 12,
+            WeightType::Q5K => 13,
+            WeightType::Q6K => 14,
+            WeightType::BF16 => 30,
+        }
+    }
+
     /// Name, as in GGUF: `f32`, `q4_k`.
     pub fn name(self) -> &'static str {
         match self {

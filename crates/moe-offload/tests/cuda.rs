@@ -7,12 +7,11 @@
 use std::sync::Arc;
 use std::thread;
 
-use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Tensor};
 use expert_cache::SlotId;
 use moe_offload::{
-    CpuSlots, CudaLoader, CudaSlots, ExpertBank, ExpertShape, ExpertSlots, ExpertStore, ExpertWeights, HostStore,
-    OffloadError, OffloadOptions, OffloadedExperts, Projection, Result, Routes, SlotGroup, WeightType, cuda_device,
+    CpuSlots, CudaLoader, CudaSlots, ExpertBank, ExpertShape, ExpertSlots, ExpertStore, HostStore, OffloadError,
+    OffloadOptions, OffloadedExperts, RandomExperts, Result, Routes, SlotGroup, WeightType, cuda_device,
 };
 use moe_trace::{ExpertId, LayerId, Phase};
 
@@ -24,41 +23,14 @@ fn noise(seed: usize, count: usize) -> Vec<f32> {
     (0..count).map(|i| ((seed * 7919 + i * 104_729) as f32 * 12.9898).sin()).collect()
 }
 
-fn expert(seed: usize, weight_type: WeightType) -> ExpertWeights {
-    let [gate, up, down] = [0, 1, 2].map(|which| {
-        let dims = SHAPE.projections()[which];
-        let values = noise(3 * seed + which, dims.0 * dims.1).iter().map(|value| value / 16.0).collect();
-        let tensor = Tensor::from_vec(values, dims, &Device::Cpu).unwrap();
-        match (weight_type.ggml(), weight_type.dense()) {
-            (Some(ggml), _) => Projection::Quantized(QTensor::quantize(&tensor, ggml).unwrap().into()),
-            (None, dense) => Projection::Dense(tensor.to_dtype(dense.unwrap()).unwrap()),
-        }
-    });
-    ExpertWeights::from_projections([gate, up, down]).unwrap()
-}
-
-/// Experts that are made when they are fetched.
-#[derive(Debug)]
-struct Made(WeightType);
-
-impl ExpertStore for Made {
-    fn shape(&self) -> ExpertShape {
-        SHAPE
-    }
-
-    fn weight_type(&self) -> WeightType {
-        self.0
-    }
-
-    fn fetch(&self, layer: LayerId, which: ExpertId) -> Result<ExpertWeights> {
-        Ok(expert(layer.index() * SHAPE.experts + which.index(), self.0))
-    }
+fn experts(weight_type: WeightType) -> RandomExperts {
+    RandomExperts::new(SHAPE, weight_type, 0).unwrap()
 }
 
 /// What a bank of `capacity` slots a layer computes for a prompt of 40 tokens and 30 decoded ones.
 fn run(store: &Arc<HostStore>, device: &Device, capacity: usize) -> Vec<Vec<f32>> {
     let bank = OffloadedExperts::new(store.clone(), device, OffloadOptions::slots(capacity)).unwrap();
-    let dtype = store.weight_type().activations();
+    let dtype = store.activations();
     let mut outputs = Vec::new();
     for call in 0..31 {
         let (tokens, phase) = if call == 0 { (40, Phase::Prefill) } else { (1, Phase::Decode) };
@@ -94,7 +66,7 @@ fn a_gpu_that_is_not_there_is_an_error() {
 fn every_capacity_computes_the_same_bits_in_every_type() {
     let device = cuda_device(0).unwrap();
     for weight_type in WeightType::ALL {
-        let store = Arc::new(HostStore::from_store(&Made(weight_type)).unwrap());
+        let store = Arc::new(HostStore::from_store(&experts(weight_type)).unwrap());
         let all = run(&store, &device, SHAPE.experts);
         for capacity in [1, 4, 7] {
             let some = run(&store, &device, capacity);
@@ -116,7 +88,7 @@ fn every_capacity_computes_the_same_bits_in_every_type() {
 #[ignore = "needs a GPU"]
 fn page_locked_weights_arrive_as_staged_ones_do() {
     let device = cuda_device(0).unwrap();
-    let store = Arc::new(HostStore::from_store(&Made(WeightType::BF16)).unwrap());
+    let store = Arc::new(HostStore::from_store(&experts(WeightType::BF16)).unwrap());
     let staged = run(&store, &device, 4);
     let loader = CudaLoader::of(&device).unwrap();
     let pinning = loader.pin(&store, u64::MAX).unwrap();
@@ -132,7 +104,7 @@ fn page_locked_weights_arrive_as_staged_ones_do() {
 #[ignore = "needs a GPU"]
 fn loads_beside_compute_are_neither_torn_nor_early() {
     let device = cuda_device(0).unwrap();
-    let experts: Vec<_> = (0..8).map(|seed| expert(seed, WeightType::BF16)).collect();
+    let experts: Vec<_> = (0..8).map(|id| experts(WeightType::BF16).fetch(LayerId(0), ExpertId(id)).unwrap()).collect();
     let hidden = Tensor::from_vec(noise(9, 64 * SHAPE.hidden), (64, SHAPE.hidden), &Device::Cpu).unwrap();
     let hidden = hidden.to_dtype(DType::BF16).unwrap().to_device(&device).unwrap();
     let rows: Vec<u32> = (0..64).collect();
@@ -183,7 +155,7 @@ fn slots_that_do_not_fit_are_refused_and_the_device_goes_on() {
     let slots = CudaSlots::new(2, SHAPE, WeightType::F32, &device).unwrap();
     let error = slots.load(SlotId(0), [&[0; 3], &[], &[]]).unwrap_err();
     assert!(matches!(error, OffloadError::SlotBytes { found: 3, .. }), "{error}");
-    expert(1, WeightType::F32).with_bytes(&mut |bytes| slots.load(SlotId(0), bytes)).unwrap();
+    experts(WeightType::F32).with_bytes(LayerId(0), ExpertId(1), &mut |bytes| slots.load(SlotId(0), bytes)).unwrap();
 }
 
 #[test]

@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use candle_core::{DType, Device, Tensor};
 use expert_cache::{ExpertCache, Overlap, Oversize, PolicyKind, Pool, PoolShape, Requests, Simulation};
 use moe_offload::{
-    ExpertBank, ExpertShape, ExpertStore, ExpertWeights, HostStore, MappedStore, OffloadError, OffloadOptions,
-    OffloadedExperts, Projection, ResidentExperts, Result, Routes, Transfers, WeightType, measure, measure_disk,
+    ExpertBank, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, HostStore, MappedStore, OffloadError,
+    OffloadOptions, OffloadedExperts, Projection, ResidentExperts, Result, Routes, Transfers, WeightType, measure,
+    measure_disk,
 };
 use moe_trace::{ExpertId, Geometry, LayerId, MemoryTrace, Phase, RoutingSource, SequenceBuf};
 
@@ -179,8 +180,8 @@ impl ExpertStore for Flaky {
         self.store.shape()
     }
 
-    fn weight_type(&self) -> WeightType {
-        self.store.weight_type()
+    fn weight_types(&self) -> &[ExpertTypes] {
+        self.store.weight_types()
     }
 
     fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights> {
@@ -292,7 +293,7 @@ fn a_call_of_no_token_asks_nobody() {
 fn the_machine_is_measured() {
     let directory = tempfile::tempdir().unwrap();
     let files = checkpoint(directory.path(), DType::F32);
-    let disk = measure_disk(&files, SHAPE, DType::F32, names).unwrap();
+    let disk = measure_disk(&files, || MappedStore::open(&files, SHAPE, DType::F32, names)).unwrap();
     let host: Arc<dyn ExpertStore> = Arc::new(HostStore::from_store(&store(directory.path())).unwrap());
     let mut profile = measure("here", &host, &Device::Cpu, Transfers::threads(1)).unwrap();
     assert_eq!(profile.overlap, Overlap::Copies);
@@ -300,6 +301,7 @@ fn the_machine_is_measured() {
     assert!(profile.disk.bytes_per_second > disk.bytes_per_second);
     profile.disk = disk;
     profile.check().unwrap();
-    let missing = measure_disk(&[directory.path().join("c")], SHAPE, DType::F32, names).unwrap_err();
+    let absent = [directory.path().join("c")];
+    let missing = measure_disk(&absent, || MappedStore::open(&absent, SHAPE, DType::F32, names)).unwrap_err();
     assert!(matches!(missing, OffloadError::Io { .. }));
 }

@@ -13,8 +13,8 @@ use expert_cache::{
     PrefetcherKind, Prefetching, Requests, ResidentProfile, Serving, Simulation,
 };
 use moe_offload::{
-    BankReport, Capacity, Exactness, ExpertBank, ExpertShape, ExpertStore, ExpertWeights, MissSeconds, OffloadOptions,
-    OffloadedExperts, Result, Transfers, WeightType,
+    BankReport, Capacity, Exactness, ExpertBank, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, MissSeconds,
+    OffloadOptions, OffloadedExperts, Result, Transfers, WeightType,
 };
 use moe_trace::{ExpertId, Geometry, LayerId, MemoryTrace};
 
@@ -255,15 +255,15 @@ fn choices_that_do_not_go_together_are_refused() {
 
 /// The layers of two models, one after the other.
 #[derive(Debug)]
-struct Both([Arc<dyn ExpertStore>; 2]);
+struct Both([Arc<dyn ExpertStore>; 2], Vec<ExpertTypes>);
 
 impl ExpertStore for Both {
     fn shape(&self) -> ExpertShape {
         ExpertShape { layers: self.0.iter().map(|store| store.shape().layers).sum(), ..self.0[0].shape() }
     }
 
-    fn weight_type(&self) -> WeightType {
-        self.0[0].weight_type()
+    fn weight_types(&self) -> &[ExpertTypes] {
+        &self.1
     }
 
     fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights> {
@@ -292,7 +292,8 @@ impl ExpertBank for Shifted<'_> {
 #[test]
 fn two_models_share_one_pool_of_bytes() {
     let stores = [host_store(SHAPE), host_store(ExpertShape { layers: 2, ..SHAPE })];
-    let both = Arc::new(Both(stores.clone()));
+    let types = stores.iter().flat_map(|store| store.weight_types().to_vec()).collect();
+    let both = Arc::new(Both(stores.clone(), types));
     let pool = Partition::global(&Geometry::decoder(5, SHAPE.experts, common::TOP_K).unwrap());
     let expert = SHAPE.expert_bytes(WeightType::F32) as u64;
     let options = OffloadOptions::new(Capacity::Bytes(9 * expert + 1)).partition(pool).transfers(Transfers::threads(1));

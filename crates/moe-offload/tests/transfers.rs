@@ -12,8 +12,8 @@ use candle_core::{DType, Device, Tensor};
 use common::{SHAPE, host_store, resident};
 use expert_cache::{Oversize, Prediction, Prefetcher, Routing};
 use moe_offload::{
-    Activity, ExpertBank, ExpertShape, ExpertStore, ExpertWeights, OffloadError, OffloadOptions, OffloadedExperts,
-    Result, Routes, TimelineEvent, Transfers, WeightType,
+    Activity, ExpertBank, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, OffloadError, OffloadOptions,
+    OffloadedExperts, Result, Routes, TimelineEvent, Transfers,
 };
 use moe_trace::{ExpertId, LayerId, Phase};
 
@@ -68,8 +68,8 @@ impl ExpertStore for Fated {
         self.store.shape()
     }
 
-    fn weight_type(&self) -> WeightType {
-        self.store.weight_type()
+    fn weight_types(&self) -> &[ExpertTypes] {
+        self.store.weight_types()
     }
 
     fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights> {

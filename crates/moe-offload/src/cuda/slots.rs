@@ -8,7 +8,7 @@ use super::fused::is_fused;
 use super::last_reads::LastReads;
 use super::loader::CudaLoader;
 use super::stack::{STACK_SLOTS, Stack};
-use crate::{ExpertShape, ExpertSlots, OffloadError, Result, SlotGroup, WeightType};
+use crate::{ExpertShape, ExpertSlots, ExpertTypes, OffloadError, Result, SlotGroup, WeightType};
 
 /// [`ExpertSlots`] in the memory of an NVIDIA GPU, behind the feature `cuda`.
 ///
@@ -36,17 +36,23 @@ impl CudaSlots {
     /// # Errors
     /// [`OffloadError::DeviceMemory`] if they do not fit, [`OffloadError::Blocks`] for rows that are no multiple of a
     /// quantized block, [`OffloadError::StreamPerThread`], a driver that failed.
-    pub fn new(capacity: usize, shape: ExpertShape, weight_type: WeightType, device: &Device) -> Result<CudaSlots> {
-        shape.check_blocks(weight_type)?;
+    pub fn new(
+        capacity: usize,
+        shape: ExpertShape,
+        types: impl Into<ExpertTypes>,
+        device: &Device,
+    ) -> Result<CudaSlots> {
+        let types = types.into();
+        shape.check_blocks(types)?;
         let loader = CudaLoader::of(device)?;
-        let bytes = (capacity as u64).saturating_mul(shape.expert_bytes(weight_type) as u64);
+        let bytes = (capacity as u64).saturating_mul(shape.expert_bytes(types) as u64);
         let no_room = |free_bytes| OffloadError::DeviceMemory { bytes, free_bytes };
         let free_bytes = loader.free_bytes()?;
         if bytes > free_bytes {
             return Err(no_room(free_bytes));
         }
         let starts = (0..capacity).step_by(STACK_SLOTS);
-        let types = [weight_type; 3];
+        let types = types.each();
         let stacks = starts.map(|start| Stack::new(STACK_SLOTS.min(capacity - start), shape, types, device));
         let stacks = stacks.collect::<Result<Vec<_>>>().map_err(|error| match error {
             OffloadError::Tensor(error) if is_out_of_memory(&error) => no_room(free_bytes),

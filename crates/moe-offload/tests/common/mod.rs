@@ -8,7 +8,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use expert_cache::Serving;
 use moe_offload::{
-    ExpertBank, ExpertShape, ExpertStore, ExpertWeights, HostStore, ResidentExperts, Result, Routes, WeightType,
+    ExpertBank, ExpertShape, ExpertStore, HostStore, RandomExperts, ResidentExperts, Result, Routes, WeightType,
 };
 use moe_trace::{ExpertId, Geometry, LayerId, MemoryTrace, Phase, RoutingSource, SequenceBuf};
 
@@ -26,31 +26,8 @@ pub(crate) fn random(state: &mut u64) -> usize {
     usize::try_from(*state >> 33).unwrap()
 }
 
-/// A store of random experts, made anew for every fetch.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Noise(pub(crate) ExpertShape);
-
-impl ExpertStore for Noise {
-    fn shape(&self) -> ExpertShape {
-        self.0
-    }
-
-    fn weight_type(&self) -> WeightType {
-        WeightType::F32
-    }
-
-    fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights> {
-        let [gate, up, down] = [0, 1, 2].map(|which| {
-            let seed = layer.index() * 1000 + expert.index() * 10 + which;
-            let dims = self.0.projections()[which];
-            Tensor::from_vec(noise(seed, dims.0 * dims.1), dims, &Device::Cpu)
-        });
-        ExpertWeights::new(gate?, up?, down?)
-    }
-}
-
 pub(crate) fn host_store(shape: ExpertShape) -> Arc<dyn ExpertStore> {
-    Arc::new(HostStore::from_store(&Noise(shape)).unwrap())
+    Arc::new(HostStore::from_store(&RandomExperts::new(shape, WeightType::F32, 0).unwrap()).unwrap())
 }
 
 pub(crate) fn resident(store: &dyn ExpertStore) -> ResidentExperts {

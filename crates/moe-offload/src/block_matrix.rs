@@ -1,0 +1,250 @@
+//! Matrices of quantized blocks in host memory.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::quantized::{GgmlDType, GgmlType, k_quants};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor};
+use memmap2::Mmap;
+
+use crate::{OffloadError, Result, WeightType};
+
+/// Calls a generic function with the block type that belongs to a [`GgmlDType`].
+macro_rules! with_blocks {
+    ($ggml:expr, $function:ident($($argument:expr),*)) => {
+        match $ggml {
+            GgmlDType::Q4_0 => $function::<k_quants::BlockQ4_0>($($argument),*),
+            GgmlDType::Q4_1 => $function::<k_quants::BlockQ4_1>($($argument),*),
+            GgmlDType::Q5_0 => $function::<k_quants::BlockQ5_0>($($argument),*),
+            GgmlDType::Q5_1 => $function::<k_quants::BlockQ5_1>($($argument),*),
+            GgmlDType::Q8_0 => $function::<k_quants::BlockQ8_0>($($argument),*),
+            GgmlDType::Q2K => $function::<k_quants::BlockQ2K>($($argument),*),
+            GgmlDType::Q3K => $function::<k_quants::BlockQ3K>($($argument),*),
+            GgmlDType::Q4K => $function::<k_quants::BlockQ4K>($($argument),*),
+            GgmlDType::Q5K => $function::<k_quants::BlockQ5K>($($argument),*),
+            GgmlDType::Q6K => $function::<k_quants::BlockQ6K>($($argument),*),
+            other => unreachable!("no weight type is {other:?}"),
+        }
+    };
+}
+
+/// A matrix `[rows, columns]` of quantized blocks in host memory: its own, or a part of a mapped file.
+///
+/// Tokens are multiplied with the blocks as they lie. candle's `QTensor` rearranges the weights when it first multiplies
+/// them and keeps both forms, and it rounds tokens differently by their number; here a weight is held once, and a token's
+/// output depends on no other token.
+#[derive(Clone)]
+pub struct BlockMatrix {
+    weight_type: WeightType,
+    ggml: GgmlDType,
+    rows: usize,
+    columns: usize,
+    bytes: BlockBytes,
+}
+
+/// Where the blocks lie, aligned to 2 bytes.
+#[derive(Clone)]
+enum BlockBytes {
+    /// The words hold `len` bytes.
+    Owned {
+        words: Arc<[u128]>,
+        len: usize,
+    },
+    Mapped {
+        map: Arc<Mmap>,
+        range: Range<usize>,
+    },
+}
+
+impl BlockMatrix {
+    /// Allocates a matrix of zeros and touches its memory, so that a later [overwrite](Self::overwrite) does not wait for
+    /// the operating system to find some.
+    pub(crate) fn zeros(weight_type: WeightType, (rows, columns): (usize, usize)) -> Result<BlockMatrix> {
+        let ggml = block_type(weight_type, columns)?;
+        let len = weight_type.bytes(rows, columns);
+        let bytes = BlockBytes::Owned { words: vec![0; len.div_ceil(size_of::<u128>())].into(), len };
+        Ok(BlockMatrix { weight_type, ggml, rows, columns, bytes })
+    }
+
+    /// Quantizes a matrix of f32 numbers in host memory.
+    ///
+    /// # Errors
+    /// [`OffloadError::Blocks`] for rows that are not made of whole blocks.
+    pub fn quantize(numbers: &Tensor, weight_type: WeightType) -> Result<BlockMatrix> {
+        fn of<T: GgmlType>(values: &[f32], bytes: &mut [u8]) {
+            let mut quantized = vec![T::zeros(); values.len() / T::BLCK_SIZE];
+            T::from_float(values, &mut quantized);
+            bytes.copy_from_slice(bytes_of(&quantized));
+        }
+        let mut matrix = BlockMatrix::zeros(weight_type, numbers.dims2()?)?;
+        let values = numbers.flatten_all()?.to_vec1::<f32>()?;
+        let ggml = matrix.ggml;
+        let bytes = matrix.bytes_mut().expect("made above");
+        with_blocks!(ggml, of(&values, bytes));
+        Ok(matrix)
+    }
+
+    /// Copies blocks, row by row.
+    ///
+    /// # Errors
+    /// [`OffloadError::WeightTypeName`] for a type that has no blocks; [`OffloadError::Blocks`] for rows that are not made
+    /// of whole ones; [`OffloadError::SlotBytes`] for another number of bytes.
+    pub fn new(weight_type: WeightType, dims: (usize, usize), bytes: &[u8]) -> Result<BlockMatrix> {
+        let mut matrix = BlockMatrix::zeros(weight_type, dims)?;
+        matrix.overwrite(bytes)?;
+        Ok(matrix)
+    }
+
+    /// Borrows blocks from a mapped file, or copies them if they are not aligned there.
+    pub(crate) fn mapped(
+        weight_type: WeightType,
+        dims: (usize, usize),
+        map: &Arc<Mmap>,
+        range: Range<usize>,
+    ) -> Result<BlockMatrix> {
+        let bytes = &map[range.clone()];
+        let expected = weight_type.bytes(dims.0, dims.1);
+        if bytes.len() != expected {
+            return Err(OffloadError::SlotBytes { found: bytes.len(), expected });
+        }
+        if !bytes.as_ptr().addr().is_multiple_of(align_of::<u16>()) {
+            return BlockMatrix::new(weight_type, dims, bytes);
+        }
+        let (ggml, (rows, columns)) = (block_type(weight_type, dims.1)?, dims);
+        let bytes = BlockBytes::Mapped { map: Arc::clone(map), range };
+        Ok(BlockMatrix { weight_type, ggml, rows, columns, bytes })
+    }
+
+    /// Rows and columns.
+    pub fn dims(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    /// Type of the blocks.
+    pub fn weight_type(&self) -> WeightType {
+        self.weight_type
+    }
+
+    /// The blocks, row by row.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.bytes {
+            BlockBytes::Owned { words, len } => &bytemuck::cast_slice(words)[..*len],
+            BlockBytes::Mapped { map, range } => &map[range.clone()],
+        }
+    }
+
+    /// Whether the blocks lie in a mapped file.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.bytes, BlockBytes::Mapped { .. })
+    }
+
+    /// Replaces the blocks, in the memory that is there unless a clone shares it.
+    pub(crate) fn overwrite(&mut self, from: &[u8]) -> Result<()> {
+        let expected = self.weight_type.bytes(self.rows, self.columns);
+        if from.len() != expected {
+            return Err(OffloadError::SlotBytes { found: from.len(), expected });
+        }
+        if self.bytes_mut().is_none() {
+            *self = BlockMatrix::zeros(self.weight_type, (self.rows, self.columns))?;
+        }
+        self.bytes_mut().expect("its own").copy_from_slice(from);
+        Ok(())
+    }
+
+    /// The blocks, unless a clone shares them or they lie in a mapped file.
+    fn bytes_mut(&mut self) -> Option<&mut [u8]> {
+        match &mut self.bytes {
+            BlockBytes::Owned { words, len } => Some(&mut bytemuck::cast_slice_mut(Arc::get_mut(words)?)[..*len]),
+            BlockBytes::Mapped { .. } => None,
+        }
+    }
+
+    /// Multiplies tokens `[tokens, columns]`: `[tokens, rows]`, in the type of the tokens.
+    ///
+    /// # Errors
+    /// Tokens of another width, or not on the CPU.
+    pub fn forward(&self, tokens: &Tensor) -> Result<Tensor> {
+        let wide = tokens.to_dtype(DType::F32)?.contiguous()?;
+        Ok(wide.apply_op1_no_bwd(self)?.to_dtype(tokens.dtype())?)
+    }
+
+    /// The weights as numbers.
+    ///
+    /// # Errors
+    /// Memory that cannot be had.
+    pub fn dequantize(&self) -> Result<Tensor> {
+        let mut values = vec![0f32; self.rows * self.columns];
+        dequantize(self.ggml, self.bytes(), &mut values);
+        Ok(Tensor::from_vec(values, (self.rows, self.columns), &candle_core::Device::Cpu)?)
+    }
+}
+
+impl fmt::Debug for BlockMatrix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BlockMatrix[{} x {}; {}]", self.rows, self.columns, self.weight_type)
+    }
+}
+
+fn block_type(weights: WeightType, columns: usize) -> Result<GgmlDType> {
+    let ggml =
+        weights.ggml().ok_or_else(|| OffloadError::WeightTypeName { name: format!("{weights} without blocks") })?;
+    let block = weights.block_weights();
+    if columns % block != 0 {
+        return Err(OffloadError::Blocks { weights, columns, block });
+    }
+    Ok(ggml)
+}
+
+fn dequantize(ggml: GgmlDType, bytes: &[u8], values: &mut [f32]) {
+    fn of<T: GgmlType>(bytes: &[u8], values: &mut [f32]) {
+        T::to_float(blocks(bytes), values);
+    }
+    with_blocks!(ggml, of(bytes, values));
+}
+
+/// Blocks as which aligned bytes are read.
+///
+/// # Panics
+/// If the bytes are not aligned, or no whole number of blocks.
+#[expect(unsafe_code, reason = "candle's blocks are plain data without a safe cast")]
+fn blocks<T: GgmlType>(bytes: &[u8]) -> &[T] {
+    assert!(bytes.as_ptr().addr().is_multiple_of(align_of::<T>()) && bytes.len().is_multiple_of(size_of::<T>()));
+    // SAFETY: aligned and whole, checked above; every block type that this module names is `repr(C)` of f16, u8 and i8,
+    // for which every bit pattern is a value.
+    unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<T>()) }
+}
+
+/// The bytes of blocks.
+#[expect(unsafe_code, reason = "candle's blocks are plain data without a safe cast")]
+fn bytes_of<T: GgmlType>(blocks: &[T]) -> &[u8] {
+    // SAFETY: every block type that this module names is `repr(C)` of f16, u8 and i8 without padding, as the sizes of the
+    // formats show.
+    unsafe { std::slice::from_raw_parts(blocks.as_ptr().cast(), size_of_val(blocks)) }
+}
+
+impl CustomOp1 for BlockMatrix {
+    fn name(&self) -> &'static str {
+        "block_matmul"
+    }
+
+    fn cpu_fwd(&self, tokens: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        fn multiply<T: GgmlType>(
+            (m, k, n): (usize, usize, usize),
+            tokens: &[f32],
+            bytes: &[u8],
+        ) -> candle_core::Result<Vec<f32>> {
+            let mut out = vec![0f32; m * n];
+            k_quants::matmul::<T>((m, k, n), tokens, blocks(bytes), &mut out)?;
+            Ok(out)
+        }
+        let (m, k) = layout.shape().dims2()?;
+        let Some((start, end)) = layout.contiguous_offsets() else { candle_core::bail!("tokens are not contiguous") };
+        if k != self.columns {
+            candle_core::bail!("tokens of width {k} meet rows of {}", self.columns);
+        }
+        let tokens = &tokens.as_slice::<f32>()?[start..end];
+        let out = with_blocks!(self.ggml, multiply((m, k, self.rows), tokens, self.bytes()))?;
+        Ok((CpuStorage::F32(out), (m, self.rows).into()))
+    }
+}

@@ -1,0 +1,55 @@
+//! Random experts of a model's shape.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use moe_examples::{ModelShape, progress_bar};
+use moe_offload::{RandomExperts, WeightType, write_gguf};
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Model whose experts are made up: gpt-oss-20b, qwen3-30b-a3b, or the folder of a checkpoint with a config.json.
+    #[arg(long)]
+    shape: String,
+
+    /// Type of the weights: f32, f16, bf16, q8_0, q6_k, q4_k, q4_0, ...; K-quants need rows of a multiple of 256 weights.
+    #[arg(long = "type", default_value = "q8_0")]
+    weight_type: WeightType,
+
+    /// Make only the first layers [default: all].
+    #[arg(long, value_name = "N")]
+    layers: Option<usize>,
+
+    /// Seed of the weights: the same seed gives the same bytes.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+
+    /// GGUF file to write.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let mut shape = ModelShape::find(&arguments.shape).context("cannot use --shape")?.expert_shape()?;
+    if let Some(layers) = arguments.layers {
+        ensure!((1..=shape.layers).contains(&layers), "--layers is {layers}, the model has {}", shape.layers);
+        shape.layers = layers;
+    }
+    let experts = RandomExperts::new(shape, arguments.weight_type, arguments.seed)?;
+    let bar = progress_bar(shape.layers * shape.experts, "experts");
+    write_gguf(&experts, &arguments.out, &mut |done, all| {
+        bar.set_length(all);
+        bar.set_position(done);
+    })?;
+    bar.finish_and_clear();
+    let bytes = std::fs::metadata(&arguments.out)?.len();
+    println!(
+        "{}: {} layers of {} experts, {} each, {:.2} GiB",
+        arguments.out.display(),
+        shape.layers,
+        shape.experts,
+        arguments.weight_type,
+        bytes as f64 / f64::from(1 << 30)
+    );
+    Ok(())
+}

@@ -1,0 +1,43 @@
+//! Runs models whose experts do not fit, measures it, and compares with what the simulator predicts.
+//!
+//! ```text
+//! cargo run --release --example offload -- speed
+//! cargo run --release --example offload -- generate --shape gpt-oss-20b --type q4_0 --layers 6 --out experts.gguf
+//! cargo run --release --example offload -- speed --weights experts.gguf --trace decode.safetensors --store disk
+//! ```
+
+mod calibrate;
+mod case;
+mod generate;
+mod page;
+mod report;
+mod speed;
+mod steps;
+mod workload;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Run a model with most of its experts out of the cache.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure tokens per second over cache sizes, policies and prefetchers, beside the prediction.
+    Speed(Box<speed::Arguments>),
+    /// Write random experts of a model's shape, to measure real sizes without a download.
+    Generate(generate::Arguments),
+}
+
+fn main() -> Result<()> {
+    moe_examples::set_threads(moe_examples::processors());
+    match Arguments::parse().command {
+        Command::Speed(arguments) => speed::run(&arguments),
+        Command::Generate(arguments) => generate::run(&arguments),
+    }
+}

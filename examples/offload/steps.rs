@@ -1,0 +1,49 @@
+//! Seconds of the steps of a run.
+
+/// The best seconds of each prefill and of each decode step: other work of the machine only ever adds to them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Steps {
+    pub(crate) prefill: Vec<f64>,
+    pub(crate) decode: Vec<f64>,
+    pub(crate) prefill_tokens: usize,
+}
+
+impl Steps {
+    /// Keeps the better of each pair of seconds.
+    pub(crate) fn merge(&mut self, other: Steps) {
+        if self.prefill.is_empty() && self.decode.is_empty() {
+            *self = other;
+            return;
+        }
+        let better = |ours: &mut [f64], theirs: &[f64]| {
+            ours.iter_mut().zip(theirs).for_each(|(ours, theirs)| *ours = ours.min(*theirs));
+        };
+        better(&mut self.prefill, &other.prefill);
+        better(&mut self.decode, &other.decode);
+    }
+
+    /// Mean seconds of a decoded token; NaN without one.
+    pub(crate) fn decode_seconds(&self) -> f64 {
+        self.decode.iter().sum::<f64>() / self.decode.len() as f64
+    }
+
+    /// Mean seconds of a prefilled token; NaN without one.
+    pub(crate) fn prefill_seconds(&self) -> f64 {
+        self.prefill.iter().sum::<f64>() / self.prefill_tokens as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_each_step_the_best_counts() {
+        let mut best = Steps::default();
+        for (prefill, decode) in [(6.0, [1.0, 4.0]), (8.0, [2.0, 3.0])] {
+            best.merge(Steps { prefill: vec![prefill], decode: decode.to_vec(), prefill_tokens: 3 });
+        }
+        assert_eq!((best.prefill_seconds(), best.decode_seconds()), (2.0, 2.0));
+        assert!(Steps::default().decode_seconds().is_nan());
+    }
+}

@@ -1,0 +1,139 @@
+//! What is run again and again: a model that continues prompts, or the routing of a trace.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device};
+use candle_nn::VarBuilder;
+use expert_cache::ModelSize;
+use moe_model::{Checkpoint, GenerateOptions, Olmoe, OlmoeConfig, Sampling, generate};
+use moe_offload::{ExpertBank, ExpertStore, MappedStore, Replay};
+use moe_trace::{MemoryTrace, Phase, Recorder, RoutingSource};
+use serde::Deserialize;
+
+use crate::steps::Steps;
+
+/// A workload and the experts that it wants.
+pub(crate) struct Workload {
+    /// The experts as they are stored.
+    pub(crate) store: Arc<dyn ExpertStore>,
+    kind: Kind,
+}
+
+enum Kind {
+    /// Continues prompts greedily.
+    Text { config: OlmoeConfig, vb: VarBuilder<'static>, prompts: Vec<Vec<u32>>, new_tokens: usize },
+    /// Replays a trace.
+    Trace(MemoryTrace),
+}
+
+/// What a run gave: equal for banks that compute alike.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Outcome {
+    /// The routing of the text.
+    Routing(MemoryTrace),
+    /// CRC-32 of all outputs.
+    Checksum(u32),
+}
+
+#[derive(Deserialize)]
+struct Prompt {
+    text: String,
+}
+
+impl Workload {
+    /// Continues the prompts of the default model with a checkpoint.
+    pub(crate) fn text(folder: &Path, new_tokens: usize) -> Result<Workload> {
+        let checkpoint = Checkpoint::open(folder)
+            .with_context(|| format!("cannot use the model in {}; see --model in --help", folder.display()))?;
+        let config = checkpoint.config().clone();
+        let tokenizer = checkpoint.tokenizer()?;
+        let texts: Vec<Prompt> = serde_json::from_str(include_str!("../../models/default/prompts.json"))?;
+        let room = config.params().max_position_embeddings.saturating_sub(new_tokens);
+        ensure!(room > 0, "--new-tokens is {new_tokens}, the model has not so many positions");
+        let prompt = |prompt: &Prompt| -> Result<Vec<u32>> {
+            let mut tokens = tokenizer.encode(&prompt.text)?;
+            tokens.truncate(room);
+            Ok(tokens)
+        };
+        let prompts = texts.iter().map(prompt).collect::<Result<_>>()?;
+        let names = |layer, expert| checkpoint.expert_names(layer, expert);
+        let store = MappedStore::open(checkpoint.files(), config.expert_shape(), DType::F32, names)?;
+        let vb = checkpoint.var_builder(DType::F32, &Device::Cpu)?;
+        Ok(Workload { store: Arc::new(store), kind: Kind::Text { config, vb, prompts, new_tokens } })
+    }
+
+    /// Replays a trace on experts of its geometry.
+    pub(crate) fn trace(trace: MemoryTrace, store: Arc<dyn ExpertStore>) -> Result<Workload> {
+        let (geometry, shape) = (trace.geometry(), store.shape());
+        let (found, expected) = ((geometry.layers(), geometry.experts()), (shape.layers, shape.experts));
+        ensure!(
+            found == expected,
+            "the trace has {} layers of {} experts, the weights have {} of {}; see --layers in --help",
+            found.0,
+            found.1,
+            expected.0,
+            expected.1
+        );
+        Ok(Workload { store, kind: Kind::Trace(trace) })
+    }
+
+    /// Sizes of the experts; what else a model has, is calibrated.
+    pub(crate) fn size(&self) -> ModelSize {
+        let shape = self.store.shape();
+        ModelSize {
+            expert_bytes: self.store.weight_types().iter().map(|&types| shape.expert_bytes(types) as u64).collect(),
+            expert_weights: 3 * (shape.hidden * shape.intermediate) as u64,
+            dense_bytes: 0,
+            dense_weights: 0,
+            head_bytes: 0,
+            head_weights: 0,
+        }
+    }
+
+    /// Runs once.
+    pub(crate) fn run(&self, bank: Arc<dyn ExpertBank>) -> Result<(Steps, Outcome)> {
+        let mut steps = Steps::default();
+        match &self.kind {
+            Kind::Text { config, vb, prompts, new_tokens } => {
+                let model = Olmoe::new(config, vb, bank)?;
+                let mut recorder = Recorder::new(MemoryTrace::new(config.geometry()));
+                let options =
+                    GenerateOptions { max_new_tokens: *new_tokens, sampler: Sampling::Greedy, stop_tokens: Vec::new() };
+                for prompt in prompts {
+                    let mut stops = vec![Instant::now()];
+                    generate(&model, std::slice::from_ref(prompt), &options, &mut recorder, |_, _| {
+                        stops.push(Instant::now());
+                    })?;
+                    let mut seconds = stops.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64());
+                    steps.prefill.extend(seconds.next());
+                    steps.decode.extend(seconds);
+                    steps.prefill_tokens += prompt.len();
+                }
+                Ok((steps, Outcome::Routing(recorder.finish()?)))
+            }
+            Kind::Trace(trace) => {
+                let store = &self.store;
+                let replay = Replay::new(trace, store.shape().hidden, store.activations(), &Device::Cpu)?;
+                let report = replay.run(&*bank, |pass| match pass.phase {
+                    Phase::Prefill => {
+                        steps.prefill.push(pass.seconds);
+                        steps.prefill_tokens += pass.tokens;
+                    }
+                    Phase::Decode => steps.decode.push(pass.seconds),
+                })?;
+                Ok((steps, Outcome::Checksum(report.checksum)))
+            }
+        }
+    }
+
+    /// The routing that every run has, given what one gave.
+    pub(crate) fn routing<'a>(&'a self, outcome: &'a Outcome) -> &'a dyn RoutingSource {
+        match (&self.kind, outcome) {
+            (Kind::Trace(trace), _) | (_, Outcome::Routing(trace)) => trace,
+            (Kind::Text { .. }, Outcome::Checksum(_)) => unreachable!("runs of text record their routing"),
+        }
+    }
+}
