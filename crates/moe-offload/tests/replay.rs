@@ -7,7 +7,8 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use expert_cache::{ExpertCache, Oversize, Partition, PolicyKind, PoolShape, Serving, Simulation};
 use moe_offload::{
-    ExpertShape, ExpertStore, ExpertWeights, OffloadOptions, OffloadedExperts, Replay, ResidentExperts, Result, WeightType,
+    ExpertShape, ExpertStore, ExpertWeights, OffloadOptions, OffloadedExperts, Replay, ResidentExperts, Result,
+    WeightType,
 };
 use moe_trace::{EMPTY_SLOT, ExpertId, Geometry, LayerId, MemoryTrace, Phase, SequenceBuf};
 
@@ -69,8 +70,7 @@ fn banks_agree_and_count_as_simulated_however_sequences_are_served() {
         assert_eq!((expected.prefill.tokens, expected.decode.tokens, seen), (24, 36, 60));
         for capacity in [1, 3, 8] {
             let policy = |_| PolicyKind::Lru.build(PoolShape { layers: 1, experts: 8 }, capacity, None);
-            let bank =
-                OffloadedExperts::new(Arc::new(Experts), &Device::Cpu, OffloadOptions::slots(capacity)).unwrap();
+            let bank = OffloadedExperts::new(Arc::new(Experts), &Device::Cpu, OffloadOptions::slots(capacity)).unwrap();
             assert_eq!(replay.run(&bank, |_| ()).unwrap().checksum, expected.checksum);
             let geometry = Geometry::decoder(3, 8, 2).unwrap();
             let caches =
