@@ -78,8 +78,11 @@ impl CudaLoader {
         for layer in (0..).take(shape.layers).map(LayerId) {
             for expert in (0..).take(shape.experts).map(ExpertId) {
                 for projection in store.fetch(layer, expert)?.projections() {
-                    // Other bytes are lent from a copy made for the occasion.
-                    if matches!(projection, Projection::Dense(tensor) if !tensor.is_contiguous()) {
+                    let lent_from_a_copy = match projection {
+                        Projection::Dense(tensor) => !tensor.is_contiguous(),
+                        Projection::Quantized(tensor) => !tensor.device().is_cpu(),
+                    };
+                    if lent_from_a_copy {
                         continue;
                     }
                     projection.with_bytes(|bytes| {

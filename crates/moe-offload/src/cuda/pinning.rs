@@ -147,7 +147,8 @@ mod tests {
     fn the_end_of_the_quota_is_found_by_halves() {
         const MIB: usize = 1 << 20;
         let stub = Stub::new(1, 1).with_quota(700 * MIB);
-        let (locked, report) = lock(&stub, &[4096..4096 + 1024 * MIB], 4096, u64::MAX);
+        let (locked, report) =
+            lock(&stub, &[4096 + 300 * MIB..4096 + 1024 * MIB, 4096..4096 + 300 * MIB], 4096, u64::MAX);
         // 1024 are too many, 512 fit; 256 more do not, 128 do; 128 more do not, nor 64, 32 and 16 do; 16 more do not.
         assert_eq!(report.locked_bytes, 688 * MIB as u64);
         assert_eq!(report.refused_bytes, (1024 - 688) * MIB as u64);

@@ -48,7 +48,7 @@ impl Rig {
     /// Queues compute that reads slots and expects experts there; counts what it finds wrong.
     fn compute(&self, slots: &[usize], experts: Vec<Vec<u8>>, wrong: &Arc<AtomicUsize>) {
         let wrong = Arc::clone(wrong);
-        let mut expected = slots.to_vec().into_iter().zip(experts).collect::<VecDeque<_>>();
+        let mut expected = slots.iter().copied().zip(experts).collect::<VecDeque<_>>();
         let queue = || {
             self.stub.compute(slots, move |slot, bytes| {
                 let expected = expected.pop_front().unwrap();
@@ -153,7 +153,7 @@ fn bank(rig: &Rig, experts: &[Vec<u8>], seed: u64) {
     const STEPS: usize = 40;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let wrong = Arc::new(AtomicUsize::new(0));
-    let mut held = vec![None; SLOTS];
+    let mut held = [None; SLOTS];
     for _ in 0..STEPS {
         // Three slots are wanted; two of the others are prefetched into while the three compute.
         let places = sample(&mut rng, SLOTS, 5).into_vec();
