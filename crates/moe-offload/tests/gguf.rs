@@ -1,4 +1,5 @@
 //! GGUF files: what is written, what is read, and what is refused.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
