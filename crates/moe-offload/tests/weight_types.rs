@@ -38,14 +38,14 @@ fn run(bank: &dyn ExpertBank, dtype: DType) -> Vec<u32> {
     let mut all = Vec::new();
     for (call, count) in [3, 1, 1, 1, 1].into_iter().enumerate() {
         let mut hidden = tokens(count, SHAPE.hidden, call, dtype);
-        for layer in 0..2 {
-            let first = |token: usize| (call * 2 + token + layer) % SHAPE.experts;
+        for layer in [0u16, 1].map(LayerId) {
+            let first = |token: usize| (call * 2 + token + layer.index()) % SHAPE.experts;
             let expert = |token, rank| u16::try_from((first(token) + rank * (1 + call % 3)) % SHAPE.experts).unwrap();
             let experts = (0..count).flat_map(|token| (0..TOP_K).map(move |rank| expert(token, rank))).collect();
             let weights = Tensor::full(0.5f32, (count, TOP_K), &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
             let phase = if count > 1 { Phase::Prefill } else { Phase::Decode };
             let routes = Routes::new(experts, weights, phase).unwrap();
-            hidden = bank.forward(LayerId(layer as u16), &hidden, &routes).unwrap();
+            hidden = bank.forward(layer, &hidden, &routes).unwrap();
             all.extend(values(&hidden));
         }
     }
