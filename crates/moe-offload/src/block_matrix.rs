@@ -8,6 +8,8 @@ use candle_core::quantized::{GgmlDType, GgmlType, k_quants};
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor};
 use memmap2::Mmap;
 
+#[cfg(target_arch = "x86_64")]
+use crate::block_dot::{WeightsQ4_0, WeightsQ8_0};
 use crate::{OffloadError, Result, WeightType};
 
 /// Calls a generic function with the block type that belongs to a [`GgmlDType`].
@@ -190,7 +192,7 @@ fn block_type(weights: WeightType, columns: usize) -> Result<GgmlDType> {
     let ggml =
         weights.ggml().ok_or_else(|| OffloadError::WeightTypeName { name: format!("{weights} without blocks") })?;
     let block = weights.block_weights();
-    if columns % block != 0 {
+    if !columns.is_multiple_of(block) {
         return Err(OffloadError::Blocks { weights, columns, block });
     }
     Ok(ggml)
@@ -208,16 +210,16 @@ fn dequantize(ggml: GgmlDType, bytes: &[u8], values: &mut [f32]) {
 /// # Panics
 /// If the bytes are not aligned, or no whole number of blocks.
 #[expect(unsafe_code, reason = "candle's blocks are plain data without a safe cast")]
-fn blocks<T: GgmlType>(bytes: &[u8]) -> &[T] {
+pub(crate) fn blocks<T: GgmlType>(bytes: &[u8]) -> &[T] {
     assert!(bytes.as_ptr().addr().is_multiple_of(align_of::<T>()) && bytes.len().is_multiple_of(size_of::<T>()));
-    // SAFETY: aligned and whole, checked above; every block type that this module names is `repr(C)` of f16, u8 and i8,
+    // SAFETY: aligned and whole, checked above; every block type that is read or written as bytes is `repr(C)` of f16, u8 and i8,
     // for which every bit pattern is a value.
     unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<T>()) }
 }
 
 /// The bytes of blocks.
 #[expect(unsafe_code, reason = "candle's blocks are plain data without a safe cast")]
-fn bytes_of<T: GgmlType>(blocks: &[T]) -> &[u8] {
+pub(crate) fn bytes_of<T: GgmlType>(blocks: &[T]) -> &[u8] {
     // SAFETY: every block type that this module names is `repr(C)` of f16, u8 and i8 without padding, as the sizes of the
     // formats show.
     unsafe { std::slice::from_raw_parts(blocks.as_ptr().cast(), size_of_val(blocks)) }
@@ -244,7 +246,13 @@ impl CustomOp1 for BlockMatrix {
             candle_core::bail!("tokens of width {k} meet rows of {}", self.columns);
         }
         let tokens = &tokens.as_slice::<f32>()?[start..end];
-        let out = with_blocks!(self.ggml, multiply((m, k, self.rows), tokens, self.bytes()))?;
+        let out = match self.ggml {
+            #[cfg(target_arch = "x86_64")]
+            GgmlDType::Q8_0 => multiply::<WeightsQ8_0>((m, k, self.rows), tokens, self.bytes()),
+            #[cfg(target_arch = "x86_64")]
+            GgmlDType::Q4_0 => multiply::<WeightsQ4_0>((m, k, self.rows), tokens, self.bytes()),
+            ggml => with_blocks!(ggml, multiply((m, k, self.rows), tokens, self.bytes())),
+        }?;
         Ok((CpuStorage::F32(out), (m, self.rows).into()))
     }
 }

@@ -40,7 +40,7 @@ impl ExpertShape {
     pub(crate) fn check_blocks(&self, types: ExpertTypes) -> Result<()> {
         for (weights, (_, columns)) in types.each().into_iter().zip(self.projections()) {
             let block = weights.block_weights();
-            if columns % block != 0 {
+            if !columns.is_multiple_of(block) {
                 return Err(OffloadError::Blocks { weights, columns, block });
             }
         }

@@ -45,6 +45,8 @@
 //! ```
 
 mod bank;
+#[cfg(target_arch = "x86_64")]
+mod block_dot;
 mod block_matrix;
 mod capacity;
 mod counters;

@@ -18,8 +18,14 @@ use crate::{
 
 /// Experts that are timed, at most.
 const EXPERTS: usize = 256;
-/// Times that each is timed; the best counts, since other work of the machine only ever adds to it.
+/// Their bytes, at most, but for one layer: several times what the processors' caches hold.
+const BYTES: usize = 1 << 29;
+/// Times that each is timed, at most; the best counts, since other work of the machine only ever adds to it.
 const ROUNDS: usize = 20;
+/// Times that each is timed, at least.
+const FEWEST_ROUNDS: usize = 3;
+/// Bytes that all rounds together load, more or less.
+const ROUNDS_BYTES: usize = 1 << 33;
 /// Layers whose banks are timed, at most.
 const LAYERS: usize = 4;
 /// Experts of a call of a bank, at most.
@@ -48,14 +54,15 @@ pub fn measure(
 ) -> Result<HardwareProfile> {
     let shape = store.shape();
     shape.check()?;
-    let calls = Calls::measure(store, device)?;
-    let experts: Vec<(LayerId, ExpertId)> = expert_ids(shape).take(EXPERTS).collect();
-    let fetch = median(&experts, |&(layer, expert)| store.with_bytes(layer, expert, &mut |_| Ok(())))?;
+    let sample = Sample::new(&**store);
+    let calls = Calls::measure(store, device, sample)?;
+    let experts: Vec<(LayerId, ExpertId)> = expert_ids(shape).take(sample.experts).collect();
+    let fetch = sample.median(&experts, |&(layer, expert)| store.with_bytes(layer, expert, &mut |_| Ok(())))?;
     let weights = experts.iter().map(|&(layer, expert)| store.fetch(layer, expert)).collect::<Result<Vec<_>>>()?;
     let types = store.weight_types()[0];
     let tiny = ExpertWeights::zeros(tiny_shape(types), types)?;
     let tiny_slots = new_slots(1, tiny_shape(types), types, device)?;
-    let latency = median(&vec![(); weights.len()], |()| {
+    let latency = sample.median(&vec![(); weights.len()], |()| {
         tiny.with_bytes(&mut |expert| tiny_slots.load(SlotId(0), expert))?;
         Ok(device.synchronize()?)
     })?;
@@ -68,8 +75,8 @@ pub fn measure(
         name: name.to_owned(),
         link: Transfer { latency_seconds, bytes_per_second: rate(bytes, load - latency_seconds) },
         disk: Transfer { latency_seconds: 0.0, bytes_per_second: rate(bytes, fetch) },
-        device: processor(&on_device, &tiny.to_device(device)?, shape, types, device)?,
-        host: processor(&weights, &tiny, shape, types, &Device::Cpu)?,
+        device: sample.processor(&on_device, &tiny.to_device(device)?, shape, types, device)?,
+        host: sample.processor(&weights, &tiny, shape, types, &Device::Cpu)?,
         plan: Linear { call_seconds: (calls.hit - calls.resident).max(0.0) * calls.width as f64, seconds_each: 0.0 },
         overlap: transfers.overlap(),
     })
@@ -86,8 +93,8 @@ struct Calls {
 
 impl Calls {
     /// Times three banks of the same slots, each with all of its experts in turn.
-    fn measure(store: &Arc<dyn ExpertStore>, device: &Device) -> Result<Calls> {
-        let store = Arc::new(FirstLayers { layers: store.shape().layers.min(LAYERS), store: Arc::clone(store) });
+    fn measure(store: &Arc<dyn ExpertStore>, device: &Device, sample: Sample) -> Result<Calls> {
+        let store = Arc::new(FirstLayers { layers: sample.layers, store: Arc::clone(store) });
         let shape = store.shape();
         let capacity = shape.experts.div_ceil(4);
         let width = capacity.min(WIDTH);
@@ -124,7 +131,7 @@ impl Calls {
         let (mut resident_best, mut hit_best, mut miss_best) = (Vec::new(), Vec::new(), Vec::new());
         // Turns alternate, so that a machine that slows down does so for all three; each bank has two in a row, so that it
         // finds its weights in the processor's caches as the others do.
-        for _ in 0..ROUNDS {
+        for _ in 0..sample.rounds {
             for _ in 0..2 {
                 turn(&resident, capacity, &mut resident_best)?;
             }
@@ -223,42 +230,65 @@ fn layer_ids(layers: usize) -> impl Iterator<Item = LayerId> {
     (0..).take(layers).map(LayerId)
 }
 
-fn processor(
-    experts: &[ExpertWeights],
-    tiny: &ExpertWeights,
-    shape: ExpertShape,
-    types: ExpertTypes,
-    device: &Device,
-) -> Result<Processor> {
-    let seconds = |experts: &[ExpertWeights], tokens: usize, hidden: usize| {
-        let tokens = Tensor::ones((tokens, hidden), types.activations(), device)?;
-        median(experts, |expert| {
-            expert.forward(&tokens)?;
-            Ok(device.synchronize()?)
-        })
-    };
-    let call_seconds = seconds(&vec![tiny.clone(); experts.len()], 1, tiny_shape(types).hidden)?;
-    let one = seconds(experts, 1, shape.hidden)?;
-    let batch = seconds(experts, BATCH, shape.hidden)?;
-    let each = (batch - one) / (BATCH - 1) as f64;
-    Ok(Processor {
-        call_seconds,
-        bytes_per_second: rate(shape.expert_bytes(types) as f64, one - call_seconds - each),
-        operations_per_second: rate((6 * shape.hidden * shape.intermediate) as f64, each),
-    })
+/// How much is timed, so that large experts do not take forever.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    layers: usize,
+    experts: usize,
+    rounds: usize,
 }
 
-/// Median over the items of the seconds of `run`, the best of some rounds; the items take turns, as experts do in use.
-fn median<T>(items: &[T], run: impl Fn(&T) -> Result<()>) -> Result<f64> {
-    let mut best = vec![f64::INFINITY; items.len()];
-    for _ in 0..ROUNDS {
-        for (item, best) in items.iter().zip(&mut best) {
-            let started = Instant::now();
-            run(item)?;
-            *best = best.min(started.elapsed().as_secs_f64());
+impl Sample {
+    fn new(store: &dyn ExpertStore) -> Sample {
+        let shape = store.shape();
+        let expert = shape.expert_bytes(store.weight_types()[0]).max(1);
+        let layer = shape.experts * expert;
+        let layers = (BYTES / layer).clamp(1, LAYERS.min(shape.layers));
+        Sample {
+            layers,
+            experts: (BYTES / expert).clamp(WIDTH, EXPERTS),
+            rounds: (ROUNDS_BYTES / (layers * layer)).clamp(FEWEST_ROUNDS, ROUNDS),
         }
     }
-    Ok(middle(best))
+
+    fn processor(
+        self,
+        experts: &[ExpertWeights],
+        tiny: &ExpertWeights,
+        shape: ExpertShape,
+        types: ExpertTypes,
+        device: &Device,
+    ) -> Result<Processor> {
+        let seconds = |experts: &[ExpertWeights], tokens: usize, hidden: usize| {
+            let tokens = Tensor::ones((tokens, hidden), types.activations(), device)?;
+            self.median(experts, |expert| {
+                expert.forward(&tokens)?;
+                Ok(device.synchronize()?)
+            })
+        };
+        let call_seconds = seconds(&vec![tiny.clone(); experts.len()], 1, tiny_shape(types).hidden)?;
+        let one = seconds(experts, 1, shape.hidden)?;
+        let batch = seconds(experts, BATCH, shape.hidden)?;
+        let each = (batch - one) / (BATCH - 1) as f64;
+        Ok(Processor {
+            call_seconds,
+            bytes_per_second: rate(shape.expert_bytes(types) as f64, one - call_seconds - each),
+            operations_per_second: rate((6 * shape.hidden * shape.intermediate) as f64, each),
+        })
+    }
+
+    /// Median over the items of the seconds of `run`, the best of some rounds; the items take turns, as experts do in use.
+    fn median<T>(self, items: &[T], run: impl Fn(&T) -> Result<()>) -> Result<f64> {
+        let mut best = vec![f64::INFINITY; items.len()];
+        for _ in 0..self.rounds {
+            for (item, best) in items.iter().zip(&mut best) {
+                let started = Instant::now();
+                run(item)?;
+                *best = best.min(started.elapsed().as_secs_f64());
+            }
+        }
+        Ok(middle(best))
+    }
 }
 
 /// The median of some seconds, of which there is at least one.

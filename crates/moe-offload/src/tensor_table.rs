@@ -149,7 +149,7 @@ impl TensorTable {
             Err(dtype) => return Err(OffloadError::Dtype { name, dtype: dtype.clone() }),
         };
         let block = weight_type.block_weights();
-        if columns % block != 0 {
+        if !columns.is_multiple_of(block) {
             return Err(OffloadError::Blocks { weights: weight_type, columns, block });
         }
         let (len, file) = (weight_type.bytes(rows, columns), &self.files[entry.file]);

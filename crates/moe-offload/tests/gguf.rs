@@ -1,4 +1,5 @@
 //! GGUF files: what is written, what is read, and what is refused.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -44,7 +45,7 @@ fn file(alignment: u32, parts: &[Part]) -> Vec<u8> {
     let mut offset = 0u64;
     for part in parts {
         file.extend(string(&part.name));
-        file.extend((part.dims.len() as u32).to_le_bytes());
+        file.extend(u32::try_from(part.dims.len()).unwrap().to_le_bytes());
         file.extend(part.dims.iter().flat_map(|dim| dim.to_le_bytes()));
         file.extend(part.type_id.to_le_bytes());
         file.extend(offset.to_le_bytes());
@@ -358,7 +359,7 @@ fn open_and_read(bytes: &[u8]) {
     let Ok(store) = MappedStore::open_gguf(&[save(directory.path(), "f", bytes)]) else { return };
     let shape = store.shape();
     for (layer, expert) in [(0, 0), (shape.layers - 1, shape.experts - 1)] {
-        let (layer, expert) = (LayerId(layer as u16), ExpertId(expert as u16));
+        let (layer, expert) = (LayerId(layer.try_into().unwrap()), ExpertId(expert.try_into().unwrap()));
         store.fetch(layer, expert).unwrap();
         store.with_bytes(layer, expert, &mut |_| Ok(())).unwrap();
         store.read_ahead(layer, expert).unwrap();

@@ -239,7 +239,10 @@ fn bad_checkpoints_routes_and_capacities_are_told() {
     let wide = Tensor::zeros((4, 8), DType::F64, &Device::Cpu).unwrap();
     let file = directory.path().join("wide.safetensors");
     candle_core::safetensors::save(&HashMap::from([("0.0.gate", wide)]), &file).unwrap();
-    assert_eq!(open(&[file], SHAPE).to_string(), "0.0.gate has dtype F64, supported are f32, f16 and bf16");
+    assert_eq!(
+        open(&[file], SHAPE).to_string(),
+        "0.0.gate has dtype F64, supported are f32, f16, bf16, q8_0, q6_k, q5_1, q5_0, q5_k, q4_1, q4_0, q4_k, q3_k, q2_k"
+    );
 
     let store: Arc<dyn ExpertStore> = Arc::new(store);
     let bank = |slots| OffloadedExperts::new(Arc::clone(&store), &Device::Cpu, OffloadOptions::slots(slots));
