@@ -155,6 +155,7 @@ impl Olmoe {
                         token_ids,
                         experts: &choice.experts[slots.clone()],
                         weights: &choice.weights[slots],
+                        logits: None,
                     });
                 }
             };

@@ -57,6 +57,7 @@ fn an_interrupted_capture_is_readable_up_to_the_last_complete_shard() {
             token_ids: &[],
             experts: &experts,
             weights: &[],
+            logits: None,
         };
         recorder.routed(&event);
         recorder.sequence_end(0);
