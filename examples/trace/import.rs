@@ -6,18 +6,16 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::input::Foreign;
-use super::output::{Layout, write_stream};
+use super::output::{Output, write_stream};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// File or folder of another recorder.
     input: PathBuf,
-    /// Trace file to write, or directory of shards with --shard-tokens.
-    output: PathBuf,
+    #[command(flatten)]
+    output: Output,
     #[command(flatten)]
     foreign: Foreign,
-    #[command(flatten)]
-    layout: Layout,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -26,16 +24,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         .open(&arguments.input)
         .with_context(|| format!("cannot import {}", arguments.input.display()))?;
     let geometry = stream.geometry().clone();
-    println!(
-        "{}: {} layers x {} experts, top-{}, read as {}",
-        stream.model().unwrap_or("unnamed model"),
-        geometry.layers(),
-        geometry.experts(),
-        geometry.top_k(),
-        importer.name()
-    );
-    let count = write_stream(stream.as_mut(), &arguments.output, &arguments.layout)
+    println!("{}: {geometry}, read as {}", stream.model().unwrap_or("unnamed model"), importer.name());
+    let count = write_stream(stream.as_mut(), &arguments.output)
         .with_context(|| format!("cannot import {}", arguments.input.display()))?;
-    println!("{}: {count} sequences", arguments.output.display());
+    println!("{}: {count} sequences", arguments.output.path.display());
     Ok(())
 }
