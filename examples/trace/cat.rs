@@ -27,7 +27,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let open =
         |path: &PathBuf| open(path, &arguments.foreign).with_context(|| format!("cannot open {}", path.display()));
     let sources = arguments.inputs.iter().map(open).collect::<Result<Vec<_>>>()?;
-    let all = Concatenation::new(sources).context("these do not fit together")?;
+    let all = Concatenation::new(sources).with_context(|| {
+        let names: Vec<String> = arguments.inputs.iter().map(|path| path.display().to_string()).collect();
+        format!("these do not fit together (source 0 is the first): {}", names.join(", "))
+    })?;
     match (arguments.append, arguments.output.shard_tokens) {
         (true, Some(shard_tokens)) => {
             let known = moe_trace::open(&arguments.output.path)?.domains().to_vec();

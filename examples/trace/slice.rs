@@ -40,7 +40,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         phase: arguments.phase,
         layers: arguments.layers.as_ref().map(layer_ids).transpose()?,
     };
-    let view = TraceView::new(source, &selection).context("cannot slice this")?;
+    let view =
+        TraceView::new(source, &selection).with_context(|| format!("cannot slice {}", arguments.input.display()))?;
     if view.is_empty() {
         bail!("nothing is left of {}", arguments.input.display());
     }
