@@ -96,7 +96,8 @@ fn monitor(criterion: &mut Criterion) {
             bencher.iter(|| {
                 for experts in tokens.chunks_exact(geometry.top_k()) {
                     let (sequence, layer, phase) = (0, LayerId(0), Phase::Decode);
-                    let event = RoutingEvent { sequence, layer, phase, token_ids: &[], experts, weights: &[] };
+                    let event =
+                        RoutingEvent { sequence, layer, phase, token_ids: &[], experts, weights: &[], logits: None };
                     monitor.routed(black_box(&event));
                 }
                 monitor.sequence_end(0);

@@ -81,6 +81,7 @@ fn decode<S: SequenceSink>(recorder: &mut Recorder<S>, sequences: &MemoryTrace, 
                 token_ids: &[],
                 experts,
                 weights: &[],
+                logits: None,
             };
             recorder.routed(black_box(&event));
         }

@@ -7,12 +7,12 @@ use clap::Args;
 use moe_trace::{Concatenation, RoutingSource, ShardedWriter};
 
 use super::input::{Foreign, open};
-use super::output::{Layout, append, write};
+use super::output::{Output, append, write};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Trace file to write, or directory of shards with --shard-tokens or --append.
-    output: PathBuf,
+    #[command(flatten)]
+    output: Output,
     /// Traces to put together, in this order.
     #[arg(required = true)]
     inputs: Vec<PathBuf>,
@@ -21,27 +21,32 @@ pub(crate) struct Arguments {
     append: bool,
     #[command(flatten)]
     foreign: Foreign,
-    #[command(flatten)]
-    layout: Layout,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let open =
         |path: &PathBuf| open(path, &arguments.foreign).with_context(|| format!("cannot open {}", path.display()));
     let sources = arguments.inputs.iter().map(open).collect::<Result<Vec<_>>>()?;
-    let all = Concatenation::new(sources).context("these do not fit together")?;
-    match (arguments.append, arguments.layout.shard_tokens) {
+    let all = Concatenation::new(sources).with_context(|| {
+        let names: Vec<String> = arguments.inputs.iter().map(|path| path.display().to_string()).collect();
+        format!("these do not fit together (source 0 is the first): {}", names.join(", "))
+    })?;
+    match (arguments.append, arguments.output.shard_tokens) {
         (true, Some(shard_tokens)) => {
-            let known = moe_trace::open(&arguments.output)?.domains().to_vec();
+            let known = moe_trace::open(&arguments.output.path)?.domains().to_vec();
             if all.domains() != known {
-                bail!("the domains are {:?}, those of {} are {known:?}", all.domains(), arguments.output.display());
+                bail!(
+                    "the domains are {:?}, those of {} are {known:?}",
+                    all.domains(),
+                    arguments.output.path.display()
+                );
             }
-            let mut writer = ShardedWriter::append(&arguments.output, shard_tokens)?;
+            let mut writer = ShardedWriter::append(&arguments.output.path, shard_tokens)?;
             append(&all, &mut writer)?;
             writer.finish()?;
-            println!("{}: {} sequences appended", arguments.output.display(), all.len());
+            println!("{}: {} sequences appended", arguments.output.path.display(), all.len());
             Ok(())
         }
-        _ => write(&all, &arguments.output, &arguments.layout),
+        _ => write(&all, &arguments.output),
     }
 }

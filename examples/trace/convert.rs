@@ -6,21 +6,19 @@ use anyhow::Result;
 use clap::Args;
 
 use super::input::{Foreign, open};
-use super::output::{Layout, write};
+use super::output::{Output, write};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// Trace to read.
     input: PathBuf,
-    /// Trace file to write, or directory of shards with --shard-tokens.
-    output: PathBuf,
+    #[command(flatten)]
+    output: Output,
     #[command(flatten)]
     foreign: Foreign,
-    #[command(flatten)]
-    layout: Layout,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let source = open(&arguments.input, &arguments.foreign)?;
-    write(source.as_ref(), &arguments.output, &arguments.layout)
+    write(source.as_ref(), &arguments.output)
 }

@@ -34,6 +34,10 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let source = open(&arguments.input, &arguments.foreign)?;
+    draw(arguments, source.as_ref()).with_context(|| format!("cannot draw {}", arguments.input.display()))
+}
+
+fn draw(arguments: &Arguments, source: &dyn RoutingSource) -> Result<()> {
     let geometry = source.geometry();
     let layer = LayerId(arguments.layer);
     let Some(place) = geometry.moe_layers().get(layer.index()) else {

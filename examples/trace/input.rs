@@ -9,6 +9,7 @@ use moe_trace::{
 };
 
 use super::numbers::{Numbers, numbers};
+use super::output::collect;
 
 /// What a foreign file does not say about itself.
 #[derive(Args, Clone, Debug, Default)]
@@ -113,7 +114,7 @@ pub(crate) fn open(path: &Path, foreign: &Foreign) -> Result<Box<dyn RoutingSour
         _ => {
             let (importer, mut stream) = foreign.open(path)?;
             let read = || format!("cannot import {} as {}", path.display(), importer.name());
-            Ok(Box::new(stream.collect().with_context(read)?))
+            Ok(Box::new(collect(stream.as_mut()).with_context(read)?))
         }
     }
 }

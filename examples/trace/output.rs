@@ -1,15 +1,20 @@
 //! Where a trace goes: one file, or shards.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
 use moe_examples::progress_bar;
-use moe_trace::{MemoryTrace, RoutingSource, SequenceStream, ShardedWriter, write_trace};
+use moe_trace::{Geometry, MemoryTrace, RoutingSource, Sequence, SequenceStream, ShardedWriter, write_trace};
 
-/// How a trace is written.
+/// Where a trace is written, and how.
 #[derive(Args, Clone, Debug, Default)]
-pub(crate) struct Layout {
+pub(crate) struct Output {
+    /// Trace file to write, or directory of shards with --shard-tokens.
+    #[arg(value_name = "OUTPUT")]
+    pub(crate) path: PathBuf,
+
     /// Write a directory of shards of at least this many tokens instead of one file: for traces larger than memory.
     #[arg(long, value_name = "TOKENS")]
     pub(crate) shard_tokens: Option<usize>,
@@ -19,9 +24,10 @@ pub(crate) struct Layout {
 ///
 /// # Errors
 /// A source that is broken, a file that cannot be written.
-pub(crate) fn write(source: &dyn RoutingSource, path: &Path, layout: &Layout) -> Result<()> {
-    let Some(shard_tokens) = layout.shard_tokens else {
-        write_trace(path, source).with_context(|| format!("cannot write {}", path.display()))?;
+pub(crate) fn write(source: &dyn RoutingSource, output: &Output) -> Result<()> {
+    let path = &output.path;
+    let Some(shard_tokens) = output.shard_tokens else {
+        write_file(source, path)?;
         println!("{}: {} sequences", path.display(), source.len());
         return Ok(());
     };
@@ -33,13 +39,50 @@ pub(crate) fn write(source: &dyn RoutingSource, path: &Path, layout: &Layout) ->
     Ok(())
 }
 
+/// Writes a source as one file, with a progress bar.
+fn write_file(source: &dyn RoutingSource, path: &Path) -> Result<()> {
+    let bar = progress_bar(source.len(), "sequences");
+    write_trace(path, &Watched { source, bar: &bar }).with_context(|| format!("cannot write {}", path.display()))?;
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// A source that moves a progress bar when a sequence is read.
+struct Watched<'a> {
+    source: &'a dyn RoutingSource,
+    bar: &'a ProgressBar,
+}
+
+impl RoutingSource for Watched<'_> {
+    fn geometry(&self) -> &Geometry {
+        self.source.geometry()
+    }
+
+    fn len(&self) -> usize {
+        self.source.len()
+    }
+
+    fn sequence(&self, index: usize) -> moe_trace::Result<Sequence<'_>> {
+        self.bar.inc(1);
+        self.source.sequence(index)
+    }
+
+    fn domains(&self) -> &[String] {
+        self.source.domains()
+    }
+
+    fn model(&self) -> Option<&str> {
+        self.source.model()
+    }
+}
+
 /// Appends all sequences of a source to shards.
 ///
 /// # Errors
 /// A source that is broken or does not fit, a file that cannot be written.
 pub(crate) fn append(source: &dyn RoutingSource, writer: &mut ShardedWriter) -> Result<()> {
     if source.geometry() != writer.geometry() {
-        bail!("the traces differ in their geometry");
+        bail!("the trace has {}, the shards have {}", source.geometry(), writer.geometry());
     }
     let bar = progress_bar(source.len(), "sequences");
     for index in 0..source.len() {
@@ -50,39 +93,51 @@ pub(crate) fn append(source: &dyn RoutingSource, writer: &mut ShardedWriter) -> 
     Ok(())
 }
 
-/// Writes a stream; into shards sequence by sequence, into a file all at once.
+/// Writes a stream; into shards sequence by sequence, into a file all at once. Returns the number of sequences.
 ///
 /// # Errors
 /// A stream that is broken, a file that cannot be written.
-pub(crate) fn write_stream(stream: &mut dyn SequenceStream, path: &Path, layout: &Layout) -> Result<usize> {
-    let bar = progress_bar(0, "sequences");
-    bar.set_style(indicatif::ProgressStyle::default_spinner());
-    let count = match layout.shard_tokens {
-        None => {
-            let mut trace = MemoryTrace::new(stream.geometry().clone()).with_domains(stream.domains());
-            if let Some(model) = stream.model() {
-                trace = trace.with_model(model);
-            }
-            while let Some(sequence) = stream.next_sequence()? {
-                trace.push(sequence)?;
-                bar.inc(1);
-            }
-            write_trace(path, &trace).with_context(|| format!("cannot write {}", path.display()))?;
-            trace.len()
-        }
-        Some(shard_tokens) => {
-            let geometry = stream.geometry().clone();
-            let mut writer = ShardedWriter::create(path, geometry, stream.domains(), stream.model(), shard_tokens)?;
-            let mut count = 0;
-            while let Some(sequence) = stream.next_sequence()? {
-                writer.push(&sequence)?;
-                count += 1;
-                bar.inc(1);
-            }
-            writer.finish()?;
-            count
-        }
+pub(crate) fn write_stream(stream: &mut dyn SequenceStream, output: &Output) -> Result<usize> {
+    let path = &output.path;
+    let Some(shard_tokens) = output.shard_tokens else {
+        let trace = collect(stream)?;
+        write_file(&trace, path)?;
+        return Ok(trace.len());
     };
+    let geometry = stream.geometry().clone();
+    let mut writer = ShardedWriter::create(path, geometry, stream.domains(), stream.model(), shard_tokens)?;
+    let bar = spinner();
+    let mut count = 0;
+    while let Some(sequence) = stream.next_sequence()? {
+        writer.push(&sequence)?;
+        count += 1;
+        bar.inc(1);
+    }
+    writer.finish()?;
     bar.finish_and_clear();
     Ok(count)
+}
+
+/// Reads a stream into memory.
+///
+/// # Errors
+/// A stream that is broken.
+pub(crate) fn collect(stream: &mut dyn SequenceStream) -> Result<MemoryTrace> {
+    let mut trace = MemoryTrace::new(stream.geometry().clone()).with_domains(stream.domains());
+    if let Some(model) = stream.model() {
+        trace = trace.with_model(model);
+    }
+    let bar = spinner();
+    while let Some(sequence) = stream.next_sequence()? {
+        trace.push(sequence)?;
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(trace)
+}
+
+/// For work whose length is not known.
+fn spinner() -> ProgressBar {
+    let style = ProgressStyle::with_template("{spinner} {pos} sequences read").expect("a valid template");
+    ProgressBar::new_spinner().with_style(style)
 }

@@ -8,14 +8,14 @@ use moe_trace::{DomainId, LayerId, Phase, RoutingSource, Selection, TraceView};
 
 use super::input::{Foreign, open, phase};
 use super::numbers::{Numbers, numbers};
-use super::output::{Layout, write};
+use super::output::{Output, write};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// Trace to read.
     input: PathBuf,
-    /// Trace file to write, or directory of shards with --shard-tokens.
-    output: PathBuf,
+    #[command(flatten)]
+    output: Output,
     /// Sequences by number, like 0,3..5 (3 and 4) or 3..=5, in the order wanted.
     #[arg(long, value_parser = numbers)]
     sequences: Option<Numbers>,
@@ -30,8 +30,6 @@ pub(crate) struct Arguments {
     layers: Option<Numbers>,
     #[command(flatten)]
     foreign: Foreign,
-    #[command(flatten)]
-    layout: Layout,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -42,11 +40,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         phase: arguments.phase,
         layers: arguments.layers.as_ref().map(layer_ids).transpose()?,
     };
-    let view = TraceView::new(source, &selection).context("cannot slice this")?;
+    let view =
+        TraceView::new(source, &selection).with_context(|| format!("cannot slice {}", arguments.input.display()))?;
     if view.is_empty() {
         bail!("nothing is left of {}", arguments.input.display());
     }
-    write(&view, &arguments.output, &arguments.layout)
+    write(&view, &arguments.output)
 }
 
 fn domains(names: &[String], source: &dyn RoutingSource) -> Result<Option<Vec<DomainId>>> {

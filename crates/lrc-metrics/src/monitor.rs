@@ -42,6 +42,7 @@ use crate::{LayerSnapshot, MetricError, MonitorOptions, Result, live_sequence::L
 ///         token_ids: &[],
 ///         experts: &[expert],
 ///         weights: &[],
+///         logits: None,
 ///     });
 /// }
 /// monitor.sequence_end(0);
@@ -236,7 +237,7 @@ mod tests {
 
     fn route(monitor: &mut Monitor, sequence: usize, experts: &[u16]) {
         let (layer, phase) = (LayerId(0), Phase::Decode);
-        monitor.routed(&RoutingEvent { sequence, layer, phase, token_ids: &[], experts, weights: &[] });
+        monitor.routed(&RoutingEvent { sequence, layer, phase, token_ids: &[], experts, weights: &[], logits: None });
     }
 
     #[test]

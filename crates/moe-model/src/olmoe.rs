@@ -196,6 +196,7 @@ impl Olmoe {
                         token_ids,
                         experts: &choice.experts[slots.clone()],
                         weights: &choice.weights[slots],
+                        logits: None,
                     });
                 }
             };

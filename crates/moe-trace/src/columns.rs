@@ -80,7 +80,7 @@ impl<'a> Ids<'a> {
     }
 }
 
-fn widen(id: u8) -> u16 {
+pub(crate) fn widen(id: u8) -> u16 {
     if id == u8::MAX { EMPTY_SLOT } else { u16::from(id) }
 }
 

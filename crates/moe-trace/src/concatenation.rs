@@ -28,7 +28,9 @@ impl<S: RoutingSource> Concatenation<S> {
         let mut renamed = Vec::with_capacity(sources.len());
         for (index, source) in sources.iter().enumerate() {
             if source.geometry() != first.geometry() {
-                return Err(TraceError::SourcesDiffer { index, field: "geometry" });
+                let told = |geometry: &Geometry| geometry.to_string().into();
+                let (found, expected) = (told(source.geometry()), told(first.geometry()));
+                return Err(TraceError::SourcesDiffer { index, found, expected });
             }
             starts.push(starts[index] + source.len());
             let mut names = Vec::with_capacity(source.domains().len());

@@ -131,12 +131,14 @@ pub enum TraceError {
     #[error("there is no source to concatenate")]
     NoSources,
     /// A source does not fit those before it.
-    #[error("source {index} has another {field} than the first")]
+    #[error("source {index} has {found}, the first has {expected}")]
     SourcesDiffer {
         /// Number of the source.
         index: usize,
-        /// What differs.
-        field: &'static str,
+        /// Its geometry.
+        found: Box<str>,
+        /// The geometry of the first.
+        expected: Box<str>,
     },
     /// A column of a sequence has the wrong length.
     #[error("sequence column {column} has {len} entries, expected {expected}")]

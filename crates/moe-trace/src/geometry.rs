@@ -1,5 +1,7 @@
 //! The shape of a model's routing.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{ExpertId, LayerId, Result, TraceError};
@@ -23,12 +25,14 @@ pub struct MoeLayer {
     pub stack: Stack,
 }
 
-/// MoE layers, experts a layer and experts a token of one model.
+/// MoE layers, experts a layer and experts a token of one model. Its text tells all of it, so that geometries that differ
+/// have different texts.
 ///
 /// ```
 /// use moe_trace::Geometry;
 /// let geometry = Geometry::decoder(24, 32, 4)?;
 /// assert_eq!((geometry.layers(), geometry.experts(), geometry.top_k()), (24, 32, 4));
+/// assert_eq!(geometry.to_string(), "24 MoE layers (decoder 0..=23) of 32 experts, top-4");
 /// assert!(Geometry::decoder(24, 32, 33).is_err());
 /// # Ok::<(), moe_trace::TraceError>(())
 /// ```
@@ -53,6 +57,30 @@ impl TryFrom<UncheckedGeometry> for Geometry {
 
     fn try_from(unchecked: UncheckedGeometry) -> Result<Geometry> {
         Geometry::new(unchecked.layers, unchecked.experts, unchecked.top_k)
+    }
+}
+
+impl fmt::Display for Geometry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} MoE layers (", self.layers.len())?;
+        let follows =
+            |a: &MoeLayer, b: &MoeLayer| a.stack == b.stack && a.model_layer.checked_add(1) == Some(b.model_layer);
+        let mut stack = None;
+        for (number, run) in self.layers.chunk_by(follows).enumerate() {
+            let (first, last) = (run[0], run[run.len() - 1].model_layer);
+            let comma = if number == 0 { "" } else { ", " };
+            let name = match first.stack {
+                _ if stack == Some(first.stack) => "",
+                Stack::Decoder => "decoder ",
+                Stack::Encoder => "encoder ",
+            };
+            stack = Some(first.stack);
+            write!(f, "{comma}{name}{}", first.model_layer)?;
+            if run.len() > 1 {
+                write!(f, "..={last}")?;
+            }
+        }
+        write!(f, ") of {} experts, top-{}", self.experts, self.top_k)
     }
 }
 
@@ -152,6 +180,15 @@ mod tests {
         assert_eq!(message(1, 65536, 5), "experts is 65536, allowed are 1..=65535");
         assert_eq!(message(70000, 4, 2), "layers is 70000, allowed are 1..=65535");
         assert_eq!(message(65535, 257, 2), "layers x experts is 16842495, allowed are 1..=16777216");
+    }
+
+    #[test]
+    fn the_text_tells_every_layer() {
+        let layer = |(stack, model_layer)| MoeLayer { model_layer, stack };
+        let (encoder, decoder) = (Stack::Encoder, Stack::Decoder);
+        let layers = [(encoder, 1), (encoder, 3), (decoder, 3), (decoder, 4), (decoder, 5), (decoder, 9)].map(layer);
+        let geometry = Geometry::new(layers.to_vec(), 8, 1).unwrap();
+        assert_eq!(geometry.to_string(), "6 MoE layers (encoder 1, 3, decoder 3..=5, 9) of 8 experts, top-1");
     }
 
     #[test]

@@ -21,6 +21,7 @@
 //!     token_ids: &[17, 42],
 //!     experts: &[3, 1, 1, 0],
 //!     weights: &[0.7, 0.3, 0.6, 0.4],
+//!     logits: None,
 //! });
 //! recorder.sequence_end(0);
 //! let trace = recorder.finish()?;
@@ -42,6 +43,7 @@ mod geometry;
 mod ids;
 #[cfg(feature = "import")]
 mod import;
+mod layer_copy;
 mod memory;
 mod observer;
 mod phase;
@@ -49,6 +51,8 @@ mod queued;
 mod recorder;
 mod routing_matrix;
 mod row_check;
+#[cfg(target_arch = "x86_64")]
+mod row_rotation;
 mod sequence;
 mod sequence_buf;
 mod shards;

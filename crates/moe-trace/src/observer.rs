@@ -17,6 +17,9 @@ pub struct RoutingEvent<'a> {
     pub experts: &'a [u16],
     /// Router weights of the chosen experts, `[tokens x top_k]`; empty where the caller has none.
     pub weights: &'a [f32],
+    /// Router logits of all experts, `[tokens x experts]`; `None` where nobody asked
+    /// ([`RouterObserver::wants_logits`]) or the caller has none.
+    pub logits: Option<&'a [f32]>,
 }
 
 /// Sees router decisions as a model makes them.
@@ -26,6 +29,12 @@ pub struct RoutingEvent<'a> {
 pub trait RouterObserver {
     /// Called once for every layer and sequence of a forward pass, layers in order of execution.
     fn routed(&mut self, event: &RoutingEvent<'_>);
+
+    /// Whether events should have logits. A model may leave them out otherwise: they are `experts / top_k` times as many
+    /// values as the weights.
+    fn wants_logits(&self) -> bool {
+        false
+    }
 
     /// Called when no more tokens of `sequence` will come.
     fn sequence_end(&mut self, sequence: usize) {
@@ -44,6 +53,10 @@ impl RouterObserver for IgnoreRouting {
 impl<T: RouterObserver + ?Sized> RouterObserver for &mut T {
     fn routed(&mut self, event: &RoutingEvent<'_>) {
         (**self).routed(event);
+    }
+
+    fn wants_logits(&self) -> bool {
+        (**self).wants_logits()
     }
 
     fn sequence_end(&mut self, sequence: usize) {

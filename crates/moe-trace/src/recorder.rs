@@ -47,6 +47,7 @@ impl SequenceSink for ShardedWriter {
 pub struct Recorder<S> {
     sink: S,
     open: HashMap<usize, OpenSequence>,
+    logits: bool,
     error: Option<TraceError>,
 }
 
@@ -63,7 +64,13 @@ struct OpenSequence {
 impl<S: SequenceSink> Recorder<S> {
     /// Creates a recorder that hands its sequences to `sink`.
     pub fn new(sink: S) -> Recorder<S> {
-        Recorder { sink, open: HashMap::new(), error: None }
+        Recorder { sink, open: HashMap::new(), logits: false, error: None }
+    }
+
+    /// Asks models for the router logits of all experts too.
+    #[must_use]
+    pub fn with_logits(self) -> Recorder<S> {
+        Recorder { logits: true, ..self }
     }
 
     /// Names the domain of a sequence of the running batch; call it before the sequence ends.
@@ -144,11 +151,15 @@ impl OpenSequence {
             return fail("there are not as many weights as experts");
         }
         let tokens = event.experts.len() / k;
+        let experts = geometry.experts();
+        if event.logits.is_some_and(|logits| logits.len() != tokens * experts) {
+            return fail("there is not one logit for every token and expert");
+        }
         if event.layer.index() == 0 {
             if self.layers_seen != layers && !self.buf.phases.is_empty() {
                 return fail("the pass before it did not reach the last layer");
             }
-            self.start_chunk(event, tokens, layers * k);
+            self.start_chunk(event, tokens, geometry);
         }
         if event.layer.index() != self.layers_seen {
             return fail("the layer came out of order");
@@ -158,6 +169,9 @@ impl OpenSequence {
         }
         if event.weights.is_empty() == self.buf.weights.is_some() && tokens > 0 {
             return fail("weights must come with all events of a sequence or with none");
+        }
+        if event.logits.is_some() != self.buf.logits.is_some() && tokens > 0 {
+            return fail("logits must come with all events of a sequence or with none");
         }
         if event.token_ids.is_empty() == self.buf.token_ids.is_some() && tokens > 0 {
             return fail("token ids must come with all events of a sequence or with none");
@@ -171,23 +185,32 @@ impl OpenSequence {
             if let Some(weights) = &mut self.buf.weights {
                 weights[to..to + k].copy_from_slice(&event.weights[token * k..(token + 1) * k]);
             }
+            if let (Some(logits), Some(seen)) = (&mut self.buf.logits, event.logits) {
+                let to = ((self.chunk_start + token) * layers + event.layer.index()) * experts;
+                logits[to..to + experts].copy_from_slice(&seen[token * experts..(token + 1) * experts]);
+            }
         }
         self.layers_seen += 1;
         Ok(())
     }
 
-    fn start_chunk(&mut self, event: &RoutingEvent<'_>, tokens: usize, row: usize) {
+    fn start_chunk(&mut self, event: &RoutingEvent<'_>, tokens: usize, geometry: &Geometry) {
+        let row = geometry.layers() * geometry.top_k();
         self.chunk_start = self.buf.phases.len();
         self.layers_seen = 0;
         let total = self.chunk_start + tokens;
         if self.chunk_start == 0 {
             self.buf.weights = (!event.weights.is_empty()).then(Vec::new);
+            self.buf.logits = event.logits.map(|_| Vec::new());
             self.buf.token_ids = (!event.token_ids.is_empty()).then(Vec::new);
         }
         self.buf.experts.resize(total * row, EMPTY_SLOT);
         self.buf.phases.resize(total, event.phase.code());
         if let Some(weights) = &mut self.buf.weights {
             weights.resize(total * row, 0.0);
+        }
+        if let Some(logits) = &mut self.buf.logits {
+            logits.resize(total * geometry.layers() * geometry.experts(), 0.0);
         }
         if let Some(ids) = &mut self.buf.token_ids {
             ids.extend_from_slice(event.token_ids);
@@ -202,6 +225,10 @@ impl<S: SequenceSink> RouterObserver for Recorder<S> {
             let result = open.add(self.sink.geometry(), event);
             self.keep_first_error(result);
         }
+    }
+
+    fn wants_logits(&self) -> bool {
+        self.logits
     }
 
     fn sequence_end(&mut self, sequence: usize) {
@@ -219,7 +246,7 @@ mod tests {
 
     fn event<'a>(sequence: usize, layer: u16, experts: &'a [u16], weights: &'a [f32]) -> RoutingEvent<'a> {
         let phase = if experts.len() > 2 { Phase::Prefill } else { Phase::Decode };
-        RoutingEvent { sequence, layer: LayerId(layer), phase, token_ids: &[], experts, weights }
+        RoutingEvent { sequence, layer: LayerId(layer), phase, token_ids: &[], experts, weights, logits: None }
     }
 
     fn recorder() -> Recorder<MemoryTrace> {
@@ -268,6 +295,28 @@ mod tests {
     }
 
     #[test]
+    fn logits_are_recorded_where_they_come() {
+        let logits: Vec<f32> = (0u8..16).map(f32::from).collect();
+        let mut recorder = recorder().with_logits();
+        assert!(recorder.wants_logits());
+        recorder.routed(&RoutingEvent { logits: Some(&logits), ..event(0, 0, &[0, 1, 2, 3], &[]) });
+        recorder.routed(&RoutingEvent { logits: Some(&[0.5; 16]), ..event(0, 1, &[0, 1, 2, 3], &[]) });
+        for layer in [0, 1] {
+            recorder.routed(&RoutingEvent { logits: Some(&logits[8..]), ..event(0, layer, &[4, 5], &[]) });
+        }
+        recorder.sequence_end(0);
+        for layer in [0, 1] {
+            recorder.routed(&event(0, layer, &[4, 5], &[]));
+        }
+        let trace = recorder.finish().unwrap();
+        let sequence = trace.sequence(0).unwrap();
+        let of = |token, layer| sequence.logits(token, LayerId(layer)).unwrap().collect::<Vec<_>>();
+        assert_eq!((of(0, 0), of(1, 0)), (logits[..8].to_vec(), logits[8..].to_vec()));
+        assert_eq!((of(1, 1), of(2, 1)), (vec![0.5; 8], logits[8..].to_vec()));
+        assert!(trace.sequence(1).unwrap().logits(0, LayerId(0)).is_none());
+    }
+
+    #[test]
     fn the_first_error_is_kept_and_earlier_sequences_stay() {
         let mut recorder = recorder();
         for layer in [0, 1] {
@@ -302,6 +351,17 @@ mod tests {
         assert_eq!(
             message(&[event(0, 0, &[0, 1], &[]), event(0, 1, &[0, 1], &[0.5, 0.5])]),
             problem("weights must come with all events of a sequence or with none", 1)
+        );
+        assert_eq!(
+            message(&[RoutingEvent { logits: Some(&[0.5; 7]), ..event(0, 0, &[0, 1], &[]) }]),
+            problem("there is not one logit for every token and expert", 0)
+        );
+        assert_eq!(
+            message(&[
+                event(0, 0, &[0, 1], &[]),
+                RoutingEvent { logits: Some(&[0.5; 8]), ..event(0, 1, &[0, 1], &[]) }
+            ]),
+            problem("logits must come with all events of a sequence or with none", 1)
         );
         assert_eq!(
             message(&[event(0, 0, &[0, 1], &[]), RoutingEvent { token_ids: &[7], ..event(0, 1, &[0, 1], &[]) }]),

@@ -1,6 +1,7 @@
 //! One sequence of a trace, borrowed or owned.
 
 use crate::columns::{Columns, Phases};
+use crate::layer_copy::copy_rows;
 use crate::row_check::rows_are_valid;
 use crate::{DomainId, ExpertId, Geometry, LayerId, Phase, Result, SequenceBuf, TraceError};
 
@@ -44,7 +45,11 @@ impl<'a> Sequence<'a> {
         check("text_offsets", columns.text.map(|text| text.offsets.len()), tokens + 1)?;
         if let Phases::Codes(codes) = columns.phases {
             check("phase", Some(codes.len()), tokens)?;
-            if let Some(token) = codes.iter().position(|&code| Phase::from_code(code).is_none()) {
+            let wrong = |code: &u8| Phase::from_code(*code).is_none();
+            // The fold has no early exit, so that it becomes vector instructions.
+            if codes.iter().fold(false, |any, code| any | wrong(code))
+                && let Some(token) = codes.iter().position(wrong)
+            {
                 return Err(TraceError::PhaseCode { sequence: index, token, code: codes[token] });
             }
         }
@@ -196,11 +201,12 @@ impl<'a> Sequence<'a> {
     /// # Panics
     /// If the layer does not exist.
     pub fn copy_layer(&self, layer: LayerId, out: &mut Vec<u16>) {
-        out.clear();
-        out.reserve(self.tokens * self.geometry.top_k());
-        for token in 0..self.tokens {
-            self.columns.experts.append(self.slots(token, layer), out);
+        if self.tokens == 0 {
+            return out.clear();
         }
+        let (stride, k) = (self.stored_layers() * self.geometry.top_k(), self.geometry.top_k());
+        let ids = self.columns.experts.slice(self.slots(0, layer).start..self.columns.experts.len());
+        copy_rows(ids, stride, k, out);
     }
 
     /// Token ids, `[tokens]`, if the trace has them.

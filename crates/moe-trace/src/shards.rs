@@ -1,7 +1,7 @@
 //! A long capture: a directory of complete shards and an index.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fmt, fs};
 
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +44,12 @@ struct ShardEntry {
     file: String,
     sequences: usize,
     tokens: usize,
+}
+
+impl fmt::Display for ShardEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} sequences, {} tokens", self.file, self.sequences, self.tokens)
+    }
 }
 
 impl ShardEntry {
@@ -209,7 +215,7 @@ impl ShardedTrace {
             let shard = TraceFile::open(directory.join(shard_name(number)))?;
             let found = ShardEntry::of(number, &shard);
             if found != *entry {
-                return Err(shard_field(&shard, "shard", &format!("{found:?}"), &format!("the index says {entry:?}")));
+                return Err(shard_field(&shard, "shard", &found.to_string(), &format!("the index says {entry}")));
             }
             shards.push(shard);
         }
@@ -219,13 +225,13 @@ impl ShardedTrace {
         }
         let Some(first) = shards.first() else { return Err(TraceError::NoShards { path: directory.to_owned() }) };
         for shard in &shards {
-            let same = [
-                ("geometry", shard.geometry() == first.geometry()),
-                ("domains", shard.domains() == first.domains()),
-                ("model", shard.model() == first.model()),
+            let must_agree = [
+                ("geometry", shard.geometry().to_string(), first.geometry().to_string()),
+                ("domains", format!("{:?}", shard.domains()), format!("{:?}", first.domains())),
+                ("model", format!("{:?}", shard.model()), format!("{:?}", first.model())),
             ];
-            if let Some((field, _)) = same.into_iter().find(|&(_, same)| !same) {
-                return Err(shard_field(shard, field, "another than the first shard's", "all shards must agree"));
+            if let Some((field, found, expected)) = must_agree.iter().find(|(_, found, expected)| found != expected) {
+                return Err(shard_field(shard, field, found, &format!("the first shard has {expected}")));
             }
         }
         let mut starts = vec![0];

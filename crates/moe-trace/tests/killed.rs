@@ -52,6 +52,7 @@ fn the_child_captures() {
                     token_ids: &[],
                     experts: &sequence.experts[cell..cell + 2],
                     weights: &sequence.weights.as_deref().unwrap()[cell..cell + 2],
+                    logits: None,
                 });
             }
         }

@@ -57,6 +57,7 @@ fn an_interrupted_capture_is_readable_up_to_the_last_complete_shard() {
             token_ids: &[],
             experts: &experts,
             weights: &[],
+            logits: None,
         };
         recorder.routed(&event);
         recorder.sequence_end(0);
@@ -147,14 +148,16 @@ fn broken_directories_are_told() {
     fs::rename(path.join("kept"), path.join("shard-00000.safetensors")).unwrap();
     let index = fs::read_to_string(path.join("index.json")).unwrap();
     fs::write(path.join("index.json"), index.replacen("\"sequences\": 2", "\"sequences\": 3", 1)).unwrap();
-    assert!(message().starts_with("d/shard-00000.safetensors: shard is ShardEntry"), "{}", message());
+    let expected = "d/shard-00000.safetensors: shard is shard-00000.safetensors of 2 sequences, 12 tokens, the index says \
+                    shard-00000.safetensors of 3 sequences, 12 tokens";
+    assert_eq!(message(), expected);
     fs::write(path.join("index.json"), index.replace("\"tokens\": 12", "\"tokens\": 13")).unwrap();
-    assert!(message().contains("the index says ShardEntry"), "{}", message());
+    assert!(message().ends_with("the index says shard-00000.safetensors of 2 sequences, 13 tokens"), "{}", message());
     fs::write(path.join("index.json"), &index).unwrap();
     let mut other = MemoryTrace::new(geometry()).with_model("another");
     (2..4).for_each(|number| other.push(sequence(number)).unwrap());
     moe_trace::write_trace(path.join("shard-00001.safetensors"), &other).unwrap();
-    let expected = "d/shard-00001.safetensors: model is another than the first shard's, all shards must agree";
+    let expected = "d/shard-00001.safetensors: model is Some(\"another\"), the first shard has Some(\"tiny\")";
     assert_eq!(message(), expected);
     fs::write(path.join("index.json"), "{").unwrap();
     assert!(message().starts_with("d/index.json: index is unreadable, expected JSON"), "{}", message());

@@ -167,6 +167,7 @@ fn concatenations_join_domains_by_name() {
 
     let other = MemoryTrace::new(Geometry::decoder(2, 300, 2).unwrap());
     let message = Concatenation::new(vec![&first, &other]).unwrap_err().to_string();
-    assert_eq!(message, "source 1 has another geometry than the first");
+    let expected = "source 1 has 2 MoE layers (decoder 0..=1) of 300 experts, top-2, the first has ";
+    assert_eq!(message, format!("{expected}{geometry}"));
     assert_eq!(Concatenation::<MemoryTrace>::new(vec![]).unwrap_err().to_string(), "there is no source to concatenate");
 }

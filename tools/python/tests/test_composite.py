@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import tiny_config
+from family import tiny_config
 from torch import nn
 
 from moe_trace_recorder import Recorder

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 from ablation import used_experts
-from families import FAMILIES, VOCABULARY, Family
+from families import FAMILIES
+from family import VOCABULARY, Family
 from reference import choose, product_keys, sparse_mixer, switch
 from safetensors import safe_open
 from torch import nn

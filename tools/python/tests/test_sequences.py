@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, VOCABULARY
+from families import FAMILIES
+from family import VOCABULARY
 from torch import nn
 
 from moe_trace_recorder import Recorder, RecorderError, Trace

@@ -28,6 +28,8 @@ def example(experts: int = 8) -> Trace:
         phase=np.array([0, 1, 0]),
         weights=np.arange(12, dtype=np.float32).reshape(3, 2, 2),
         token_ids=np.array([9, 70000, 2]),
+        predictions=np.array([70000, 2, 5]),
+        text=[b"\xc3", b"\xbc", b""],
         domain=np.array([1, -1]),
         domains=["maths", "Prosa – ¶"],
         model="tiny",
@@ -49,6 +51,10 @@ def test_columns_and_metadata(tmp_path: Path) -> None:
         assert file.get_tensor("weights")[0].tolist() == [[0, 1], [2, 0]]
         assert file.get_tensor("token_ids").dtype == np.uint32
         assert file.get_tensor("token_ids").tolist() == [9, 70000, 2]
+        assert file.get_tensor("predictions").dtype == np.uint32
+        assert file.get_tensor("predictions").tolist() == [70000, 2, 5]
+        assert file.get_tensor("text").tobytes() == "ü".encode()
+        assert file.get_tensor("text_offsets").tolist() == [0, 1, 2, 2]
         assert file.get_tensor("phase").dtype == np.uint8
         assert file.get_tensor("sequence_offsets").dtype == np.int64
         assert file.get_tensor("domain").dtype == np.int16
@@ -104,7 +110,10 @@ def test_the_header_has_the_form_of_the_golden_file(tmp_path: Path) -> None:
         ({"logits": np.zeros((3, 2, 2))}, r"expected \(3, 2, 8\)"),
         ({"logits": np.full((3, 2, 8), np.inf)}, "a router logit is neither finite nor -inf"),
         ({"logits": np.full((3, 2, 8), np.nan)}, "a router logit is neither finite nor -inf"),
-        ({"token_ids": np.array([1, 2, -1])}, r"outside of 0\.\.2\^32"),
+        ({"token_ids": np.array([1, 2, -1])}, r"token_ids\[2\] is -1, allowed is 0\.\.2\^32"),
+        ({"predictions": np.array([1, 1 << 32, 0])}, r"predictions\[1\] is 4294967296, allowed is 0\.\.2\^32"),
+        ({"predictions": np.array([1, 2])}, r"predictions is of shape \(2,\), expected \(3,\)"),
+        ({"text": [b"a", b"b"]}, "text has 2 entries, expected 3"),
         ({"domain": np.array([0, 2])}, "one of the 2 named"),
     ],
     ids=lambda value: None if isinstance(value, dict) else value,
@@ -162,7 +171,7 @@ for model in ("one", "two"):
     trace = example(); trace.model = model
     trace.experts_of = np.tile(trace.experts_of, (20000, 1, 1)); n = len(trace.experts_of)
     trace.offsets = np.array([0, n]); trace.phase = np.zeros(n); trace.domain = None
-    trace.weights = None; trace.token_ids = None
+    trace.weights = None; trace.token_ids = None; trace.predictions = None; trace.text = None
     traces.append(trace)
 print("ready", flush=True)
 while True:

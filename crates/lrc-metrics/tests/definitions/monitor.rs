@@ -33,7 +33,15 @@ fn route(monitor: &mut Monitor, trace: &MemoryTrace, (sequence, first, len): (us
         let experts: Vec<u16> =
             (first..first + len).flat_map(|token| &ids[row(token)..row(token) + k]).copied().collect();
         let (token_ids, weights) = (&[][..], &[][..]);
-        monitor.routed(&RoutingEvent { sequence, layer, phase: Phase::Prefill, token_ids, experts: &experts, weights });
+        monitor.routed(&RoutingEvent {
+            sequence,
+            layer,
+            phase: Phase::Prefill,
+            token_ids,
+            experts: &experts,
+            weights,
+            logits: None,
+        });
     }
 }
 

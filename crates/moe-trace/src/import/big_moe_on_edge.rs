@@ -12,7 +12,8 @@ use crate::{Geometry, MoeLayer, Phase, Place, Result, SequenceBuf, SequenceStrea
 /// The preamble names the model and lists its layers; those whose `expert_bytes` is 0 are dense. `step` is the position in
 /// the context, so a turn whose steps continue those of the turn before it belongs to the same sequence. During prefill
 /// the last layer has rows only for the token whose logits are wanted: the other cells stay empty. A weight `nan` means
-/// that the recorder could not see it; then the sequence has no weights. Other columns are ignored.
+/// that the recorder could not see it; then the sequence has no weights. Other columns are ignored: `residency` and
+/// `expert_bytes` are what that run's cache did, which a simulation finds for any cache, and not routing.
 pub(super) struct BigMoeOnEdge;
 
 const SIGNATURE: &str = "# route_trace v1";

@@ -16,6 +16,8 @@ mod paper_outputs;
 mod parquet;
 mod passes;
 mod pickle;
+mod pickle_machine;
+mod records;
 mod routed_experts;
 mod rows;
 mod sample;

@@ -8,11 +8,12 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
-use parquet::record::{Field, Row as Record};
+use parquet::record::{Field, Row as ParquetRow};
 
-use super::rows::{Claims, Row, RowSource, are_enough, names, open, phase};
+use super::records::{Record, Value};
+use super::rows::{Claims, Row, RowSource, are_enough, names, open};
 use super::{ImportOptions, Importer, Sample, io, record};
-use crate::{EMPTY_SLOT, Geometry, Place, Result, SequenceStream, TraceError};
+use crate::{Place, Result, SequenceStream, TraceError};
 
 /// One row a token and layer, with the columns of delimited text: `token`, `layer` and `experts` (a list) or `expert`.
 pub(super) struct Parquet;
@@ -109,66 +110,54 @@ impl Rows {
         Ok(Rows { path: path.to_owned(), rows, options: options.clone(), claims, number: 0 })
     }
 
-    fn find<'a>(&self, record: &'a Record, column: &str) -> Option<&'a Field> {
+    fn find<'a>(&self, record: &'a ParquetRow, column: &str) -> Option<&'a Field> {
         let names = names(column, &self.options);
         let found = names.iter().find_map(|name| record.get_column_iter().find(|(found, _)| *found == name));
         found.map(|(_, field)| field).filter(|field| !matches!(field, Field::Null))
     }
+}
 
-    fn number<T: TryFrom<i64>>(&self, record: &Record, column: &str) -> Result<Option<T>> {
-        let Some(field) = self.find(record, column) else { return Ok(None) };
-        let number = integer(field).and_then(|number| T::try_from(number).ok());
-        number.map(Some).ok_or_else(|| self.error(column, &field.to_string(), "expected a whole number in range"))
+impl Value for Field {
+    fn is_null(&self) -> bool {
+        matches!(self, Field::Null)
     }
 
-    fn must<T: TryFrom<i64>>(&self, record: &Record, column: &str) -> Result<T> {
-        self.number(record, column)?.ok_or_else(|| self.error(column, "missing", "expected a number"))
+    fn integer(&self) -> Option<i64> {
+        match self {
+            Field::Byte(value) => Some(i64::from(*value)),
+            Field::Short(value) => Some(i64::from(*value)),
+            Field::Int(value) => Some(i64::from(*value)),
+            Field::Long(value) => Some(*value),
+            Field::UByte(value) => Some(i64::from(*value)),
+            Field::UShort(value) => Some(i64::from(*value)),
+            Field::UInt(value) => Some(i64::from(*value)),
+            Field::ULong(value) => i64::try_from(*value).ok(),
+            _ => None,
+        }
     }
 
-    /// A string, or a number as text.
-    fn text(&self, record: &Record, column: &str) -> Option<String> {
-        self.find(record, column).map(|field| match field {
+    fn float(&self) -> Option<f64> {
+        match self {
+            Field::Float16(value) => Some(value.to_f64()),
+            Field::Float(value) => Some(f64::from(*value)),
+            Field::Double(value) => Some(*value),
+            _ => None,
+        }
+    }
+
+    fn text(&self) -> Option<String> {
+        Some(match self {
             Field::Str(text) => text.clone(),
             Field::Bytes(bytes) => String::from_utf8_lossy(bytes.data()).into_owned(),
             other => other.to_string(),
         })
     }
 
-    /// A list, or one value as a list of one.
-    fn list<'a>(&self, record: &'a Record, list: &str, one: &str) -> Option<&'a [Field]> {
-        match self.find(record, list) {
-            Some(Field::ListInternal(values)) => Some(values.elements()),
-            Some(_) => None,
-            None => self.find(record, one).map(std::slice::from_ref),
+    fn list(&self) -> Option<&[Field]> {
+        match self {
+            Field::ListInternal(values) => Some(values.elements()),
+            _ => None,
         }
-    }
-}
-
-fn integer(field: &Field) -> Option<i64> {
-    match field {
-        Field::Byte(value) => Some(i64::from(*value)),
-        Field::Short(value) => Some(i64::from(*value)),
-        Field::Int(value) => Some(i64::from(*value)),
-        Field::Long(value) => Some(*value),
-        Field::UByte(value) => Some(i64::from(*value)),
-        Field::UShort(value) => Some(i64::from(*value)),
-        Field::UInt(value) => Some(i64::from(*value)),
-        Field::ULong(value) => i64::try_from(*value).ok(),
-        _ => None,
-    }
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "a trace has single precision, and the range is checked by who calls"
-)]
-fn float(field: &Field) -> Option<f32> {
-    match field {
-        Field::Float16(value) => Some(value.to_f32()),
-        Field::Float(value) => Some(*value),
-        Field::Double(value) => Some(*value as f32),
-        Field::Null => Some(0.0),
-        _ => None,
     }
 }
 
@@ -177,50 +166,8 @@ impl RowSource for Rows {
         let rows = &mut self.rows;
         let Some(record) = guarded(&self.path, || rows.next().transpose())? else { return Ok(false) };
         self.number += 1;
-        row.sequence = self.text(&record, "sequence").unwrap_or_default();
-        row.token = self.must(&record, "token")?;
-        row.layer = self.must(&record, "layer")?;
-        row.encoder = match self.text(&record, "stack").as_deref() {
-            None => None,
-            Some("encoder") => Some(true),
-            Some("decoder") => Some(false),
-            Some(other) => return Err(self.error("stack", other, "expected encoder or decoder")),
-        };
-        row.slot = self.number::<i64>(&record, "slot")?.and_then(|slot| usize::try_from(slot).ok());
-        row.phase = match self.text(&record, "phase").as_deref() {
-            None => None,
-            Some(text) => {
-                Some(phase(text).ok_or_else(|| self.error("phase", text, "expected prefill, decode, 0 or 1"))?)
-            }
-        };
-        row.domain = self.text(&record, "domain");
-        row.token_id = self.number(&record, "token_id")?;
-        row.prediction = self.number(&record, "prediction")?;
-        let Some(experts) = self.list(&record, "experts", "expert") else {
-            return Err(self.error("experts", "missing or no list", "expected a list of experts"));
-        };
-        row.experts.clear();
-        for field in experts {
-            let id = integer(field).and_then(|id| u16::try_from(id).ok());
-            row.experts.push(match id.filter(|&id| usize::from(id) < Geometry::MAX_EXPERTS) {
-                Some(id) => id,
-                None if matches!(field, Field::Null) || integer(field) == Some(-1) => EMPTY_SLOT,
-                None => {
-                    let limit = format!("expected an expert below {}", Geometry::MAX_EXPERTS);
-                    return Err(self.error("expert", &field.to_string(), &limit));
-                }
-            });
-        }
-        row.weights.clear();
-        for field in self.list(&record, "weights", "weight").unwrap_or_default() {
-            let weight = float(field).filter(|weight| weight.is_finite());
-            row.weights
-                .push(weight.ok_or_else(|| self.error("weight", &field.to_string(), "expected a finite number"))?);
-        }
-        if !row.weights.is_empty() && row.weights.len() != row.experts.len() {
-            let limit = format!("there are {} experts", row.experts.len());
-            return Err(self.error("weights", &format!("{} numbers", row.weights.len()), &limit));
-        }
+        let find = |column: &str| self.find(&record, column);
+        Record { find, error: |field: &str, value: &str, limit: &str| self.error(field, value, limit) }.read(row)?;
         Ok(true)
     }
 

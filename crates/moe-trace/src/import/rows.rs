@@ -212,7 +212,7 @@ impl<S: RowSource> Rows<S> {
         self.tokens.set_ids(at, row.token_id, row.prediction);
         for (index, &expert) in row.experts.iter().enumerate() {
             let slot = match row.slot {
-                Some(slot) => Some(slot + index).filter(|&slot| slot < self.geometry.top_k()),
+                Some(slot) => slot.checked_add(index).filter(|&slot| slot < self.geometry.top_k()),
                 None if row.experts.len() > 1 => Some(index),
                 None => self.tokens.free_slot(at, layer),
             };

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import RecorderError
 from .trace import DECODE, PREFILL
@@ -49,6 +50,11 @@ class Step:
     @property
     def phase(self) -> int:
         return DECODE if self.past > 0 and self.columns == 1 else PREFILL
+
+
+def arguments_of(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a forward by name."""
+    return dict(zip(inspect.signature(module.forward).parameters, args)) | kwargs
 
 
 def read_step(arguments: dict[str, Any]) -> Step:
@@ -99,6 +105,8 @@ class Batch:
         self.columns = 0
         self.rows = step.rows
         self.cache: Any = None
+        self.last: Step | None = None
+        self._kept: list[np.ndarray] = []
         self._end_ids = end_ids
 
     def check(self, step: Step) -> None:
@@ -115,8 +123,9 @@ class Batch:
 
     def append(self, step: Step, choices: dict[str, dict[str, np.ndarray]]) -> None:
         """Appends the columns of every group, all of shape `[rows, columns, layers, ...]`."""
-        for index, sequence in enumerate(self.sequences):
-            keep = step.real[index] & self._alive(index, step)
+        self.last = step
+        self._kept = [step.real[index] & self._alive(index, step) for index in range(step.rows)]
+        for index, (sequence, keep) in enumerate(zip(self.sequences, self._kept)):
             for group, columns in choices.items():
                 kept = {name: column[index][keep] for name, column in columns.items()}
                 kept["phase"] = np.full(int(keep.sum()), step.phase, dtype=np.uint8)
@@ -124,6 +133,12 @@ class Batch:
                     kept["token_ids"] = step.token_ids[index][keep]
                 sequence[group].append(kept)
         self.columns += step.columns
+
+    def extend(self, name: str, column: np.ndarray) -> None:
+        """Adds a column `[rows, columns]` to the tokens that were appended last."""
+        for index, (sequence, keep) in enumerate(zip(self.sequences, self._kept)):
+            for rows in sequence.values():
+                rows.parts.setdefault(name, []).append(column[index][keep])
 
     def _alive(self, index: int, step: Step) -> bool:
         """Whether a row still generates: after its end token, a batch feeds it padding until the others are done."""

@@ -35,7 +35,8 @@ class Trace:
     """Which experts every token of some sequences used in every MoE layer.
 
     `experts_of` is int32 `[tokens, layers, top_k]`, best first, -1 where a token used fewer than `top_k` experts;
-    `weights` has the same shape, `logits` is `[tokens, layers, experts]` and -inf where a router masks.
+    `weights` has the same shape, `logits` is `[tokens, layers, experts]` and -inf where a router masks. `token_ids`,
+    `predictions` (the token held most likely to come next) and `text` have one entry a token.
     """
 
     layers: list[Layer]
@@ -46,6 +47,8 @@ class Trace:
     weights: np.ndarray | None = None
     logits: np.ndarray | None = None
     token_ids: np.ndarray | None = None
+    predictions: np.ndarray | None = None
+    text: list[bytes] | None = None
     domain: np.ndarray | None = None
     domains: list[str] = field(default_factory=list)
     model: str | None = None
@@ -88,10 +91,14 @@ class Trace:
             _check_shape("logits", self.logits, (self.tokens, len(self.layers), self.experts))
             if np.isnan(self.logits).any() or np.isposinf(self.logits).any():
                 raise RecorderError("a router logit is neither finite nor -inf")
-        if self.token_ids is not None:
-            _check_shape("token_ids", self.token_ids, (self.tokens,))
-            if self.tokens and not (self.token_ids.min() >= 0 and self.token_ids.max() < 1 << 32):
-                raise RecorderError("a token id is outside of 0..2^32")
+        for name, ids in (("token_ids", self.token_ids), ("predictions", self.predictions)):
+            if ids is not None:
+                _check_shape(name, ids, (self.tokens,))
+                wrong = np.flatnonzero((ids < 0) | (ids >= 1 << 32))
+                if len(wrong):
+                    raise RecorderError(f"{name}[{wrong[0]}] is {ids[wrong[0]]}, allowed is 0..2^32")
+        if self.text is not None and len(self.text) != self.tokens:
+            raise RecorderError(f"text has {len(self.text)} entries, expected {self.tokens}")
         if self.domain is not None:
             _check_shape("domain", self.domain, (self.sequences,))
             if self.sequences and not (self.domain.min() >= -1 and self.domain.max() < len(self.domains)):
@@ -129,8 +136,12 @@ class Trace:
             tensors["weights"] = np.where(used, self.weights, 0).astype(np.float32)
         if self.logits is not None:
             tensors["logits"] = self.logits.astype(np.float32)
-        if self.token_ids is not None:
-            tensors["token_ids"] = self.token_ids.astype(np.uint32)
+        for name, column in (("token_ids", self.token_ids), ("predictions", self.predictions)):
+            if column is not None:
+                tensors[name] = column.astype(np.uint32)
+        if self.text is not None:
+            tensors["text"] = np.array(bytearray(b"".join(self.text)), np.uint8)
+            tensors["text_offsets"] = np.cumsum([0, *map(len, self.text)], dtype=np.int64)
         tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         path = Path(path)
         _write_atomically(path, save(tensors, {"moe_trace": self._metadata()}))

@@ -1,0 +1,117 @@
+//! Rows from records with named values: JSON objects, rows of Parquet.
+
+use std::fmt::Display;
+
+use super::rows::{Row, phase};
+use crate::{EMPTY_SLOT, Geometry, Result, TraceError};
+
+/// A value of a record.
+pub(super) trait Value: Display + Sized {
+    /// Whether it stands for nothing.
+    fn is_null(&self) -> bool;
+
+    /// A whole number.
+    fn integer(&self) -> Option<i64>;
+
+    /// Any number.
+    fn float(&self) -> Option<f64>;
+
+    /// A text, or a number as text.
+    fn text(&self) -> Option<String>;
+
+    /// A list.
+    fn list(&self) -> Option<&[Self]>;
+}
+
+/// One record: `find` gives the value of a column that is there and not null, `error` makes an error of the record.
+pub(super) struct Record<F, E> {
+    pub(super) find: F,
+    pub(super) error: E,
+}
+
+impl<'a, V: Value + 'a, F: Fn(&str) -> Option<&'a V>, E: Fn(&str, &str, &str) -> TraceError> Record<F, E> {
+    /// Replaces `row` by what the record says.
+    pub(super) fn read(&self, row: &mut Row) -> Result<()> {
+        let missing = |column| (self.error)(column, "missing", "expected a number");
+        row.sequence = self.text("sequence")?.unwrap_or_default();
+        row.token = self.number("token")?.ok_or_else(|| missing("token"))?;
+        row.layer = self.number("layer")?.ok_or_else(|| missing("layer"))?;
+        row.encoder = match self.text("stack")?.as_deref() {
+            None => None,
+            Some("encoder") => Some(true),
+            Some("decoder") => Some(false),
+            Some(other) => return Err((self.error)("stack", other, "expected encoder or decoder")),
+        };
+        row.slot = self.number("slot")?;
+        row.phase = match self.text("phase")?.as_deref() {
+            None => None,
+            Some(text) => {
+                let known = phase(text);
+                Some(known.ok_or_else(|| (self.error)("phase", text, "expected prefill, decode, 0 or 1"))?)
+            }
+        };
+        row.domain = self.text("domain")?;
+        row.token_id = self.number("token_id")?;
+        row.prediction = self.number("prediction")?;
+        self.experts(&mut row.experts)?;
+        self.weights(&mut row.weights)?;
+        if !row.weights.is_empty() && row.weights.len() != row.experts.len() {
+            let limit = format!("there are {} experts", row.experts.len());
+            return Err((self.error)("weights", &format!("{} numbers", row.weights.len()), &limit));
+        }
+        Ok(())
+    }
+
+    fn number<T: TryFrom<i64>>(&self, column: &str) -> Result<Option<T>> {
+        let Some(value) = (self.find)(column) else { return Ok(None) };
+        let number = value.integer().and_then(|number| T::try_from(number).ok());
+        number.map(Some).ok_or_else(|| (self.error)(column, &value.to_string(), "expected a whole number in range"))
+    }
+
+    fn text(&self, column: &str) -> Result<Option<String>> {
+        let Some(value) = (self.find)(column) else { return Ok(None) };
+        let text = value.text();
+        text.map(Some).ok_or_else(|| (self.error)(column, &value.to_string(), "expected a string or a number"))
+    }
+
+    /// A list, or one value as a list of one.
+    fn list(&self, list: &str, one: &str) -> Option<&'a [V]> {
+        match (self.find)(list) {
+            Some(value) => value.list(),
+            None => (self.find)(one).map(std::slice::from_ref),
+        }
+    }
+
+    fn experts(&self, experts: &mut Vec<u16>) -> Result<()> {
+        experts.clear();
+        let Some(values) = self.list("experts", "expert") else {
+            return Err((self.error)("experts", "missing or no list", "expected a list of experts"));
+        };
+        for value in values {
+            let id = value.integer().and_then(|id| u16::try_from(id).ok());
+            experts.push(match id.filter(|&id| usize::from(id) < Geometry::MAX_EXPERTS) {
+                Some(id) => id,
+                None if value.is_null() || value.integer() == Some(-1) => EMPTY_SLOT,
+                None => {
+                    let limit = format!("expected an expert below {}", Geometry::MAX_EXPERTS);
+                    return Err((self.error)("expert", &value.to_string(), &limit));
+                }
+            });
+        }
+        Ok(())
+    }
+
+    fn weights(&self, weights: &mut Vec<f32>) -> Result<()> {
+        weights.clear();
+        for value in self.list("weights", "weight").unwrap_or_default() {
+            let weight = if value.is_null() { Some(0.0) } else { value.float() };
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "a trace has single precision, and the range is checked"
+            )]
+            let weight = weight.map(|weight| weight as f32).filter(|weight| weight.is_finite());
+            weights.push(weight.ok_or_else(|| (self.error)("weight", &value.to_string(), "expected a finite number"))?);
+        }
+        Ok(())
+    }
+}
