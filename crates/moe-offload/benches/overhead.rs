@@ -1,7 +1,8 @@
 //! What keeping the books of a cache costs a call that finds everything resident.
 //!
 //! A resident bank, and offloaded ones whose slots hold all experts, serve the same decoded tokens in turn; of every call the
-//! best of all rounds counts, for other work of the machine only ever adds to it.
+//! best of all rounds counts, for other work of the machine only ever adds to it. `small` or `large` as an argument leaves
+//! the other out.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,8 +19,12 @@ fn main() -> Result<()> {
     let small = ExpertShape { layers: 4, experts: 32, hidden: 128, intermediate: 64 };
     let large = ExpertShape { layers: 1, experts: 8, hidden: 2880, intermediate: 2880 };
     println!("{:42} {:>12} {:>30} {:>12} {:>10}", "experts", "resident us", "bank of all experts", "us", "overhead");
-    for (shape, weight_type, rounds) in [(small, WeightType::F32, 400), (large, WeightType::Q8_0, 40)] {
-        compare(shape, weight_type, rounds)?;
+    let chosen = |name: &str| std::env::args().skip(1).all(|argument| argument.starts_with('-') || argument == name);
+    if chosen("small") {
+        compare(small, WeightType::F32, 400)?;
+    }
+    if chosen("large") {
+        compare(large, WeightType::Q8_0, 40)?;
     }
     Ok(())
 }
