@@ -5,8 +5,10 @@
 mod common;
 
 use candle_core::{DType, Device, Tensor};
-use common::{Event, Events, Fixture, GQA, MHA, PROMPTS, assert_close, difference, folder, prefill, run};
-use moe_model::{Checkpoint, Chunk, Finish, GenerateOptions, KvCache, LogitsAt, OlmoeConfig, Sampling, generate};
+use common::{DEEPSEEK, Event, Events, Fixture, GQA, MHA, PROMPTS, assert_close, difference, folder, prefill, run};
+use moe_model::{
+    Checkpoint, Chunk, Finish, GenerateOptions, KvCache, LogitsAt, OlmoeConfig, RouterKind, Sampling, generate,
+};
 use moe_trace::{IgnoreRouting, Phase};
 
 /// Bound on `max |a - b| / max |b|` against transformers, and between ways to run the same tokens.
@@ -29,6 +31,29 @@ fn prefill_matches_transformers() {
             assert!(weights < CLOSE, "{weights:e}");
             println!("{name}, prompt {prompt}: logits differ by {logits:.1e}, router weights by {weights:.1e}");
         }
+    }
+}
+
+/// Feed-forward parts of DeepSeek-V3: a dense first layer, sigmoid routers with biases, shared experts.
+#[test]
+fn a_variant_matches_the_modules_of_transformers() {
+    let fixture = Fixture::load(DEEPSEEK);
+    assert_eq!(fixture.model.config().params().router, RouterKind::Sigmoid);
+    for prompt in 0..PROMPTS {
+        let tokens = fixture.prompt(prompt);
+        let (logits, events) = fixture.prefill(&tokens);
+        let logits = assert_close(&logits, &fixture.tensor("logits", prompt), CLOSE);
+        let experts = events.routed.iter().flat_map(|event| &event.experts);
+        assert_eq!(experts.map(|&expert| u32::from(expert)).collect::<Vec<_>>(), fixture.ids("router_ids", prompt));
+        let weights: Vec<f32> = events.routed.iter().flat_map(|event| event.weights.clone()).collect();
+        let weights = difference(&weights, &common::values(&fixture.tensor("router_weights", prompt)));
+        assert!(weights < CLOSE, "{weights:e}");
+        println!("{DEEPSEEK}, prompt {prompt}: logits differ by {logits:.1e}, router weights by {weights:.1e}");
+
+        let dense = fixture.model.forward_dense(&Tensor::new(vec![tokens], &Device::Cpu).unwrap()).unwrap();
+        assert_close(&dense.logits.squeeze(0).unwrap(), &fixture.tensor("logits", prompt), CLOSE);
+        let router_logits: Vec<Tensor> = dense.routers.iter().map(|router| router.logits.clone()).collect();
+        assert_close(&Tensor::stack(&router_logits, 0).unwrap(), &fixture.tensor("router_logits", prompt), CLOSE);
     }
 }
 

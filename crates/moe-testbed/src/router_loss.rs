@@ -36,7 +36,7 @@ pub fn load_balance(probabilities: &Tensor, chosen: &[u16]) -> TensorResult<Tens
 /// `probabilities`.
 ///
 /// The sum over the micro-batches of a step is the loss of the step, gradient included, since shares have no gradient:
-/// balance at global scope (Qiu et al. 2025, arXiv 2501.11873, equation 4).
+/// balance at global scope (Qiu et al. 2025, arXiv 2501.11873).
 ///
 /// # Errors
 /// As many shares as experts, or a tensor operation fails.

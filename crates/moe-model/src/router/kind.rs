@@ -96,15 +96,9 @@ impl fmt::Display for RouterKind {
 /// assert_eq!(experts, [vec![ExpertId(0), ExpertId(1)], vec![ExpertId(2), ExpertId(3), ExpertId(4)]]);
 /// ```
 pub fn reference_experts(domains: usize, experts: u16) -> Vec<Vec<ExpertId>> {
-    let mut of_domain = vec![Vec::new(); domains];
-    let start = |domain: usize| domain * usize::from(experts) / domains;
-    for expert in 0..experts {
-        let domain = (0..domains).rev().find(|&domain| start(domain) <= usize::from(expert));
-        if let Some(domain) = domain {
-            of_domain[domain].push(ExpertId(expert));
-        }
-    }
-    of_domain
+    let first = |domain: usize| domain * usize::from(experts) / domains;
+    let ids = |from: usize, to: usize| (0..experts).skip(from).take(to - from).map(ExpertId).collect();
+    (0..domains).map(|domain| ids(first(domain), first(domain + 1))).collect()
 }
 
 #[cfg(test)]

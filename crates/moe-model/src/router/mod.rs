@@ -9,6 +9,8 @@ mod reference;
 mod sigmoid;
 mod softmax;
 mod strategy;
+#[cfg(test)]
+mod twins;
 
 use std::sync::Arc;
 

@@ -31,7 +31,7 @@ impl Strategy for Sigmoid {
     }
 }
 
-fn choose(top_k: TopK, logits: &[f32], bias: &[f32]) -> Choice {
+pub(crate) fn choose(top_k: TopK, logits: &[f32], bias: &[f32]) -> Choice {
     let TopK { experts, top_k: k, normalise } = top_k;
     let mut choice = Choice::with_room(logits.len() / experts, k);
     let (mut scores, mut ranked) = (Vec::with_capacity(experts), Vec::with_capacity(experts));

@@ -13,6 +13,8 @@ use moe_trace::{IgnoreRouting, Phase, RouterObserver, RoutingEvent};
 pub const MHA: &str = "olmoe-mha";
 /// Grouped-query attention, clipping, tied embeddings, weights that sum to 1, five shards.
 pub const GQA: &str = "olmoe-gqa";
+/// Dense first layer, sigmoid routers with biases, two shared experts (`fixtures/make_variant_fixture.py`).
+pub const DEEPSEEK: &str = "olmoe-deepseek";
 
 pub const PROMPTS: usize = 3;
 
