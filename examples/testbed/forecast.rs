@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn a_sentence_scales_with_what_is_left() {
-        let text = sentence(3600.0, 1.0, Duration::from_secs(2), 2, Some(5 << 20));
-        assert_eq!(text, "about 1 hour by 2 jobs at the speed of the first steps, 5 MiB in use so far");
+        let text = sentence(10_800.0, 1.0, Duration::from_secs(2), 2, Some(5 << 20));
+        assert_eq!(text, "about 3 hours by 2 jobs at the speed of the first steps, 5 MiB in use so far");
     }
 }

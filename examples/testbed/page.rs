@@ -28,11 +28,9 @@ pub(crate) fn render(report: &Report, study: &Study, text: &str) -> String {
         }
         page.plot(&format!("{label}, every point"), &bars(points, &[(figure, label)], label));
     }
-    let on_the_way: [(&str, fn(&ValidationRecord) -> f64); 2] =
-        [("NMI of expert and domain", |record| record.nmi), ("validation loss, nats a token", |record| record.loss)];
-    for (label, figure) in on_the_way {
-        page.plot(&format!("{label} on the way, a few sequences"), &over_steps(report, study, figure, label));
-    }
+    page.plot("NMI on the way, a few sequences", &over_steps(report, study, |record| record.nmi, "NMI"));
+    let loss = over_steps(report, study, |record| record.loss, "validation loss, nats a token");
+    page.plot("Validation loss on the way, a few sequences", &loss);
     let (srp, sch) = (format!("srp_{}", report.window), format!("sch_{}", report.window));
     for (consistency, name) in [(&srp, "SRP"), (&sch, "SCH")] {
         for (figure, label) in FIGURES {
