@@ -46,6 +46,7 @@ mod import;
 mod layer_copy;
 mod memory;
 mod observer;
+mod open_sequence;
 mod phase;
 mod queued;
 mod recorder;
