@@ -79,7 +79,7 @@ impl Block {
         sequences: impl Iterator<Item = (&'c Span, &'c mut KvCache)>,
         phase: Phase,
         pass: &Pass<'_>,
-        routed: impl FnOnce(LayerId, &Choice),
+        routed: impl FnOnce(LayerId, &Choice, &[f32]),
     ) -> Result<Tensor> {
         let kernels = Kernels::Fused;
         let normed = self.attention_norm.forward(x, kernels)?;
@@ -87,8 +87,8 @@ impl Block {
         let normed = self.feed_forward_norm.forward(&x, kernels)?;
         match &self.feed_forward {
             FeedForward::Moe { layer, router, shared } => {
-                let (choice, weights) = router.choose(&normed, &pass.tokens)?;
-                routed(*layer, &choice);
+                let (choice, weights, logits) = router.choose(&normed, &pass.tokens)?;
+                routed(*layer, &choice, &logits);
                 let routes = Routes::new(choice.experts, weights, phase)?;
                 add_experts(&x, &normed, *layer, &routes, shared.as_ref(), pass.bank)
             }

@@ -179,6 +179,7 @@ impl Olmoe {
         let mut x = self.embed(&Tensor::from_slice(&ids, ids.len(), self.device())?)?;
         let tokens = TokenView { ids: &ids, positions: &positions, domains: &domains };
         let pass = Pass { rope: &self.rope, tokens, bank: &*self.bank };
+        let (wants_logits, experts) = (observer.wants_logits(), self.config.params().num_experts);
         for block in &self.blocks {
             // The caches are lent to the attention for this layer, the rest of the chunks to the observer.
             let (mut caches, mut seen) = (Vec::with_capacity(spans.len()), Vec::with_capacity(spans.len()));
@@ -186,9 +187,10 @@ impl Olmoe {
                 caches.push((span, &mut *chunk.cache));
                 seen.push((span, chunk.sequence, chunk.tokens));
             }
-            let routed = |layer, choice: &Choice| {
+            let routed = |layer, choice: &Choice, logits: &[f32]| {
                 for (span, sequence, token_ids) in seen {
                     let slots = span.rows.start * choice.slots..span.rows.end * choice.slots;
+                    let rows = span.rows.start * experts..span.rows.end * experts;
                     observer.routed(&RoutingEvent {
                         sequence,
                         layer,
@@ -196,7 +198,7 @@ impl Olmoe {
                         token_ids,
                         experts: &choice.experts[slots.clone()],
                         weights: &choice.weights[slots],
-                        logits: None,
+                        logits: (wants_logits && !logits.is_empty()).then(|| &logits[rows]),
                     });
                 }
             };

@@ -573,3 +573,29 @@ fn files_name_the_variants() {
     let plain = OlmoeConfig::new(OlmoeParams::default()).unwrap().to_json();
     assert_eq!((&plain["model_type"], plain.get("router")), (&"olmoe".into(), None));
 }
+
+#[test]
+fn a_recorder_that_asks_gets_the_logits_that_experts_were_chosen_by() {
+    let (_, model) = build(params(RouterKind::Softmax));
+    let trace = |recorder: Recorder<MemoryTrace>| {
+        let mut recorder = recorder;
+        let mut cache = KvCache::new(model.config());
+        let chunk = Chunk { sequence: 0, tokens: &[3, 1, 4, 1, 5], cache: &mut cache, phase: Phase::Prefill };
+        model.forward(&mut [chunk], LogitsAt::Last, &mut recorder).unwrap();
+        recorder.sequence_end(0);
+        recorder.finish().unwrap()
+    };
+    let recorder = || Recorder::new(MemoryTrace::new(model.config().geometry()));
+    let (asked, not_asked) = (trace(recorder().with_logits()), trace(recorder()));
+    assert!(!not_asked.sequence(0).unwrap().has_logits());
+    let sequence = asked.sequence(0).unwrap();
+    for layer in asked.geometry().layer_ids() {
+        for token in 0..sequence.len() {
+            let logits: Vec<f32> = sequence.logits(token, layer).unwrap().collect();
+            let mut ranked: Vec<usize> = (0..EXPERTS).collect();
+            ranked.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+            let chosen: Vec<usize> = sequence.experts(token, layer).map(ExpertId::index).collect();
+            assert_eq!(chosen, ranked[..TOP_K], "token {token}, {layer}");
+        }
+    }
+}

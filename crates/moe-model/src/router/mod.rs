@@ -97,12 +97,13 @@ impl Router {
         Ok((Some(logits), values))
     }
 
-    /// Chooses experts for tokens `x` `[tokens, hidden]`; also returns the weights as a tensor, `[tokens, top_k]`.
-    pub(crate) fn choose(&self, x: &Tensor, tokens: &TokenView<'_>) -> Result<(Choice, Tensor)> {
-        let (_, values) = self.logits(x)?;
-        let choice = self.strategy.choose(&values, tokens)?;
+    /// Chooses experts for tokens `x` `[tokens, hidden]`; also returns the weights as a tensor, `[tokens, top_k]`, and the
+    /// logits, `[tokens x experts]`, empty without a gate.
+    pub(crate) fn choose(&self, x: &Tensor, tokens: &TokenView<'_>) -> Result<(Choice, Tensor, Vec<f32>)> {
+        let (_, logits) = self.logits(x)?;
+        let choice = self.strategy.choose(&logits, tokens)?;
         let weights = Tensor::from_slice(&choice.weights, (x.dim(0)?, choice.slots), x.device())?;
-        Ok((choice, weights))
+        Ok((choice, weights, logits))
     }
 
     /// Chooses experts for a micro-batch of tokens, with weights that gradients flow through; an expert serves no more
