@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use expert_cache::SlotId;
 use moe_offload::{
     CpuSlots, CudaLoader, CudaSlots, ExpertBank, ExpertShape, ExpertSlots, ExpertStore, HostStore, OffloadError,
-    OffloadOptions, OffloadedExperts, RandomExperts, Result, Routes, SlotGroup, WeightType, cuda_device,
+    OffloadOptions, OffloadedExperts, RandomExperts, Routes, SlotGroup, WeightType, cuda_device,
 };
 use moe_trace::{ExpertId, LayerId, Phase};
 

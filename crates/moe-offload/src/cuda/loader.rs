@@ -80,6 +80,7 @@ impl CudaLoader {
                 for projection in store.fetch(layer, expert)?.projections() {
                     let lent_from_a_copy = match projection {
                         Projection::Dense(tensor) => !tensor.is_contiguous(),
+                        Projection::Blocks(_) => false,
                         Projection::Quantized(tensor) => !tensor.device().is_cpu(),
                     };
                     if lent_from_a_copy {
