@@ -12,7 +12,8 @@ pub(crate) struct Arguments {
     #[arg(long)]
     shape: String,
 
-    /// Type of the weights: f32, f16, bf16, q8_0, q6_k, q4_k, q4_0, ...; K-quants need rows of a multiple of 256 weights.
+    /// Type of the weights: f32, f16, bf16, or a block type of GGUF files (`q8_0`, `q4_0`, `q6_k`, `q4_k`, ...); those with a
+    /// k need rows of a multiple of 256 weights.
     #[arg(long = "type", default_value = "q8_0")]
     weight_type: WeightType,
 

@@ -66,6 +66,9 @@ impl Row {
     }
 }
 
+/// The tokens a second of one phase.
+type OfPhase = fn(&Speeds) -> Option<f64>;
+
 /// What the seconds of a token were predicted too high by, as a share of those measured.
 fn error(predicted: Option<f64>, measured: Option<f64>) -> Option<f64> {
     Some(measured? / predicted? - 1.0)
@@ -118,8 +121,7 @@ impl fmt::Display for Report {
             speed(self.resident.prefill),
             1e6 * self.load_seconds
         )?;
-        let kinds: [(&str, fn(&Speeds) -> Option<f64>); 2] =
-            [("decode", |speeds| speeds.decode), ("prefill", |speeds| speeds.prefill)];
+        let kinds: [(&str, OfPhase); 2] = [("decode", |speeds| speeds.decode), ("prefill", |speeds| speeds.prefill)];
         for (name, of) in kinds {
             let errors = self.rows.iter().filter_map(|row| error(of(&row.predicted), of(&row.measured)));
             let errors: Vec<f64> = errors.map(f64::abs).collect();

@@ -39,7 +39,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 2)]
     sequences: usize,
 
-    /// Quantize the model's experts first, to q8_0 for example.
+    /// Quantize the model's experts first, to `q8_0` for example.
     #[arg(long = "type", conflicts_with = "weights")]
     weight_type: Option<WeightType>,
 

@@ -85,11 +85,21 @@ impl DenseOutput {
             let mut weights = router.weights.flatten_all()?.to_vec1::<f32>()?;
             let dropped = router.served.iter().zip(&mut weights).filter(|&(&expert, _)| expert == EMPTY_SLOT);
             dropped.for_each(|(_, weight)| *weight = 0.0);
+            let logits =
+                if observer.wants_logits() { router.logits.flatten_all()?.to_vec1::<f32>()? } else { Vec::new() };
             let slots = (router.served.len() / rows.len().max(1)).max(1);
             let events = rows.iter().zip(router.served.chunks_exact(slots).zip(weights.chunks_exact(slots)));
             for (sequence, (token_ids, (experts, weights))) in events.enumerate() {
-                let phase = Phase::Prefill;
-                observer.routed(&RoutingEvent { sequence, layer, phase, token_ids, experts, weights });
+                let width = logits.len() / rows.len();
+                observer.routed(&RoutingEvent {
+                    sequence,
+                    layer,
+                    phase: Phase::Prefill,
+                    token_ids,
+                    experts,
+                    weights,
+                    logits: (width > 0).then(|| &logits[sequence * width..(sequence + 1) * width]),
+                });
             }
         }
         Ok(())

@@ -12,12 +12,11 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use common::{Events, assert_close, run};
-use expert_cache::{Oversize, PolicyKind, Pool};
 use moe_model::{
     Checkpoint, Chunk, DenseOptions, DenseOutput, KvCache, LogitsAt, Olmoe, OlmoeConfig, OlmoeParams, RouterKind,
     RouterOutput, TensorKind, reference_experts, resident_experts,
 };
-use moe_offload::{MappedStore, OffloadedExperts};
+use moe_offload::{MappedStore, OffloadOptions, OffloadedExperts};
 use moe_trace::{
     DomainId, EMPTY_SLOT, ExpertId, IgnoreRouting, LayerId, MemoryTrace, Phase, Recorder, RouterObserver, RoutingSource,
 };
@@ -451,9 +450,7 @@ fn offloading_changes_no_bit_of_a_variant() {
     let names = |layer, expert| checkpoint.expert_names(layer, expert);
     let shape = checkpoint.config().expert_shape();
     let store = MappedStore::open(checkpoint.files(), shape, DType::F32, names).unwrap();
-    let pool = Pool::layer(&model.config().geometry(), LayerId(0)).unwrap();
-    let policy = |_| PolicyKind::Lru.build(pool.shape(), TOP_K, None);
-    let bank = OffloadedExperts::new(Arc::new(store), &Device::Cpu, TOP_K, Oversize::Waves, policy).unwrap();
+    let bank = OffloadedExperts::new(Arc::new(store), &Device::Cpu, OffloadOptions::slots(TOP_K)).unwrap();
     let vb = checkpoint.var_builder(DType::F32, &Device::Cpu).unwrap();
     let offloaded = Olmoe::new(checkpoint.config(), &vb, Arc::new(bank)).unwrap();
     let (rows, _) = batch();
