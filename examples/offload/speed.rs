@@ -39,6 +39,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 2)]
     sequences: usize,
 
+    /// Tokens of each sequence to replay, from the first on.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    tokens: usize,
+
     /// Quantize the model's experts first, to `q8_0` for example.
     #[arg(long = "type", conflicts_with = "weights")]
     weight_type: Option<WeightType>,
@@ -174,24 +178,27 @@ fn open(arguments: &Arguments) -> Result<Workload> {
     };
     let store = MappedStore::open_gguf(std::slice::from_ref(weights))
         .with_context(|| format!("cannot use the experts in {}", weights.display()))?;
-    let trace = first_sequences(trace, arguments.sequences, store.shape().layers)?;
+    let trace = excerpt(trace, arguments, store.shape().layers)?;
     Workload::trace(trace, Arc::new(store))
 }
 
-/// The first layers of the first sequences of a trace.
-fn first_sequences(path: &Path, sequences: usize, layers: usize) -> Result<MemoryTrace> {
+/// The first layers and tokens of the first sequences of a trace.
+fn excerpt(path: &Path, arguments: &Arguments, layers: usize) -> Result<MemoryTrace> {
     let trace = moe_trace::open(path)
         .with_context(|| format!("cannot replay {}; `trace import` reads other formats", path.display()))?;
-    ensure!(sequences > 0, "--sequences is 0, give at least 1");
+    for (option, value) in [("--sequences", arguments.sequences), ("--tokens", arguments.tokens)] {
+        ensure!(value > 0, "{option} is 0, give at least 1");
+    }
     let selection = Selection {
-        sequences: Some((0..sequences.min(trace.len())).collect()),
+        sequences: Some((0..arguments.sequences.min(trace.len())).collect()),
         layers: Some((0..).take(layers.min(trace.geometry().layers())).map(LayerId).collect()),
         ..Selection::default()
     };
     let view = TraceView::new(trace, &selection)?;
-    let mut memory = MemoryTrace::new(view.geometry().clone());
+    let mut memory = MemoryTrace::new(view.geometry().clone()).with_domains(view.domains().to_vec());
     for index in 0..view.len() {
-        memory.push(view.sequence(index)?.to_buf())?;
+        let sequence = view.sequence(index)?;
+        memory.push(sequence.tokens(0..arguments.tokens.min(sequence.len())).to_buf())?;
     }
     Ok(memory)
 }
