@@ -64,7 +64,7 @@ fn everything(criterion: &mut Criterion) {
 
 /// Folding a trace on one thread and on two.
 fn threads(criterion: &mut Criterion) {
-    const SEQUENCES: usize = 512;
+    const SEQUENCES: usize = 4096;
     let trace = synthetic_trace(64, SEQUENCES);
     let geometry = RoutingSource::geometry(&trace);
     let srp = Srp::new(geometry, &WINDOWS).expect("valid windows");
