@@ -162,7 +162,7 @@ fn a_demand_waits_for_no_prefetch_but_its_own() {
     store.wait_until_begun(1, 6);
     let layer = bank.counters().unwrap()[1];
     assert_eq!((layer.prefetch.counts.issued, layer.prefetch.counts.late), (3, 2));
-    assert!(layer.decode.stall_seconds >= 0.02);
+    assert!(layer.decode.stall_seconds > 0.0);
 }
 
 #[test]
