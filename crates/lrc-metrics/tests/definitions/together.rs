@@ -88,7 +88,7 @@ proptest! {
             cold_start: ColdStart::Miss,
         };
         let all = accumulate(&trace, &TraceMetrics::new(geometry, &options).unwrap(), &|_| {}).unwrap();
-        let srp = accumulate(&trace, &Srp::of_layers(geometry, &layers, &[window]).unwrap(), &|_| {}).unwrap();
+        let srp = accumulate(&trace, &Srp::of_layers(geometry, &layers, &[window, 1]).unwrap(), &|_| {}).unwrap();
         let load = accumulate(&trace, &LoadBalance::of_layers(geometry, &layers).unwrap(), &|_| {}).unwrap().finish();
         let policies = [CurvePolicy::Belady, CurvePolicy::LookAhead { window }];
         let curves = |layers: &[LayerId]| {
@@ -99,12 +99,14 @@ proptest! {
             prop_assert!(srp.finish().is_err());
             return Ok(());
         };
-        let srp = &srp.finish().unwrap()[&window];
-        prop_assert_eq!(report.model.srp[&window], srp.model);
+        let srp = srp.finish().unwrap();
+        // A window longer than every sequence is absent from both.
+        let srp = srp.get(&window);
+        prop_assert_eq!(report.model.srp.get(&window), srp.map(|srp| &srp.model));
         prop_assert_eq!(report.pool.as_ref().unwrap().curves["belady"].clone(), curves(&layers)[0].1.hit_rates.clone());
         for (position, layer) in report.layers.iter().enumerate() {
             prop_assert_eq!(layer.layer, layers[position].index());
-            prop_assert_eq!(layer.srp[&window], srp.layers[position].value);
+            prop_assert_eq!(layer.srp.get(&window), srp.map(|srp| &srp.layers[position].value));
             prop_assert_eq!(&layer.load, &load[position]);
             for (policy, curve) in curves(&layers[position..=position]) {
                 prop_assert_eq!(&layer.curves[&policy.label()], &curve.hit_rates);
@@ -117,8 +119,9 @@ proptest! {
                 prop_assert_eq!(report.hit_rate(label, 0), None);
             }
             for (expert, value) in layer.experts.iter().enumerate() {
-                prop_assert_eq!(value.srp[&window], srp.layers[position].experts[expert]);
-                prop_assert_eq!(value.srp[&window].srp, srp.experts()[[position, expert]]);
+                let apart = srp.map(|srp| &srp.layers[position].experts[expert]);
+                prop_assert_eq!(value.srp.get(&window), apart);
+                prop_assert_eq!(apart.map(|value| value.srp), srp.map(|srp| srp.experts()[[position, expert]]));
             }
         }
     }
