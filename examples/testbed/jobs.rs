@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use moe_testbed::{Prepared, RunEvent, RunFigures, RunFolder};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::{forecast, machine};
 
@@ -19,11 +20,12 @@ const UNITS: f64 = 1e6;
 pub(crate) struct Jobs<'a> {
     runs: &'a [(RunFolder, f64)],
     prepared: &'a Prepared,
-    jobs: usize,
     workers: usize,
     bars: MultiProgress,
     overall: ProgressBar,
     total: f64,
+    /// A pool of one thread for each job, so that none waits for another.
+    jobs: Vec<ThreadPool>,
     next: AtomicUsize,
     foretold: AtomicBool,
     failed: Mutex<Vec<(usize, String)>>,
@@ -44,11 +46,13 @@ impl<'a> Jobs<'a> {
         Ok(Jobs {
             runs,
             prepared,
-            jobs: jobs.min(runs.len()),
             workers,
             bars,
             overall,
             total: runs.iter().map(|(_, work)| work).sum(),
+            jobs: (0..jobs.min(runs.len()))
+                .map(|_| ThreadPoolBuilder::new().num_threads(1).build())
+                .collect::<Result<_, _>>()?,
             next: AtomicUsize::new(0),
             foretold: AtomicBool::new(false),
             failed: Mutex::new(Vec::new()),
@@ -58,8 +62,8 @@ impl<'a> Jobs<'a> {
     /// Works the queue off; returns what went wrong, run by run.
     pub(crate) fn run(self) -> Vec<String> {
         thread::scope(|scope| {
-            for _ in 0..self.jobs {
-                scope.spawn(|| self.work());
+            for pool in &self.jobs {
+                scope.spawn(|| pool.install(|| self.work()));
             }
         });
         self.overall.finish_and_clear();
@@ -126,7 +130,7 @@ impl<'a> Jobs<'a> {
     /// Says, once, how long all will take.
     fn foretell(&self, done: f64, took: Duration) {
         if !self.foretold.swap(true, Ordering::Relaxed) {
-            let text = forecast::sentence(self.total, done, took, self.jobs, machine::peak_bytes());
+            let text = forecast::sentence(self.total, done, took, self.jobs.len(), machine::peak_bytes());
             self.bars.suspend(|| println!("{} runs: {text}", self.runs.len()));
         }
     }

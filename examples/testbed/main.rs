@@ -15,6 +15,11 @@ mod run;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use mimalloc::MiMalloc;
+
+/// Tensors come and go at every operation, which the allocator of most systems gives back to it each time.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Train small Mixture-of-Experts models on labelled domains and compare their routing.
 #[derive(Parser)]

@@ -8,9 +8,14 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
+use mimalloc::MiMalloc;
 use moe_testbed::{Corpus, TokenizedCorpus, Trainer, held_out_bits, train_tokenizer};
 
 use crate::options::Options;
+
+/// Tensors come and go at every operation, which the allocator of most systems gives back to it each time.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> Result<()> {
     // The workers run tensor operations side by side, each in one thread.
@@ -34,7 +39,7 @@ fn main() -> Result<()> {
         true => Trainer::resume(&config, &tokens, training, &checkpoint)?,
         false => Trainer::new(&config, &tokens, training)?,
     };
-    let mut trainer = trainer.with_workers(options.workers);
+    let mut trainer = trainer.with_workers(options.workers)?;
     println!("{} parameters, step {} of {}", trainer.parameters(), trainer.step(), options.steps);
 
     let bar = ProgressBar::new(options.steps)

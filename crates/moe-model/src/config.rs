@@ -145,6 +145,12 @@ impl OlmoeConfig {
         self.params.mlp_only_layers.binary_search(&layer).is_err()
     }
 
+    /// The MoE layer that is layer number `layer` of the model.
+    pub(crate) fn moe_layer(&self, layer: usize) -> Option<LayerId> {
+        let moe_layers = self.geometry.layer_ids().zip(self.geometry.moe_layers());
+        moe_layers.filter(|(_, moe)| moe.model_layer as usize == layer).map(|(id, _)| id).next()
+    }
+
     /// The number of an MoE layer among all layers.
     pub(crate) fn model_layer(&self, layer: LayerId) -> usize {
         self.geometry.moe_layers()[layer.index()].model_layer as usize

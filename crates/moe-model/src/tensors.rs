@@ -26,6 +26,8 @@ pub struct TensorSpec {
     pub kind: TensorKind,
     /// Whether the gradient changes it: not the weights of a [random](RouterKind::Random) router and no bias.
     pub trained: bool,
+    /// The MoE layer whose expert it belongs to, if it is part of an expert.
+    pub expert_of: Option<LayerId>,
 }
 
 /// Names of the gate, up and down projection of the MLP called `mlp`.
@@ -123,11 +125,15 @@ impl OlmoeConfig {
             shape: vec![experts],
             kind: TensorKind::Bias,
             trained: false,
+            expert_of: None,
         });
         let shared = params.n_shared_experts * params.intermediate_size;
         let shared = (shared > 0).then(|| mlp_tensors(&format!("{mlp}.shared_experts"), hidden, shared));
+        let expert_of = self.moe_layer(layer);
         let routed = self.geometry().expert_ids().flat_map(move |expert| {
-            mlp_tensors(&format!("{mlp}.experts.{}", expert.0), hidden, self.params().intermediate_size)
+            let projections =
+                mlp_tensors(&format!("{mlp}.experts.{}", expert.0), hidden, self.params().intermediate_size);
+            projections.map(|projection| TensorSpec { expert_of, ..projection })
         });
         gate.into_iter().chain(bias).chain(routed).chain(shared.into_iter().flatten())
     }
@@ -144,9 +150,9 @@ fn mlp_tensors(mlp: &str, hidden: usize, width: usize) -> [TensorSpec; 3] {
 }
 
 fn matrix(name: String, (out, inner): (usize, usize)) -> TensorSpec {
-    TensorSpec { name, shape: vec![out, inner], kind: TensorKind::Matrix, trained: true }
+    TensorSpec { name, shape: vec![out, inner], kind: TensorKind::Matrix, trained: true, expert_of: None }
 }
 
 fn norm(name: String, width: usize) -> TensorSpec {
-    TensorSpec { name, shape: vec![width], kind: TensorKind::Norm, trained: true }
+    TensorSpec { name, shape: vec![width], kind: TensorKind::Norm, trained: true, expert_of: None }
 }

@@ -7,8 +7,24 @@ use moe_trace::{EMPTY_SLOT, LayerId};
 
 use crate::{OffloadError, Result, Routes};
 
-/// The tokens of one call, sorted by expert.
-pub(crate) struct Dispatch {
+/// The tokens of one call, sorted by expert: what an [`ExpertBank`](crate::ExpertBank) makes of its routes first.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use moe_offload::{Dispatch, Routes};
+/// use moe_trace::{LayerId, Phase};
+///
+/// let weights = Tensor::new(&[[0.7f32, 0.3], [0.6, 0.4]], &Device::Cpu)?;
+/// let routes = Routes::new(vec![5, 0, 2, 5], weights, Phase::Decode)?;
+/// let dispatch = Dispatch::new(LayerId(0), 2, &routes, 8)?;
+/// let experts: Vec<_> = dispatch.groups().iter().map(|group| group.expert).collect();
+/// assert_eq!(experts, [0, 2, 5]);
+/// assert_eq!(dispatch.rows(2), [0, 1]);
+/// assert_eq!(dispatch.places(2), [0, 3]);
+/// # Ok::<(), moe_offload::OffloadError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Dispatch {
     /// Experts that have tokens, ascending.
     groups: Vec<Group>,
     /// Tokens of the groups, one after the other, ascending in each.
@@ -20,19 +36,23 @@ pub(crate) struct Dispatch {
 }
 
 /// The tokens that one expert serves.
-pub(crate) struct Group {
+#[derive(Clone, Debug)]
+pub struct Group {
     /// The expert.
-    pub(crate) expert: usize,
-    /// Its part of the rows.
-    rows: Range<usize>,
+    pub expert: usize,
+    /// Its part of the rows of all groups.
+    pub range: Range<usize>,
 }
 
 impl Dispatch {
-    /// Sorts routes by expert, and checks them against the layer.
-    pub(crate) fn new(layer: LayerId, hidden: &Tensor, routes: &Routes, experts: usize) -> Result<Dispatch> {
-        let (tokens, top_k) = (routes.tokens(), routes.top_k());
-        if hidden.dim(0)? != tokens {
-            return Err(OffloadError::Routes { field: "tokens", value: tokens, expected: hidden.dim(0)? });
+    /// Sorts the routes of a batch of `tokens` by expert, and checks them against a layer of `experts`.
+    ///
+    /// # Errors
+    /// [`OffloadError::Routes`] if they are of another number of tokens, [`OffloadError::ExpertOutOfRange`].
+    pub fn new(layer: LayerId, tokens: usize, routes: &Routes, experts: usize) -> Result<Dispatch> {
+        let top_k = routes.top_k();
+        if routes.tokens() != tokens {
+            return Err(OffloadError::Routes { field: "tokens", value: routes.tokens(), expected: tokens });
         }
         let mut ends = vec![0; experts];
         for (place, &expert) in routes.experts().iter().enumerate().filter(|&(_, &expert)| expert != EMPTY_SLOT) {
@@ -47,7 +67,7 @@ impl Dispatch {
             let start = total;
             total += *count;
             if *count > 0 {
-                groups.push(Group { expert, rows: start..total });
+                groups.push(Group { expert, range: start..total });
             }
             // Where the expert's next row goes.
             *count = start;
@@ -62,14 +82,19 @@ impl Dispatch {
         Ok(Dispatch { groups, rows, places, tokens, top_k })
     }
 
-    /// Groups in ascending order of expert.
-    pub(crate) fn groups(&self) -> &[Group] {
+    /// Groups in ascending order of expert; an expert without tokens has none.
+    pub fn groups(&self) -> &[Group] {
         &self.groups
     }
 
-    /// Rows of the tokens of a group, ascending.
-    pub(crate) fn rows(&self, group: usize) -> &[u32] {
-        &self.rows[self.groups[group].rows.clone()]
+    /// Rows of the batch that the expert of group number `group` serves, ascending.
+    pub fn rows(&self, group: usize) -> &[u32] {
+        &self.rows[self.groups[group].range.clone()]
+    }
+
+    /// Places of those rows among the `tokens x top_k` slots of the routes.
+    pub fn places(&self, group: usize) -> &[u32] {
+        &self.places[self.groups[group].range.clone()]
     }
 
     /// Index of an expert's group.

@@ -100,6 +100,7 @@ pub use cpu_slots::CpuSlots;
 pub use cuda::{CopiedBytes, Pinning};
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaLoader, CudaSlots, cuda_device};
+pub use dispatch::{Dispatch, Group};
 pub use divergence::Divergence;
 pub use error::{OffloadError, Result};
 pub use exactness::Exactness;

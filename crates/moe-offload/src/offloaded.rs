@@ -297,7 +297,7 @@ impl ExpertBank for OffloadedExperts {
         let layers = self.places.len();
         let &(pool, first_key) =
             self.places.get(layer.index()).ok_or(OffloadError::LayerOutOfRange { layer, layers })?;
-        let dispatch = Dispatch::new(layer, hidden, routes, self.engine.store.shape().experts)?;
+        let dispatch = Dispatch::new(layer, hidden.dim(0)?, routes, self.engine.store.shape().experts)?;
         if routes.tokens() == 0 {
             return Ok(hidden.clone());
         }

@@ -6,7 +6,7 @@ use moe_trace::{ExpertId, LayerId};
 use crate::dispatch::{Dispatch, gather};
 use crate::{ExpertBank, ExpertStore, ExpertWeights, OffloadError, Result, Routes};
 
-/// An [`ExpertBank`] that holds all experts where they are computed: the baseline, and the bank for training.
+/// An [`ExpertBank`] that holds all experts where they are computed: the baseline.
 #[derive(Clone, Debug)]
 pub struct ResidentExperts {
     layers: Vec<Vec<ExpertWeights>>,
@@ -34,7 +34,7 @@ impl ExpertBank for ResidentExperts {
     fn forward(&self, layer: LayerId, hidden: &Tensor, routes: &Routes) -> Result<Tensor> {
         let layers = self.layers.len();
         let experts = self.layers.get(layer.index()).ok_or(OffloadError::LayerOutOfRange { layer, layers })?;
-        let dispatch = Dispatch::new(layer, hidden, routes, experts.len())?;
+        let dispatch = Dispatch::new(layer, hidden.dim(0)?, routes, experts.len())?;
         if routes.tokens() == 0 {
             return Ok(hidden.clone());
         }

@@ -199,6 +199,9 @@ pub enum TestbedError {
         #[source]
         source: serde_json::Error,
     },
+    /// The threads of the workers cannot be started.
+    #[error("cannot start the threads of the workers, ask for fewer")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
 }
 
 impl TestbedError {

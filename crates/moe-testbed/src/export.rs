@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-use candle_core::DType;
+use candle_core::{DType, Var};
+use moe_model::PackedExperts;
 use tokenizers::Tokenizer;
 
 use crate::checkpoint::{write_tensors, write_whole};
@@ -20,12 +21,20 @@ impl Trainer {
     /// [`TestbedError::Io`] if the folder cannot be written.
     pub fn export(&self, folder: &Path, tokenizer: &Tokenizer) -> Result<()> {
         fs::create_dir_all(folder).map_err(TestbedError::io(folder))?;
-        let tensors = self.optimizer.parameters.iter();
-        let tensors = tensors.map(|parameter| (&parameter.name, &parameter.var));
-        let tensors = tensors.chain(self.buffers.iter().map(|(name, var)| (name, var))).map(|(name, var)| {
+        let mut tensors = Vec::new();
+        for (layer, experts) in self.model.config().geometry().layer_ids().zip(&self.experts) {
+            let projections = PackedExperts::named(self.model.config(), layer, experts)?;
+            tensors.extend(projections.into_iter().map(|(name, tensor)| (name, tensor.to_dtype(DType::BF16))));
+        }
+        let is_packed = |var: &Var| self.experts.iter().any(|experts| experts.id() == var.id());
+        let others = self.optimizer.parameters.iter().map(|parameter| (&parameter.name, &parameter.var));
+        for (name, var) in
+            others.chain(self.buffers.iter().map(|(name, var)| (name, var))).filter(|(_, var)| !is_packed(var))
+        {
             let dtype = if self.is_bias(var) { DType::F32 } else { DType::BF16 };
-            Ok((name.clone(), var.to_dtype(dtype)?))
-        });
+            tensors.push((name.clone(), var.to_dtype(dtype)));
+        }
+        let tensors = tensors.into_iter().map(|(name, tensor)| Ok((name, tensor?)));
         // Hugging Face reads no file without this entry.
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         write_tensors(&folder.join("model.safetensors"), tensors.collect::<Result<_>>()?, metadata)?;

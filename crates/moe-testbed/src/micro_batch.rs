@@ -86,8 +86,12 @@ impl Trainer {
             let claim = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&n| n < items.len());
             std::iter::from_fn(claim).map(|n| (n, map(&items[n]))).collect::<Vec<_>>()
         };
+        if self.workers.is_empty() {
+            return work().into_iter().map(|(_, result)| result).collect();
+        }
         let mut mapped: Vec<(usize, Result<R>)> = thread::scope(|scope| {
-            let handles: Vec<_> = (0..self.workers.min(items.len())).map(|_| scope.spawn(work)).collect();
+            let workers = self.workers.iter().take(items.len());
+            let handles: Vec<_> = workers.map(|pool| scope.spawn(|| pool.install(work))).collect();
             let joined = handles.into_iter().map(thread::ScopedJoinHandle::join);
             joined.flat_map(|part| part.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
         });

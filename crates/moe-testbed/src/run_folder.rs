@@ -183,7 +183,7 @@ impl RunFolder {
             RunState::Resumable => Trainer::resume(&config, &prepared.tokens, training, &checkpoint)?,
             _ => Trainer::new(&config, &prepared.tokens, training)?,
         };
-        let mut trainer = trainer.with_workers(workers);
+        let mut trainer = trainer.with_workers(workers)?;
         let mut seconds = if trainer.step() > 0 { self.seconds()? } else { RunSeconds::default() };
         let mut metrics = LineFile::until(self.path.join(METRICS), trainer.step())?;
         let mut validation = LineFile::until(self.path.join(VALIDATION), trainer.step())?;

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
-use moe_model::{Olmoe, OlmoeConfig, RouterKind, TensorKind, resident_experts};
+use moe_model::{Olmoe, OlmoeConfig, PackedExperts, RouterKind, TensorKind};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::{Deserialize, Serialize};
 
 use crate::adamw::single;
@@ -99,9 +100,12 @@ pub struct Trainer {
     pub(crate) buffers: Vec<(String, Var)>,
     /// Those of the buffers that are the biases of the MoE layers, in order.
     biases: Vec<Var>,
+    /// Those of the parameters that are the experts of the MoE layers, in order, packed.
+    pub(crate) experts: Vec<Var>,
     pub(crate) domains: usize,
     schedule: Schedule,
-    pub(crate) workers: usize,
+    /// A pool of one thread for each worker, so that none waits for another; none to work where the caller is.
+    pub(crate) workers: Vec<ThreadPool>,
 }
 
 impl Trainer {
@@ -140,6 +144,8 @@ impl Trainer {
         let device = Device::Cpu;
         let (mut parameters, mut buffers, mut biases) = (Vec::new(), Vec::new(), Vec::new());
         let variables = VarMap::new();
+        let shape = config.expert_shape();
+        let mut packed = vec![Vec::new(); shape.layers];
         let mut random = ChaCha8Rng::seed_from_u64(options.seed);
         for spec in config.tensors() {
             let count = spec.shape.iter().product();
@@ -148,6 +154,10 @@ impl Trainer {
                 TensorKind::Bias => vec![0.0; count],
                 TensorKind::Matrix => normal(&mut random, config.params().initializer_range, count),
             };
+            if let Some(layer) = spec.expert_of {
+                packed[layer.index()].extend(values);
+                continue;
+            }
             let var = Var::from_tensor(&Tensor::from_vec(values, spec.shape, &device)?)?;
             let named = if spec.trained { &mut parameters } else { &mut buffers };
             named.push((spec.name.clone(), var.clone()));
@@ -155,13 +165,18 @@ impl Trainer {
             variables.data().lock().expect("this thread alone has the map").insert(spec.name, var);
         }
         let builder = VarBuilder::from_varmap(&variables, DType::F32, &device);
-        let experts = resident_experts(config, &builder)?;
-        let model = Olmoe::new(config, &builder, Arc::new(experts))?;
+        let of_layer = |values| Var::from_tensor(&Tensor::from_vec(values, (shape.experts, ()), &device)?);
+        let experts: Vec<Var> = packed.into_iter().map(of_layer).collect::<Result<_, _>>()?;
+        let bank = PackedExperts::new(config, experts.iter().map(|layer| layer.as_tensor().clone()).collect())?;
+        let model = Olmoe::new(config, &builder, Arc::new(bank))?;
+        parameters
+            .extend((0..).zip(&experts).map(|(layer, var): (usize, _)| (format!("experts.{layer}"), var.clone())));
         Ok(Trainer {
             model,
             optimizer: AdamW::new(parameters, options.adamw),
             buffers,
             biases,
+            experts,
             domains,
             batches: Batches::new(corpus, batch, length, options.seed)?,
             schedule: Schedule {
@@ -171,15 +186,19 @@ impl Trainer {
                 floor: options.floor,
             },
             options,
-            workers: 1,
+            workers: Vec::new(),
         })
     }
 
-    /// Computes up to `workers` micro-batches at once, each in its own thread.
+    /// Computes up to `workers` micro-batches at once, each with its operations in one thread of its own.
     ///
-    /// This is faster than the threads inside a tensor operation, which `RAYON_NUM_THREADS=1` turns off.
-    pub fn with_workers(self, workers: usize) -> Trainer {
-        Trainer { workers: workers.max(1), ..self }
+    /// This is faster than the threads inside a tensor operation.
+    ///
+    /// # Errors
+    /// [`TestbedError::Threads`] if the threads cannot be started.
+    pub fn with_workers(self, workers: usize) -> Result<Trainer> {
+        let worker = |_| ThreadPoolBuilder::new().num_threads(1).build();
+        Ok(Trainer { workers: (0..workers).map(worker).collect::<Result<_, _>>()?, ..self })
     }
 
     /// The model as it is now.

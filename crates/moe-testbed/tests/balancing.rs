@@ -107,7 +107,7 @@ fn every_router_trains_at_every_scope_with_and_without_dropping() {
                 assert!(seen[3].loss < seen[0].loss, "{router}, {scope}: {seen:?}");
             }
             // Whatever the number of workers.
-            let [mut one, mut three] = [trainer(balancing), trainer(balancing).with_workers(3)];
+            let [mut one, mut three] = [trainer(balancing), trainer(balancing).with_workers(3).unwrap()];
             assert_eq!(run(&mut one, 2), run(&mut three, 2));
             assert!(bytes(&one, folder.path()) == bytes(&three, folder.path()), "{router}, {scope}");
         }

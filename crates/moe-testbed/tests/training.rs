@@ -97,7 +97,7 @@ fn the_same_seed_gives_the_same_bytes_for_any_number_of_threads() {
     let folder = tempfile::tempdir().unwrap();
     let reference = bytes_after(trainer(), 3, folder.path());
     assert!(reference == bytes_after(trainer(), 3, folder.path()));
-    assert!(reference == bytes_after(trainer().with_workers(3), 3, folder.path()));
+    assert!(reference == bytes_after(trainer().with_workers(3).unwrap(), 3, folder.path()));
     let other = Trainer::new(&config(), &tokens(), TrainOptions { seed: 1, ..options() }).unwrap();
     assert!(reference != bytes_after(other, 3, folder.path()));
 }
