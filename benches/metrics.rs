@@ -4,6 +4,8 @@
 //! in tokens. Ids are read from the trace every time.
 
 use std::hint::black_box;
+use std::ops::Range;
+use std::thread;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lrc_metrics::{
@@ -62,7 +64,7 @@ fn everything(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Folding a trace on one thread and on two.
+/// Folding a trace on one thread and on two, and what the machine gives two threads that share nothing.
 fn threads(criterion: &mut Criterion) {
     const SEQUENCES: usize = 4096;
     let trace = synthetic_trace(64, SEQUENCES);
@@ -80,6 +82,19 @@ fn threads(criterion: &mut Criterion) {
             bencher.iter(|| pool.install(|| accumulate(&trace, &metrics, &|_done| {}).expect("a valid trace")));
         });
     }
+    let half = |numbers: Range<usize>| {
+        let mut srp = srp.clone();
+        numbers.for_each(|number| srp.update(&trace.sequence(number).expect("in range")).expect("it fits"));
+        srp
+    };
+    group.bench_function("srp, each half by itself", |bencher| {
+        bencher.iter(|| {
+            thread::scope(|scope| {
+                let halves = [0..SEQUENCES / 2, SEQUENCES / 2..SEQUENCES].map(|numbers| scope.spawn(|| half(numbers)));
+                halves.map(|half| half.join().expect("no panic"))
+            })
+        });
+    });
     group.finish();
 }
 
