@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use candle_core::Device;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use moe_testbed::{Prepared, RunEvent, RunFigures, RunFolder};
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -20,6 +21,7 @@ const UNITS: f64 = 1e6;
 pub(crate) struct Jobs<'a> {
     runs: &'a [(RunFolder, f64)],
     prepared: &'a Prepared,
+    device: &'a Device,
     workers: usize,
     bars: MultiProgress,
     overall: ProgressBar,
@@ -36,6 +38,7 @@ impl<'a> Jobs<'a> {
     pub(crate) fn new(
         runs: &'a [(RunFolder, f64)],
         prepared: &'a Prepared,
+        device: &'a Device,
         jobs: usize,
         workers: usize,
     ) -> Result<Jobs<'a>> {
@@ -46,6 +49,7 @@ impl<'a> Jobs<'a> {
         Ok(Jobs {
             runs,
             prepared,
+            device,
             workers,
             bars,
             overall,
@@ -103,7 +107,7 @@ impl<'a> Jobs<'a> {
         bar.set_message(name.to_owned());
         let (mut loss, mut purity, mut first) = (None, None, None);
         let (each, mut share) = (work / steps as f64, 0.0);
-        let figures = run.run(self.prepared, self.workers, |event| {
+        let figures = run.run(self.prepared, self.device, self.workers, |event| {
             match event {
                 RunEvent::Step(progress) => {
                     // A running mean over some 20 steps.

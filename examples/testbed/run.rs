@@ -4,7 +4,7 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use moe_examples::{processors, table};
+use moe_examples::{DeviceName, processors, table};
 use moe_testbed::{Experiment, RunConfig, RunFolder, RunState};
 
 use crate::jobs::Jobs;
@@ -21,6 +21,9 @@ pub(crate) struct Arguments {
     /// Folder of its runs, which go on if they are there [default: target/testbed/NAME]
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Device to train on: cpu, cuda, or cuda:N with the number of a GPU; only on the CPU does a run make the same bytes
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    device: DeviceName,
     /// Runs at once; changes nothing of the results [default: number of processors]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
@@ -33,6 +36,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let device = arguments.device.open()?;
     let experiment = Experiment::read(&arguments.experiment)?;
     let prepared = experiment.prepare()?;
     let runs = experiment.runs(&prepared)?;
@@ -67,7 +71,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Ok((run, work))
     });
     let left: Vec<(RunFolder, f64)> = with_work.collect::<Result<_>>()?;
-    let failed = if left.is_empty() { Vec::new() } else { Jobs::new(&left, &prepared, jobs, workers)?.run() };
+    let failed = if left.is_empty() { Vec::new() } else { Jobs::new(&left, &prepared, &device, jobs, workers)?.run() };
     ensure!(
         failed.is_empty(),
         "{} runs failed, the same command tries them again:\n{}",
@@ -127,7 +131,7 @@ impl Arguments {
     /// Runs a file in a folder.
     pub(crate) fn of(experiment: &Path, out: &Path, jobs: u16) -> Arguments {
         let (experiment, out) = (experiment.to_owned(), Some(out.to_owned()));
-        Arguments { experiment, out, jobs: Some(jobs), workers: 1, dry_run: false }
+        Arguments { experiment, out, jobs: Some(jobs), workers: 1, device: DeviceName::Cpu, dry_run: false }
     }
 }
 

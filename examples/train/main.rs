@@ -33,11 +33,11 @@ fn main() -> Result<()> {
         println!("{:12} {bytes:9} training bytes, {:8} tokens", text.name, tokens.training.len());
     }
 
-    let config = options.config()?;
+    let (config, device) = (options.config()?, options.device.open()?);
     let training = options.training();
     let trainer = match options.resume {
-        true => Trainer::resume(&config, &tokens, training, &checkpoint)?,
-        false => Trainer::new(&config, &tokens, training)?,
+        true => Trainer::resume(&config, &tokens, training, &device, &checkpoint)?,
+        false => Trainer::new(&config, &tokens, training, &device)?,
     };
     let mut trainer = trainer.with_workers(options.workers)?;
     println!("{} parameters, step {} of {}", trainer.parameters(), trainer.step(), options.steps);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Parser;
+use moe_examples::DeviceName;
 use moe_model::{OlmoeConfig, OlmoeParams};
 use moe_testbed::{Balancing, TrainOptions};
 
@@ -19,6 +20,9 @@ pub(crate) struct Options {
     /// Folder for the model
     #[arg(long)]
     pub(crate) out: PathBuf,
+    /// Device to train on: cpu, cuda, or cuda:N with the number of a GPU; only on the CPU does a run make the same bytes
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    pub(crate) device: DeviceName,
     /// Optimizer steps
     #[arg(long, default_value_t = 1000)]
     pub(crate) steps: u64,

@@ -70,9 +70,9 @@ impl FusedExperts {
             |((number, group), (projected, outputs))| {
                 let expert = Expert::new(experts, group.expert, self.sizes);
                 let x = self.gather(number, x);
-                product(matrix(&x, hidden), expert.gate_up.t(), projected);
+                product(&matrix(&x, hidden), &expert.gate_up.t(), projected);
                 let inner: Vec<f32> = projected.chunks_exact(2 * width).flat_map(activate).collect();
-                product(matrix(&inner, width), expert.down.t(), outputs);
+                product(&matrix(&inner, width), &expert.down.t(), outputs);
             },
         );
         let forward = Forward { projected, outputs };
@@ -113,13 +113,13 @@ impl FusedExperts {
             let projected = &forward.projected[group.range.start * 2 * width..group.range.end * 2 * width];
             let inner: Vec<f32> = projected.chunks_exact(2 * width).flat_map(activate).collect();
             let (gate_up, down) = gradient.split_at_mut(2 * hidden * width);
-            product(matrix(&dy, hidden).t(), matrix(&inner, width), down);
+            product(&matrix(&dy, hidden).t(), &matrix(&inner, width), down);
             let mut d_inner = inner;
-            product(matrix(&dy, hidden), expert.down, &mut d_inner);
+            product(&matrix(&dy, hidden), &expert.down, &mut d_inner);
             let projected = projected.chunks_exact(2 * width).zip(d_inner.chunks_exact(width));
             let d_projected: Vec<f32> = projected.flat_map(|(projected, d)| activate_back(projected, d)).collect();
-            product(matrix(&d_projected, 2 * width).t(), matrix(&x, hidden), gate_up);
-            product(matrix(&d_projected, 2 * width), expert.gate_up, dx);
+            product(&matrix(&d_projected, 2 * width).t(), &matrix(&x, hidden), gate_up);
+            product(&matrix(&d_projected, 2 * width), &expert.gate_up, dx);
         });
         for (place, row) in by_place {
             let dx = &dx[row * hidden..][..hidden];
@@ -201,16 +201,16 @@ fn matrix(values: &[f32], columns: usize) -> ArrayView2<'_, f32> {
 }
 
 /// `out = a b`.
-fn product(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, out: &mut [f32]) {
+fn product(a: &ArrayView2<'_, f32>, b: &ArrayView2<'_, f32>, out: &mut [f32]) {
     let mut out = ArrayViewMut2::from_shape((a.nrows(), b.ncols()), out).expect("the shape of the product");
-    general_mat_mul(1.0, &a, &b, 0.0, &mut out);
+    general_mat_mul(1.0, a, b, 0.0, &mut out);
 }
 
 /// The parts of a buffer of `width` values a row that belong to each group.
 fn split<'a>(buffer: &'a mut [f32], groups: &[Group], width: usize) -> Vec<&'a mut [f32]> {
     let mut rest = buffer;
-    let mut part = |group: &Group| rest.split_off_mut(..group.range.len() * width).expect("groups follow each other");
-    groups.iter().map(|group| part(group)).collect()
+    let part = |group: &Group| rest.split_off_mut(..group.range.len() * width).expect("groups follow each other");
+    groups.iter().map(part).collect()
 }
 
 /// `silu(gate) ⊙ up` of one row of gate and up.

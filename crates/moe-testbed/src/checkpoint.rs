@@ -53,9 +53,10 @@ impl Trainer {
         config: &OlmoeConfig,
         corpus: &TokenizedCorpus,
         options: TrainOptions,
+        device: &Device,
         path: &Path,
     ) -> Result<Trainer> {
-        let mut trainer = Trainer::new(config, corpus, options)?;
+        let mut trainer = Trainer::new(config, corpus, options, device)?;
         let misfit = |entry: &str| TestbedError::Checkpoint { path: path.to_owned(), entry: entry.to_owned() };
         let bytes = fs::read(path).map_err(TestbedError::io(path))?;
         let malformed = |source| TestbedError::Safetensors { path: path.to_owned(), source };
@@ -80,7 +81,7 @@ impl Trainer {
             let name = format!("{part}{name}");
             let fits = |tensor: &Tensor| tensor.dims() == var.dims() && tensor.dtype() == var.dtype();
             let tensor = tensors.remove(&name).filter(fits);
-            tensor.ok_or_else(|| misfit(&name))
+            Ok::<_, TestbedError>(tensor.ok_or_else(|| misfit(&name))?.to_device(device)?)
         };
         for (name, var) in &trainer.buffers {
             var.set(&take(BUFFER, name, var)?)?;

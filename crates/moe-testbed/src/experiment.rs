@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use candle_core::Device;
 use moe_model::{OlmoeConfig, OlmoeParams, RouterKind};
 use serde::{Deserialize, Serialize};
 use toml::Table;
@@ -254,7 +255,7 @@ impl Experiment {
         let runs: Vec<RunConfig> = self.file.seeds.iter().map(run).collect::<Result<_>>()?;
         if let Some(first) = runs.first() {
             let config = first.config()?;
-            Trainer::new(&config, &prepared.tokens, first.training.clone())?;
+            Trainer::new(&config, &prepared.tokens, first.training.clone(), &Device::Cpu)?;
             HeldOut::new(&prepared.tokens, first.measure.sequences, first.training.length)?;
             SpeedPlan::new(&config, &first.measure.speed)?;
         }

@@ -11,6 +11,7 @@
 //! under offloading, each beside its nulls; a [`Study`] compares them with a reference router that knows the domains.
 //!
 //! ```
+//! use candle_core::Device;
 //! use moe_model::{OlmoeConfig, OlmoeParams};
 //! use moe_testbed::{Corpus, Domain, TokenizedCorpus, TrainOptions, Trainer, held_out_bits, train_tokenizer};
 //!
@@ -36,7 +37,7 @@
 //!     ..OlmoeParams::default()
 //! })?;
 //! let options = TrainOptions { steps: 10, warm_up: 2, batch: 4, micro_batch: 4, length: 32, ..TrainOptions::default() };
-//! let mut trainer = Trainer::new(&config, &tokens, options)?;
+//! let mut trainer = Trainer::new(&config, &tokens, options, &Device::Cpu)?;
 //! let before = held_out_bits(trainer.model(), &tokens, 32, 1)?[0].bits_per_byte();
 //! trainer.run(10, |progress| assert!(progress.loss < 6.0))?;
 //! let after = held_out_bits(trainer.model(), &tokens, 32, 1)?[0].bits_per_byte();

@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use candle_core::Device;
 use moe_trace::write_trace;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -169,6 +170,7 @@ impl RunFolder {
     pub fn run(
         &self,
         prepared: &Prepared,
+        device: &Device,
         workers: usize,
         mut observe: impl FnMut(RunEvent<'_>) -> ControlFlow<()>,
     ) -> Result<Option<RunFigures>> {
@@ -180,8 +182,8 @@ impl RunFolder {
         let few = HeldOut::new(&prepared.tokens, measure.sequences.min(ON_THE_WAY), training.length)?;
         let (checkpoint, steps, every) = (self.path.join(CHECKPOINT), training.steps, self.config.checkpoint_every);
         let trainer = match self.state() {
-            RunState::Resumable => Trainer::resume(&config, &prepared.tokens, training, &checkpoint)?,
-            _ => Trainer::new(&config, &prepared.tokens, training)?,
+            RunState::Resumable => Trainer::resume(&config, &prepared.tokens, training, device, &checkpoint)?,
+            _ => Trainer::new(&config, &prepared.tokens, training, device)?,
         };
         let mut trainer = trainer.with_workers(workers)?;
         let mut seconds = if trainer.step() > 0 { self.seconds()? } else { RunSeconds::default() };

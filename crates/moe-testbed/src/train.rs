@@ -86,9 +86,9 @@ pub struct Progress {
     pub tokens: usize,
 }
 
-/// A model in training, on the CPU in f32.
+/// A model in training, in f32.
 ///
-/// The result does not depend on the number of threads: each micro-batch is computed by itself, and their gradients are
+/// On the CPU the result does not depend on the number of threads: each micro-batch is computed by itself, and their gradients are
 /// added in order.
 #[derive(Debug)]
 pub struct Trainer {
@@ -109,12 +109,17 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Creates a model with seeded weights: matrices normal with `initializer_range`, norms 1.
+    /// Creates a model with seeded weights on a device: matrices normal with `initializer_range`, norms 1.
     ///
     /// # Errors
     /// [`TestbedError::Option`] for options that do not fit together, [`TestbedError::TooFewTokens`] for a domain that
     /// is shorter than two sequences.
-    pub fn new(config: &OlmoeConfig, corpus: &TokenizedCorpus, options: TrainOptions) -> Result<Trainer> {
+    pub fn new(
+        config: &OlmoeConfig,
+        corpus: &TokenizedCorpus,
+        options: TrainOptions,
+        device: &Device,
+    ) -> Result<Trainer> {
         let TrainOptions { batch, micro_batch, length, .. } = options;
         check("steps", options.steps, options.steps > 0, "1 and more")?;
         let divides = micro_batch > 0 && batch % micro_batch == 0;
@@ -140,8 +145,6 @@ impl Trainer {
         check("number of domains", domains, labelled, format!("at most {known}, those of the reference router"))?;
         check("number of domains", domains, u16::try_from(domains).is_ok(), format!("at most {}", u16::MAX))?;
 
-        // The only place that says where training runs.
-        let device = Device::Cpu;
         let (mut parameters, mut buffers, mut biases) = (Vec::new(), Vec::new(), Vec::new());
         let variables = VarMap::new();
         let shape = config.expert_shape();
@@ -158,14 +161,14 @@ impl Trainer {
                 packed[layer.index()].extend(values);
                 continue;
             }
-            let var = Var::from_tensor(&Tensor::from_vec(values, spec.shape, &device)?)?;
+            let var = Var::from_tensor(&Tensor::from_vec(values, spec.shape, device)?)?;
             let named = if spec.trained { &mut parameters } else { &mut buffers };
             named.push((spec.name.clone(), var.clone()));
             biases.extend((spec.kind == TensorKind::Bias).then(|| var.clone()));
             variables.data().lock().expect("this thread alone has the map").insert(spec.name, var);
         }
-        let builder = VarBuilder::from_varmap(&variables, DType::F32, &device);
-        let of_layer = |values| Var::from_tensor(&Tensor::from_vec(values, (shape.experts, ()), &device)?);
+        let builder = VarBuilder::from_varmap(&variables, DType::F32, device);
+        let of_layer = |values| Var::from_tensor(&Tensor::from_vec(values, (shape.experts, ()), device)?);
         let experts: Vec<Var> = packed.into_iter().map(of_layer).collect::<Result<_, _>>()?;
         let bank = PackedExperts::new(config, experts.iter().map(|layer| layer.as_tensor().clone()).collect())?;
         let model = Olmoe::new(config, &builder, Arc::new(bank))?;

@@ -93,7 +93,7 @@ fn every_router_trains_at_every_scope_with_and_without_dropping() {
         for scope in BalanceScope::ALL {
             let balancing = balancing(router, scope);
             let free = Balancing { capacity_factor: None, ..balancing };
-            let trainer = |balancing| Trainer::new(&config(router), &tokens, options(balancing)).unwrap();
+            let trainer = |balancing| Trainer::new(&config(router), &tokens, options(balancing), &Device::Cpu).unwrap();
             for balancing in [balancing, free] {
                 let mut trainer = trainer(balancing);
                 let seen = run(&mut trainer, 4);
@@ -120,10 +120,10 @@ fn a_resumed_run_is_bit_identical_for_every_router() {
     let path = folder.path().join("training.safetensors");
     for router in RouterKind::ALL {
         let (config, options) = (config(router), options(balancing(router, BalanceScope::Global)));
-        let mut trainer = Trainer::new(&config, &tokens, options.clone()).unwrap();
+        let mut trainer = Trainer::new(&config, &tokens, options.clone(), &Device::Cpu).unwrap();
         run(&mut trainer, 3);
         trainer.save(&path).unwrap();
-        let mut resumed = Trainer::resume(&config, &tokens, options, &path).unwrap();
+        let mut resumed = Trainer::resume(&config, &tokens, options, &Device::Cpu, &path).unwrap();
         assert!(bytes(&resumed, folder.path()) == bytes(&trainer, folder.path()));
         assert_eq!(run(&mut resumed, 6), run(&mut trainer, 6));
         assert!(bytes(&resumed, folder.path()) == bytes(&trainer, folder.path()), "{router}");
@@ -140,7 +140,7 @@ fn biases_and_losses_move_the_load_towards_even() {
     let tokens = tokens();
     let violation = |router, balancing| {
         let options = TrainOptions { peak_rate: 3e-3, ..options(balancing) };
-        let mut trainer = Trainer::new(&config(router), &tokens, options).unwrap();
+        let mut trainer = Trainer::new(&config(router), &tokens, options, &Device::Cpu).unwrap();
         late(&run(&mut trainer, 60), |progress| progress.max_violation)
     };
     let none = Balancing { scope: BalanceScope::None, ..Balancing::default() };
@@ -161,7 +161,8 @@ fn the_z_loss_shrinks_the_logits() {
     let tokens = tokens();
     let z_loss = |coefficient| {
         let balancing = Balancing { z_loss: coefficient, ..Balancing::default() };
-        let mut trainer = Trainer::new(&config(RouterKind::Softmax), &tokens, options(balancing)).unwrap();
+        let mut trainer =
+            Trainer::new(&config(RouterKind::Softmax), &tokens, options(balancing), &Device::Cpu).unwrap();
         late(&run(&mut trainer, 40), |progress| progress.z_loss)
     };
     let (without, with) = (z_loss(0.0), z_loss(1.0));
@@ -177,7 +178,7 @@ fn global_scope_is_that_of_one_large_micro_batch() {
         // A large epsilon makes a step proportional to the gradient, so that rounding stays small.
         let adamw = AdamWOptions { epsilon, ..AdamWOptions::default() };
         let options = TrainOptions { micro_batch, adamw, ..options(balancing) };
-        run(&mut Trainer::new(&config(RouterKind::Softmax), &tokens, options).unwrap(), 4)
+        run(&mut Trainer::new(&config(RouterKind::Softmax), &tokens, options, &Device::Cpu).unwrap(), 4)
     };
     let close = |a: &[Progress], b: &[Progress]| {
         let pairs = a.iter().zip(b).flat_map(|(a, b)| {
@@ -203,7 +204,8 @@ fn what_no_gradient_changes_stays_and_is_exported() {
     let folder = tempfile::tempdir().unwrap();
     for router in RouterKind::ALL {
         let mut trainer =
-            Trainer::new(&config(router), &tokens, options(balancing(router, BalanceScope::MicroBatch))).unwrap();
+            Trainer::new(&config(router), &tokens, options(balancing(router, BalanceScope::MicroBatch)), &Device::Cpu)
+                .unwrap();
         let path = folder.path().join("checkpoint");
         let saved = |trainer: &Trainer| {
             trainer.save(&path).unwrap();
@@ -249,8 +251,9 @@ fn what_no_gradient_changes_stays_and_is_exported() {
 
 #[test]
 fn what_does_not_fit_the_router_is_an_error() {
-    let message =
-        |config: OlmoeConfig, balancing| Trainer::new(&config, &tokens(), options(balancing)).unwrap_err().to_string();
+    let message = |config: OlmoeConfig, balancing| {
+        Trainer::new(&config, &tokens(), options(balancing), &Device::Cpu).unwrap_err().to_string()
+    };
     let biased = Balancing { bias_rate: 0.1, ..Balancing::default() };
     let error = message(config(RouterKind::Random), biased);
     assert_eq!(error, "bias rate is 0.1, allowed are 0, the router random has no biases");

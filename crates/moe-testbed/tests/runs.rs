@@ -7,6 +7,7 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use candle_core::Device;
 use moe_testbed::{Experiment, Prepared, RunConfig, RunEvent, RunFolder, RunState, Study, TestbedError};
 
 const EXPERIMENT: &str = "
@@ -54,14 +55,14 @@ fn an_interrupted_run_ends_with_the_same_bytes() {
     let (_, prepared, runs) = experiment();
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let run = RunFolder::create(whole.path(), runs[0].clone()).unwrap();
-    let figures = run.run(&prepared, 1, go_on).unwrap().unwrap();
+    let figures = run.run(&prepared, &Device::Cpu, 1, go_on).unwrap().unwrap();
     assert_eq!(run.state(), RunState::Complete);
 
     // Broken off in the middle of a step, right behind a checkpoint, and behind the next one; with more threads.
     let breaks: [(RunState, u64); 3] = [(RunState::New, 3), (RunState::Resumable, 4), (RunState::Resumable, 9)];
     for (state, step) in breaks {
         let run = RunFolder::create(parts.path(), runs[0].clone()).unwrap();
-        let broken = run.run(&prepared, 2, |event| match event {
+        let broken = run.run(&prepared, &Device::Cpu, 2, |event| match event {
             RunEvent::Step(progress) if progress.step == step && step != 4 => ControlFlow::Break(()),
             RunEvent::Validated(record) if record.step == step => ControlFlow::Break(()),
             _ => ControlFlow::Continue(()),
@@ -73,7 +74,7 @@ fn an_interrupted_run_ends_with_the_same_bytes() {
     let run = RunFolder::open(&parts.path().join("softmax/seed-1")).unwrap();
     let metrics = run.path().join("metrics.jsonl");
     fs::write(&metrics, [&fs::read(&metrics).unwrap(), &b"{\"step\":"[..]].concat()).unwrap();
-    assert_eq!(run.run(&prepared, 1, go_on).unwrap().unwrap(), figures);
+    assert_eq!(run.run(&prepared, &Device::Cpu, 1, go_on).unwrap().unwrap(), figures);
 
     let (whole, parts) = (files(&whole.path().join("softmax/seed-1")), files(run.path()));
     let names: Vec<&str> = whole.keys().map(String::as_str).collect();
@@ -107,7 +108,7 @@ fn a_study_has_means_over_seeds_and_distances_to_the_reference() {
     assert!(matches!(Study::read(&experiment, folder.path()), Err(TestbedError::NoRuns { .. })));
     // The last one is left out.
     for config in &runs[..5] {
-        RunFolder::create(folder.path(), config.clone()).unwrap().run(&prepared, 2, go_on).unwrap();
+        RunFolder::create(folder.path(), config.clone()).unwrap().run(&prepared, &Device::Cpu, 2, go_on).unwrap();
     }
     let study = Study::read(&experiment, folder.path()).unwrap();
     assert_eq!(

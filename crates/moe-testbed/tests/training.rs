@@ -55,7 +55,7 @@ fn options() -> TrainOptions {
 }
 
 fn trainer() -> Trainer {
-    Trainer::new(&config(), &tokens(), options()).unwrap()
+    Trainer::new(&config(), &tokens(), options(), &Device::Cpu).unwrap()
 }
 
 /// All that a checkpoint holds after `steps` steps.
@@ -98,7 +98,7 @@ fn the_same_seed_gives_the_same_bytes_for_any_number_of_threads() {
     let reference = bytes_after(trainer(), 3, folder.path());
     assert!(reference == bytes_after(trainer(), 3, folder.path()));
     assert!(reference == bytes_after(trainer().with_workers(3).unwrap(), 3, folder.path()));
-    let other = Trainer::new(&config(), &tokens(), TrainOptions { seed: 1, ..options() }).unwrap();
+    let other = Trainer::new(&config(), &tokens(), TrainOptions { seed: 1, ..options() }, &Device::Cpu).unwrap();
     assert!(reference != bytes_after(other, 3, folder.path()));
 }
 
@@ -110,7 +110,7 @@ fn a_resumed_run_is_bit_identical_to_an_uninterrupted_one() {
     let mut first = trainer();
     first.run(4, |_| ()).unwrap();
     first.save(&path).unwrap();
-    let resumed = Trainer::resume(&config(), &tokens(), options(), &path).unwrap();
+    let resumed = Trainer::resume(&config(), &tokens(), options(), &Device::Cpu, &path).unwrap();
     assert_eq!(resumed.step(), 4);
     assert!(uninterrupted == bytes_after(resumed, 7, folder.path()));
 }
@@ -129,7 +129,7 @@ fn an_exported_folder_opens_and_predicts_the_same_up_to_bf16() {
     let corpus = corpus();
     let tokenizer = train_tokenizer(&corpus, VOCABULARY).unwrap();
     let tokens = TokenizedCorpus::encode(&corpus, &tokenizer).unwrap();
-    let mut trainer = Trainer::new(&config(), &tokens, options()).unwrap();
+    let mut trainer = Trainer::new(&config(), &tokens, options(), &Device::Cpu).unwrap();
     trainer.run(30, |_| ()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("model");
@@ -150,7 +150,7 @@ fn an_exported_folder_opens_and_predicts_the_same_up_to_bf16() {
 
 #[test]
 fn options_that_do_not_fit_are_errors() {
-    let message = |options| Trainer::new(&config(), &tokens(), options).unwrap_err().to_string();
+    let message = |options| Trainer::new(&config(), &tokens(), options, &Device::Cpu).unwrap_err().to_string();
     assert_eq!(message(TrainOptions { steps: 0, ..options() }), "steps is 0, allowed are 1 and more");
     let divisors = "allowed are divisors of the batch 4";
     assert_eq!(message(TrainOptions { micro_batch: 3, ..options() }), format!("micro batch is 3, {divisors}"));
@@ -159,7 +159,7 @@ fn options_that_do_not_fit_are_errors() {
     assert_eq!(message(TrainOptions { length: 49, ..options() }), positions);
     assert!(message(TrainOptions { peak_rate: f64::NAN, ..options() }).starts_with("learning rate is NaN"));
     let small = OlmoeConfig::new(OlmoeParams { vocab_size: 290, ..config().params().clone() }).unwrap();
-    let error = Trainer::new(&small, &tokens(), options()).unwrap_err().to_string();
+    let error = Trainer::new(&small, &tokens(), options(), &Device::Cpu).unwrap_err().to_string();
     assert_eq!(error, "vocabulary is 290, allowed are more than 299, a token id of the corpus");
     let error = held_out_bits(trainer().model(), &tokens(), 49, 1).unwrap_err().to_string();
     assert_eq!(error, "length is 49, allowed are 2..=48, the model's positions");
@@ -168,7 +168,7 @@ fn options_that_do_not_fit_are_errors() {
 #[test]
 fn a_rate_that_is_far_too_high_is_reported() {
     let options = TrainOptions { peak_rate: 1e30, warm_up: 0, ..options() };
-    let mut trainer = Trainer::new(&config(), &tokens(), options).unwrap();
+    let mut trainer = Trainer::new(&config(), &tokens(), options, &Device::Cpu).unwrap();
     let error = trainer.run(60, |_| ()).unwrap_err();
     assert!(matches!(error, TestbedError::Diverged { .. } | TestbedError::Model(_)), "{error:?}");
 }
@@ -178,7 +178,7 @@ fn checkpoints_that_do_not_fit_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("training.safetensors");
     let resume = |config: &OlmoeConfig, options, path: &Path| {
-        Trainer::resume(config, &tokens(), options, path).unwrap_err().to_string()
+        Trainer::resume(config, &tokens(), options, &Device::Cpu, path).unwrap_err().to_string()
     };
     let at = |path: &Path, rest: &str| format!("{}{rest}", path.display());
     assert_eq!(resume(&config(), options(), &path), at(&path, ": cannot read or write"));
@@ -197,7 +197,7 @@ fn checkpoints_that_do_not_fit_are_errors() {
     let mut corpus = corpus();
     corpus.domains[0].training.pop();
     let other = TokenizedCorpus::encode(&corpus, &train_tokenizer(&corpus, VOCABULARY).unwrap()).unwrap();
-    let error = Trainer::resume(&config(), &other, options(), &path).unwrap_err().to_string();
+    let error = Trainer::resume(&config(), &other, options(), &Device::Cpu, &path).unwrap_err().to_string();
     assert_eq!(error, misfit("number of training tokens"));
 
     let bytes = fs::read(&path).unwrap();
@@ -237,7 +237,7 @@ fn documents_are_encoded_whole_whatever_the_tokenizer_says() {
 
 #[test]
 fn losses_and_learning_curves_that_cannot_be() {
-    let message = |options| Trainer::new(&config(), &tokens(), options).unwrap_err().to_string();
+    let message = |options| Trainer::new(&config(), &tokens(), options, &Device::Cpu).unwrap_err().to_string();
     let balancing = Balancing { coefficient: f64::NAN, ..Balancing::default() };
     let nan = TrainOptions { balancing, ..options() };
     assert_eq!(message(nan), "balance is NaN, allowed are 0 and more");

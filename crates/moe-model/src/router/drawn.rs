@@ -1,6 +1,6 @@
 //! Experts drawn by a seeded hash, whatever the text means.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use moe_trace::LayerId;
 use rand::SeedableRng;
 use rand::seq::index;
@@ -48,13 +48,13 @@ impl Strategy for Drawn {
     }
 
     /// `1 / top_k` for each drawn expert, without a gradient.
-    fn scores(&self, _: &Tensor, tokens: &TokenView<'_>) -> Result<Tensor> {
+    fn scores(&self, x: &Tensor, tokens: &TokenView<'_>) -> Result<Tensor> {
         let (experts, choice) = (self.top_k.experts, self.choose(&[], tokens)?);
         let mut scores = vec![0f32; tokens.ids.len() * experts];
         for (row, chosen) in scores.chunks_exact_mut(experts).zip(choice.experts.chunks_exact(choice.slots)) {
             chosen.iter().for_each(|&expert| row[usize::from(expert)] = choice.weights[0]);
         }
-        Ok(Tensor::from_vec(scores, (tokens.ids.len(), experts), &Device::Cpu)?)
+        Ok(Tensor::from_vec(scores, (tokens.ids.len(), experts), x.device())?)
     }
 }
 
