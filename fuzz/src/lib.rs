@@ -2,6 +2,11 @@
 
 use std::path::PathBuf;
 
+#[cfg(feature = "offload")]
+mod checkpoint;
+
+#[cfg(feature = "offload")]
+pub use checkpoint::{gguf, safetensors};
 use moe_trace::{ImportOptions, RoutingSource, TraceFile, importer};
 
 /// A file in memory where the system has such a place. One process writes one file, again and again.
@@ -11,6 +16,13 @@ fn file(bytes: &[u8], name: &str) -> PathBuf {
     let path = folder.join(format!("moe-trace-fuzz-{}-{name}", std::process::id()));
     std::fs::write(&path, bytes).expect("the folder can be written");
     path
+}
+
+/// Finds the format of bytes and reads them.
+pub fn detect(bytes: &[u8]) {
+    if let Ok(trace) = moe_trace::import(file(bytes, "any"), &ImportOptions::default()) {
+        assert!((0..trace.len()).all(|index| trace.sequence(index).is_ok()), "what is imported is valid");
+    }
 }
 
 /// Reads bytes with an importer. Whatever it accepts must be a valid trace or be refused with an error.
