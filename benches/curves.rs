@@ -9,9 +9,9 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use expert_cache::curve::{Accesses, ColdStart, CurveAccumulator, CurvePolicy, naive};
-use lrc_metrics::{Curves, accumulate, oracle};
+use lrc_metrics::{Curves, accumulate};
 use moe_benches::{TOKENS, synthetic_trace};
-use moe_trace::{Geometry, LayerId};
+use moe_trace::{Geometry, LayerId, Synthetic, SyntheticOptions};
 
 const POLICIES: [CurvePolicy; 5] = [
     CurvePolicy::Lru,
@@ -24,12 +24,16 @@ const POLICIES: [CurvePolicy; 5] = [
 /// The accesses of seeded sequences to the pool of all layers.
 fn pools(geometry: &Geometry, sequences: usize, tokens: usize) -> Vec<Accesses> {
     let layers: Vec<LayerId> = geometry.layer_ids().collect();
-    let accesses = |sequence: moe_trace::SequenceBuf| {
+    let dials = SyntheticOptions { sequences, tokens, ..SyntheticOptions::default() };
+    let synthetic = Synthetic::new(geometry.clone(), dials);
+    let accesses = |index| {
         let mut accesses = Accesses::new();
-        accesses.fill(&sequence.view(geometry, 0).expect("a valid sequence"), &layers).expect("it fits");
+        accesses
+            .fill(&synthetic.sequence(index).view(geometry, 0).expect("a valid sequence"), &layers)
+            .expect("it fits");
         accesses
     };
-    oracle::synthetic(geometry, sequences, tokens, 20_240_607).into_iter().map(accesses).collect()
+    (0..sequences).map(accesses).collect()
 }
 
 /// One pass over some sequences, and the definition (of `slow` policies) on a few tokens.

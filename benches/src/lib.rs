@@ -1,7 +1,6 @@
 //! What the benchmarks of the workspace share; the benchmarks are the files beside `src`.
 
-use lrc_metrics::oracle;
-use moe_trace::{Geometry, MemoryTrace};
+use moe_trace::{Geometry, MemoryTrace, SequenceBuf, Synthetic, SyntheticOptions};
 
 /// Tokens of each sequence of [`synthetic_trace`].
 pub const TOKENS: usize = 512;
@@ -32,8 +31,11 @@ pub fn synthetic_trace(experts: usize, sequences: usize) -> MemoryTrace {
 /// # Panics
 /// Never: the generator makes valid sequences.
 pub fn synthetic_model(geometry: &Geometry, sequences: usize) -> MemoryTrace {
+    let dials = SyntheticOptions { sequences, tokens: TOKENS, ..SyntheticOptions::default() };
+    let synthetic = Synthetic::new(geometry.clone(), dials);
     let mut trace = MemoryTrace::new(geometry.clone());
-    for sequence in oracle::synthetic(geometry, sequences, TOKENS, 20_240_607) {
+    for index in 0..sequences {
+        let sequence = SequenceBuf { weights: None, ..synthetic.sequence(index) };
         trace.push(sequence).expect("a valid sequence");
     }
     trace

@@ -19,6 +19,8 @@ mod numbers;
 mod output;
 mod slice;
 mod svg;
+#[cfg(test)]
+mod tests;
 mod validate;
 
 use anyhow::Result;
@@ -60,7 +62,11 @@ enum Command {
 }
 
 fn main() -> Result<()> {
-    match Arguments::parse().command {
+    run(Arguments::parse())
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    match arguments.command {
         Command::Info(arguments) => info::run(&arguments),
         Command::Import(arguments) => import::run(&arguments),
         Command::Export(arguments) => export::run(&arguments),

@@ -1,7 +1,12 @@
 //! What the fuzz targets share: bytes become a file, and the file is read to its end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+#[cfg(feature = "offload")]
+mod checkpoint;
+
+#[cfg(feature = "offload")]
+pub use checkpoint::{gguf, safetensors};
 use moe_trace::{ImportOptions, RoutingSource, TraceFile, importer};
 
 /// A file in memory where the system has such a place. One process writes one file, again and again.
@@ -13,13 +18,31 @@ fn file(bytes: &[u8], name: &str) -> PathBuf {
     path
 }
 
-/// Reads bytes with an importer. Whatever it accepts must be a valid trace or be refused with an error.
+/// Finds the format of bytes and reads them.
+pub fn detect(bytes: &[u8]) {
+    if let Ok(trace) = moe_trace::import(file(bytes, "any"), &ImportOptions::default()) {
+        assert!((0..trace.len()).all(|index| trace.sequence(index).is_ok()), "what is imported is valid");
+    }
+}
+
+/// Reads bytes with an importer.
 pub fn import(name: &str, bytes: &[u8]) {
     let suffix = if name == "paper-outputs" { "m_00.safetensors" } else { "f" };
-    let path = file(bytes, suffix);
+    read(name, &file(bytes, suffix));
+}
+
+/// Reads bytes as the description beside a trace of streamlx.
+pub fn streamlx_description(bytes: &[u8]) {
+    let path = file(include_bytes!("../../crates/moe-trace/tests/fixtures/streamlx.npz"), "s.npz");
+    std::fs::write(path.with_extension("meta.json"), bytes).expect("the folder can be written");
+    read("streamlx", &path);
+}
+
+/// Reads a file with an importer. Whatever it accepts must be a valid trace or be refused with an error.
+fn read(name: &str, path: &Path) {
     let options = ImportOptions { top_k: (name == "paper-outputs").then_some(1), ..ImportOptions::default() };
     let importer = importer(name).expect("the target names an importer");
-    if let Ok(mut stream) = importer.open(&path, &options)
+    if let Ok(mut stream) = importer.open(path, &options)
         && let Ok(trace) = stream.collect()
     {
         for index in 0..trace.len() {

@@ -127,15 +127,14 @@ impl ModelCorrelations {
     /// `None` where [`pearson`] has no value.
     ///
     /// ```
-    /// use lrc_metrics::{MetricsOptions, ModelCorrelations, TraceMetrics, accumulate, oracle};
-    /// use moe_trace::{Geometry, MemoryTrace};
+    /// use lrc_metrics::{MetricsOptions, ModelCorrelations, TraceMetrics, accumulate};
+    /// use moe_trace::{Geometry, SequenceStream, Synthetic, SyntheticOptions};
     ///
     /// let options = MetricsOptions { windows: vec![4], ..MetricsOptions::default() };
     /// let mut models = Vec::new();
     /// for experts in [6, 8, 12] {
     ///     let geometry = Geometry::decoder(1, experts, 2)?;
-    ///     let mut trace = MemoryTrace::new(geometry.clone());
-    ///     oracle::synthetic(&geometry, 8, 64, 1).into_iter().try_for_each(|sequence| trace.push(sequence))?;
+    ///     let trace = Synthetic::new(geometry.clone(), SyntheticOptions::default()).collect()?;
     ///     models.push(accumulate(&trace, &TraceMetrics::new(&geometry, &options)?, &|_done| {})?.finish()?);
     /// }
     /// // The more experts, the harder for both.

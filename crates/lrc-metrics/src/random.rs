@@ -1,6 +1,6 @@
 //! A small generator of random numbers.
 
-/// Steele, Lea and Flood's SplitMix64: small, seeded, and good enough for test traces and null routers.
+/// Steele, Lea and Flood's SplitMix64: small, seeded, and good enough for groups and null routers.
 #[derive(Clone, Debug)]
 pub(crate) struct SplitMix(u64);
 
@@ -26,15 +26,5 @@ impl SplitMix {
     pub(crate) fn below(&mut self, limit: usize) -> usize {
         let product = u128::from(self.next()) * limit as u128;
         usize::try_from(product >> 64).expect("below limit")
-    }
-
-    /// Uniform in the open interval from 0 to 1.
-    pub(crate) fn uniform(&mut self) -> f64 {
-        ((self.next() >> 12) as f64 + 0.5) / 2f64.powi(52)
-    }
-
-    /// Standard normal, by Box and Muller.
-    pub(crate) fn normal(&mut self) -> f64 {
-        (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
     }
 }

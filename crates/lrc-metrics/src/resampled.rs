@@ -43,18 +43,15 @@ pub struct Intervals<R> {
 /// arXiv 2505.16056, appendix C.
 ///
 /// ```
-/// use lrc_metrics::{Accumulator, Bootstrap, ByDomain, LoadBalance, Resampled, accumulate, oracle};
-/// use moe_trace::{DomainId, Geometry, MemoryTrace};
+/// use lrc_metrics::{Accumulator, Bootstrap, ByDomain, LoadBalance, Resampled, accumulate};
+/// use moe_trace::{Geometry, SequenceStream, Synthetic, SyntheticOptions};
 ///
 /// let geometry = Geometry::decoder(1, 8, 2)?;
-/// let mut trace = MemoryTrace::new(geometry.clone()).with_domains(["code", "prose"]);
-/// for (number, mut sequence) in (0u16..).zip(oracle::synthetic(&geometry, 30, 50, 1)) {
-///     sequence.domain = Some(DomainId(number % 2));
-///     trace.push(sequence)?;
-/// }
+/// let dials = SyntheticOptions { sequences: 30, tokens: 50, domains: 2, ..SyntheticOptions::default() };
+/// let trace = Synthetic::new(geometry.clone(), dials).collect()?;
 /// let load = Resampled::new(ByDomain::new(&LoadBalance::new(&geometry), 2));
 /// let load = accumulate(&trace, &load, &|_done| {})?;
-/// // The specialization of every expert: by chance, since the domains of this trace are routed alike.
+/// // The specialization of every expert.
 /// let experts = load.finish(&Bootstrap::new(200, 0.95, 0)?, |load| Ok(load.finish()?.specialization()))?;
 /// assert!(experts.low[0][3] < experts.value[0][3] && experts.value[0][3] < experts.high[0][3]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -94,13 +91,15 @@ impl<A: Merge> Resampled<A> {
     /// Adds a sequence as `update` does, for accumulators that need more than the sequence.
     ///
     /// ```
-    /// use lrc_metrics::{Bootstrap, Resampled, Saturation, oracle};
-    /// use moe_trace::Geometry;
+    /// use lrc_metrics::{Bootstrap, Resampled, Saturation};
+    /// use moe_trace::{Geometry, Synthetic, SyntheticOptions};
     ///
     /// let geometry = Geometry::decoder(1, 8, 2)?;
-    /// let traces = [1, 2].map(|seed| oracle::synthetic(&geometry, 20, 50, seed));
+    /// let dials = |seed| SyntheticOptions { tokens: 50, seed, ..SyntheticOptions::default() };
+    /// let traces = [1, 2].map(|seed| Synthetic::new(geometry.clone(), dials(seed)));
     /// let mut saturation = Resampled::new(Saturation::new(&geometry));
-    /// for (earlier, later) in traces[0].iter().zip(&traces[1]) {
+    /// for number in 0..20 {
+    ///     let [earlier, later] = traces.each_ref().map(|trace| trace.sequence(number));
     ///     let (earlier, later) = (earlier.view(&geometry, 0)?, later.view(&geometry, 0)?);
     ///     saturation.update_with(&later, |saturation| saturation.update(&earlier, &later))?;
     /// }

@@ -39,14 +39,12 @@ pub type MetricsIntervals = Intervals<MetricsReport>;
 /// arXiv 2505.16056, appendix C.
 ///
 /// ```
-/// use lrc_metrics::{Bootstrap, MetricsOptions, TraceIntervals, accumulate, oracle};
-/// use moe_trace::{Geometry, MemoryTrace};
+/// use lrc_metrics::{Bootstrap, MetricsOptions, TraceIntervals, accumulate};
+/// use moe_trace::{Geometry, SequenceStream, Synthetic, SyntheticOptions};
 ///
 /// let geometry = Geometry::decoder(1, 8, 2)?;
-/// let mut trace = MemoryTrace::new(geometry.clone());
-/// for sequence in oracle::synthetic(&geometry, 20, 64, 1) {
-///     trace.push(sequence)?;
-/// }
+/// let dials = SyntheticOptions { sequences: 20, tokens: 64, ..SyntheticOptions::default() };
+/// let trace = Synthetic::new(geometry.clone(), dials).collect()?;
 /// let options = MetricsOptions { windows: vec![4], ..MetricsOptions::default() };
 /// let metrics = accumulate(&trace, &TraceIntervals::new(&geometry, &options)?, &|_done| {})?;
 /// let report = metrics.finish(&Bootstrap::default())?;

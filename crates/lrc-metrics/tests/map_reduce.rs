@@ -6,8 +6,8 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use lrc_metrics::{Accumulator, Bootstrap, MetricsOptions, TraceIntervals, accumulate, oracle};
-use moe_trace::{Geometry, MemoryTrace, RoutingSource, write_trace};
+use lrc_metrics::{Accumulator, Bootstrap, MetricsOptions, TraceIntervals, accumulate};
+use moe_trace::{Geometry, RoutingSource, SequenceStream, Synthetic, SyntheticOptions, write_trace};
 
 const PARTS: usize = 3;
 /// Tells a process which part to fold.
@@ -37,8 +37,8 @@ fn fold_a_part() {
 #[test]
 fn processes_agree_with_the_whole() {
     let geometry = Geometry::decoder(2, 16, 4).unwrap();
-    let mut trace = MemoryTrace::new(geometry.clone());
-    oracle::synthetic(&geometry, 20, 64, 1).into_iter().for_each(|sequence| trace.push(sequence).unwrap());
+    let dials = SyntheticOptions { sequences: 20, tokens: 64, ..SyntheticOptions::default() };
+    let trace = Synthetic::new(geometry.clone(), dials).collect().unwrap();
     let folder = tempfile::tempdir().unwrap();
     write_trace(folder.path().join("trace.safetensors"), &trace).unwrap();
 

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic like tests")]
 
 use allocation_counter::measure;
-use lrc_metrics::{Accumulator, LoadBalance, MetricsOptions, Srp, TraceMetrics, accumulate, oracle};
-use moe_trace::{Geometry, MemoryTrace, RoutingSource, Sequence};
+use lrc_metrics::{Accumulator, LoadBalance, MetricsOptions, Srp, TraceMetrics, accumulate};
+use moe_trace::{Geometry, MemoryTrace, RoutingSource, Sequence, SequenceStream, Synthetic, SyntheticOptions};
 
 const TOKENS: usize = 40;
 
@@ -17,11 +17,8 @@ struct Repeated {
 impl Repeated {
     fn new(len: usize) -> Repeated {
         let geometry = Geometry::decoder(2, 16, 4).unwrap();
-        let mut trace = MemoryTrace::new(geometry.clone());
-        for sequence in oracle::synthetic(&geometry, 4, TOKENS, 1) {
-            trace.push(sequence).unwrap();
-        }
-        Repeated { trace, len }
+        let dials = SyntheticOptions { sequences: 4, tokens: TOKENS, ..SyntheticOptions::default() };
+        Repeated { trace: Synthetic::new(geometry, dials).collect().unwrap(), len }
     }
 }
 

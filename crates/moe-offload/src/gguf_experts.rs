@@ -9,6 +9,10 @@ use moe_trace::{ExpertId, LayerId};
 use crate::tensor_table::TensorTable;
 use crate::{ExpertShape, OffloadError, Result, WeightLocation};
 
+/// Bytes of the smallest expert, three numbers of 16 bits. Tensors that lie in one another could claim more experts than the
+/// file has room for.
+const EXPERT_BYTES: usize = 6;
+
 /// The experts of the blocks that have some.
 #[derive(Debug)]
 pub(crate) struct GgufExperts {
@@ -66,6 +70,11 @@ impl GgufExperts {
         };
         let shape = ExpertShape { layers: layers.len(), experts, hidden, intermediate };
         shape.check()?;
+        let bytes = table.files.iter().map(|file| file.map.len()).fold(0, usize::saturating_add);
+        let (all, max) = (shape.layers.saturating_mul(shape.experts), bytes / EXPERT_BYTES);
+        if all > max {
+            return Err(OffloadError::Size { field: "experts of all layers", value: all, max });
+        }
         Ok(GgufExperts { shape, layers })
     }
 

@@ -153,6 +153,45 @@ fn another_reader_finds_what_was_written() {
     assert_eq!(names, ["experts.gguf"]);
 }
 
+/// Files of two experts of every layout: the seeds of the fuzz target, which keep the writer stable. With `UPDATE_GOLDEN` set
+/// the test makes them first.
+#[test]
+fn the_seeds_of_the_fuzz_target_are_read_and_written() {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/gguf");
+    let directory = tempfile::tempdir().unwrap();
+    let written = |layers, hidden, intermediate, types: [WeightType; 3]| {
+        let path = directory.path().join("seed");
+        let shape = ExpertShape { layers, experts: 2, hidden, intermediate };
+        write_gguf(&RandomExperts::new(shape, types, 1).unwrap(), &path, &mut |_, _| {}).unwrap();
+        std::fs::read(path).unwrap()
+    };
+    // Of width 4 and 2 inside.
+    let matrix = |name: &str, dims: &[u64]| {
+        let numbers = (0..dims.iter().product()).flat_map(|number: u64| (number as f32).to_le_bytes());
+        Part { name: name.to_owned(), dims: dims.to_vec(), type_id: 0, bytes: numbers.collect() }
+    };
+    let fused = [matrix("blk.1.ffn_gate_up_exps.weight", &[4, 4, 2]), matrix("blk.1.ffn_down_exps.weight", &[2, 4, 2])];
+    let single = ["gate.0", "up.0", "gate.1", "up.1", "down.0", "down.1"].map(|which| {
+        matrix(&format!("blk.0.ffn_{which}.weight"), if which.starts_with("down") { &[2, 4] } else { &[4, 2] })
+    });
+    use WeightType::{BF16, F16, F32, Q4_0, Q4K, Q8_0};
+    for (name, expected) in [
+        ("blocks", written(2, 32, 32, [Q4_0, Q4_0, Q8_0])),
+        ("super-blocks", written(1, 256, 4, [Q4K, Q4K, F32])),
+        ("halves", written(3, 8, 4, [F16, F16, BF16])),
+        ("fused", file(32, &fused)),
+        ("single", file(8, &single)),
+    ] {
+        let seed = seeds.join(name);
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(&seed, &expected).unwrap();
+        }
+        assert_eq!(std::fs::read(&seed).unwrap(), expected, "{name}");
+        assert_eq!(MappedStore::open_gguf(&[seed]).unwrap().shape().experts, 2);
+        open_and_read(&expected);
+    }
+}
+
 #[test]
 fn the_bytes_do_not_depend_on_the_number_of_threads() {
     let directory = tempfile::tempdir().unwrap();
@@ -297,6 +336,28 @@ fn experts_of_another_kind_are_refused() {
     parts = stacked(0, 0);
     parts[0].dims.pop();
     assert_eq!(refusal(&file(32, &parts)), "blk.0.ffn_gate_exps.weight has shape [32, 64], expected 3 dimensions");
+}
+
+#[test]
+fn more_experts_than_there_is_room_for_are_refused() {
+    // The same 65535 numbers are every matrix of ten blocks.
+    let overlapping = |bytes: usize| {
+        let names = (0..10).flat_map(|block| ["gate", "up", "down"].map(|which| (block, which)));
+        let of = |(block, which)| Part {
+            name: format!("blk.{block}.ffn_{which}_exps.weight"),
+            dims: vec![1, 1, 65535],
+            type_id: 1,
+            bytes: Vec::new(),
+        };
+        let mut parts: Vec<Part> = names.map(of).collect();
+        parts.last_mut().unwrap().bytes = vec![0; bytes];
+        file(32, &parts)
+    };
+    let bytes = overlapping(2 * 65535);
+    let max = bytes.len() / 6;
+    assert_eq!(refusal(&bytes), format!("experts of all layers is 655350, allowed are 1..={max}"));
+    // With that much room the file is taken, whatever lies there.
+    open_and_read(&overlapping(6 * 655_350));
 }
 
 #[test]

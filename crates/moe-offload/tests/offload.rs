@@ -11,8 +11,8 @@ use candle_core::{DType, Device, Tensor};
 use expert_cache::{ExpertCache, Overlap, Oversize, PolicyKind, Pool, PoolShape, Requests, Simulation};
 use moe_offload::{
     ExpertBank, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, HostStore, MappedStore, OffloadError,
-    OffloadOptions, OffloadedExperts, Projection, ResidentExperts, Result, Routes, Transfers, WeightType, measure,
-    measure_disk,
+    OffloadOptions, OffloadedExperts, Projection, ResidentExperts, Result, Routes, Transfers, WeightLocation,
+    WeightType, measure, measure_disk,
 };
 use moe_trace::{ExpertId, Geometry, LayerId, MemoryTrace, Phase, RoutingSource, SequenceBuf};
 
@@ -166,6 +166,34 @@ fn half_precision_checkpoints_are_widened_on_fetch() {
     let Projection::Dense(gate) = &expert.projections()[0] else { panic!("dense") };
     let expected = noise(150, 32).into_iter().map(|value| half::bf16::from_f32(value).to_f32()).collect::<Vec<_>>();
     assert_eq!(gate.flatten_all().unwrap().to_vec1::<f32>().unwrap(), expected);
+}
+
+/// Gates and ups of two experts stacked, downs apart: the seed of the fuzz target. With `UPDATE_GOLDEN` set the test makes the
+/// file first.
+#[test]
+fn the_seed_of_the_fuzz_target_is_read() {
+    let seed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/safetensors/stacked");
+    let shape = ExpertShape { layers: 1, experts: 2, hidden: 4, intermediate: 2 };
+    let counting = |from: u8, count: u8| (from..from + count).map(f32::from).collect::<Vec<_>>();
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        let tensors = [("in", 0, (8, 4)), ("0.out", 32, (4, 2)), ("1.out", 40, (4, 2))].map(|(name, from, dims)| {
+            let count = u8::try_from(dims.0 * dims.1).unwrap();
+            (name, Tensor::from_vec(counting(from, count), dims, &Device::Cpu).unwrap())
+        });
+        candle_core::safetensors::save(&HashMap::from(tensors), &seed).unwrap();
+    }
+    let locations = |_, expert: ExpertId| {
+        let half = |half| WeightLocation::part("in", 2 * expert.index() + half, 4);
+        [half(0), half(1), WeightLocation::whole(format!("{}.out", expert.0))]
+    };
+    let store = MappedStore::open(&[seed], shape, DType::F32, locations).unwrap();
+    let number = |bytes: &[u8]| f32::from_le_bytes(bytes.try_into().unwrap());
+    let compare = &mut |bytes: [&[u8]; 3]| {
+        let numbers = bytes.map(|bytes| bytes.chunks(4).map(number).collect::<Vec<_>>());
+        assert_eq!(numbers, [(16, 8), (24, 8), (40, 8)].map(|(from, count)| counting(from, count)));
+        Ok(())
+    };
+    store.with_bytes(LayerId(0), ExpertId(1), compare).unwrap();
 }
 
 /// A store whose device goes away for a while.

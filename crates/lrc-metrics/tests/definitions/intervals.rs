@@ -6,14 +6,14 @@ use expert_cache::curve::{ColdStart, CurvePolicy};
 use lrc_metrics::{
     Accumulator, Bootstrap, ByDomain, Coactivation, Curves, Figures, Intervals, LoadBalance, MetricsOptions,
     PositionSrp, ReferenceRouting, Resampled, Result, Saturation, Srp, TraceIntervals, TraceMetrics, Vocabulary,
-    VocabularyToken, accumulate, oracle,
+    VocabularyToken, accumulate,
 };
 use moe_trace::{DomainId, ExpertId, Geometry, LayerId, MemoryTrace, MoeLayer, RoutingSource, Stack};
 use proptest::prelude::*;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
-use crate::traces::{DOMAINS, every_fold_agrees, memory, trace};
+use crate::traces::{DOMAINS, every_fold_agrees, memory, synthetic, trace};
 
 const LAYERS: [LayerId; 2] = [LayerId(0), LayerId(1)];
 
@@ -21,7 +21,7 @@ const LAYERS: [LayerId; 2] = [LayerId(0), LayerId(1)];
 fn corpus(sequences: usize, seed: u64) -> MemoryTrace {
     let stack = |stack| MoeLayer { model_layer: 0, stack };
     let geometry = Geometry::new(vec![stack(Stack::Encoder), stack(Stack::Decoder)], 6, 2).unwrap();
-    let mut buffers = oracle::synthetic(&geometry, sequences, 20, seed);
+    let mut buffers = synthetic(&geometry, sequences, 20, seed).sequences().to_vec();
     for (number, sequence) in (0u16..).zip(&mut buffers) {
         sequence.domain = Some(DomainId(number % 3));
         sequence.token_ids = Some((0..20).map(|token| (token + u32::from(number)) % 4).collect());
@@ -209,7 +209,7 @@ fn intervals_cover() {
     let geometry = Geometry::decoder(1, 8, 2).unwrap();
     let options = MetricsOptions { windows: vec![4], ..MetricsOptions::default() };
     for tokens in [4, 20] {
-        let population = oracle::synthetic(&geometry, 2000, tokens, 1);
+        let population = synthetic(&geometry, 2000, tokens, 1).sequences().to_vec();
         let report = |sequences: Vec<moe_trace::SequenceBuf>| {
             let empty = TraceIntervals::new(&geometry, &options).unwrap();
             accumulate(&memory(&geometry, sequences), &empty, &|_| {}).unwrap()
@@ -264,9 +264,8 @@ fn widths_are_those_of_the_standard_error() {
 #[test]
 fn a_figure_of_one_sequence_has_no_interval() {
     let geometry = Geometry::decoder(1, 4, 1).unwrap();
-    let mut sequences = oracle::synthetic(&geometry, 20, 20, 3);
-    sequences.extend(oracle::synthetic(&geometry, 1, 60, 4));
-    let trace = memory(&geometry, sequences);
+    let mut trace = synthetic(&geometry, 20, 20, 3);
+    trace.push(synthetic(&geometry, 1, 60, 4).sequences()[0].clone()).unwrap();
     let metrics = accumulate(&trace, &TraceIntervals::new(&geometry, &options(vec![4, 40])).unwrap(), &|_| {}).unwrap();
     let report = metrics.finish(&Bootstrap::default()).unwrap();
     assert!(report.value.model.srp[&40].srp > 0.0);
@@ -303,7 +302,7 @@ fn long_windows_and_few_sequences_say_so() {
     let geometry = Geometry::decoder(1, 4, 1).unwrap();
     let error = TraceIntervals::new(&geometry, &options(vec![4, 5000])).unwrap_err().to_string();
     assert_eq!(error, "window length is 5000 tokens, the limit is 4096");
-    let trace = memory(&geometry, oracle::synthetic(&geometry, 1, 20, 3));
+    let trace = synthetic(&geometry, 1, 20, 3);
     let empty = TraceIntervals::new(&geometry, &options(vec![4])).unwrap();
     let one = accumulate(&trace, &empty, &|_| {}).unwrap();
     let few = "a bootstrap needs at least 2 sequences, there are 1";

@@ -5,7 +5,8 @@ use std::sync::LazyLock;
 
 use lrc_metrics::{Accumulator, SrpValue, accumulate, oracle};
 use moe_trace::{
-    DomainId, EMPTY_SLOT, Geometry, LayerId, MemoryTrace, MoeLayer, Phase, RoutingSource, SequenceBuf, Stack,
+    DomainId, EMPTY_SLOT, Geometry, LayerId, MemoryTrace, MoeLayer, Phase, RoutingSource, SequenceBuf, SequenceStream,
+    Stack, Synthetic, SyntheticOptions,
 };
 use proptest::prelude::*;
 use rayon::ThreadPool;
@@ -23,6 +24,12 @@ pub(crate) fn memory(geometry: &Geometry, sequences: Vec<SequenceBuf>) -> Memory
     let mut trace = MemoryTrace::new(geometry.clone()).with_domains(["code", "prose", "speech"]);
     sequences.into_iter().for_each(|sequence| trace.push(sequence).unwrap());
     trace
+}
+
+/// Sequences of so many tokens each.
+pub(crate) fn synthetic(geometry: &Geometry, sequences: usize, tokens: usize, seed: u64) -> MemoryTrace {
+    let dials = SyntheticOptions { sequences, tokens, seed, ..SyntheticOptions::default() };
+    Synthetic::new(geometry.clone(), dials).collect().unwrap()
 }
 
 /// One to four sequences of up to 30 tokens in a trace of up to 2 layers and 6 experts, some slots empty, the first layer

@@ -184,12 +184,12 @@ impl<'a> Machine<'a> {
             Value::Global(name) if is_allowed(name) => name.clone(),
             _ => return self.fail("a call", "only calls that rebuild tensors are allowed"),
         };
-        let value = match (name.as_str(), &self.values[arguments]) {
-            ("collections.OrderedDict", Value::Tuple(items)) if items.is_empty() => Value::Dict(Vec::new()),
-            ("torch.Size", Value::Tuple(sizes)) if sizes.len() == 1 => self.values[sizes[0]].clone(),
-            _ => Value::Call { function: name, arguments },
-        };
-        self.push(value);
+        match (name.as_str(), &self.values[arguments]) {
+            ("collections.OrderedDict", Value::Tuple(items)) if items.is_empty() => self.push(Value::Dict(Vec::new())),
+            // The value itself: copies of it could take more memory than the pickle.
+            ("torch.Size", Value::Tuple(sizes)) if sizes.len() == 1 => self.stack.push(sizes[0]),
+            _ => self.push(Value::Call { function: name, arguments }),
+        }
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::pickle::{Pickle, Value};
+use super::pickle::Value;
 use super::torch_file::{TensorRef, TorchFile};
 use super::{ImportOptions, Importer, Sample};
 use crate::{EMPTY_SLOT, Geometry, MoeLayer, Phase, Result, SequenceBuf, SequenceStream};
@@ -127,6 +127,8 @@ fn read_records(file: &TorchFile) -> Result<Vec<Pass>> {
     let Some(records) = records else {
         return Err(file.error("root", "records", "missing", "expected a list; was the recorder in per-token mode?"));
     };
+    // Records of a pickle can share a list, so that a small file could stand for any number of positions.
+    let mut budget = file.bytes()?.saturating_mul(EXPANSION);
     let mut passes = Vec::new();
     for (number, record) in records.enumerate() {
         let name = format!("record {number}");
@@ -141,11 +143,17 @@ fn read_records(file: &TorchFile) -> Result<Vec<Pass>> {
         };
         let positions = integers("positions").ok_or_else(|| missing("positions", "expected a list of integers"))?;
         let input_ids = integers("input_ids").unwrap_or_default();
+        let parts = integers("extend_seq_lens");
+        let fields = if let Value::Dict(fields) = record { fields.len() } else { 0 };
+        let numbers = fields + positions.len() + input_ids.len() + parts.as_ref().map_or(0, Vec::len);
+        budget = budget.checked_sub(numbers as u64).ok_or_else(|| {
+            file.error(&name, "values", "more", &format!("at most {EXPANSION} for each byte of the file"))
+        })?;
         passes.push(Pass {
             pass: int("forward_pass_id")?,
             decodes: int("forward_mode")? == DECODE,
             input_ids: input_ids.into_iter().map(|id| u32::try_from(id).ok()).collect(),
-            parts: parts(pickle, record),
+            parts,
             ids: file.tensor(&name, ids)?,
             positions,
         });
@@ -153,15 +161,11 @@ fn read_records(file: &TorchFile) -> Result<Vec<Pass>> {
     Ok(passes)
 }
 
-/// The most ids for each byte of the file; PyTorch does not compress.
+/// The most ids, and the most other numbers, for each byte of the file; PyTorch does not compress.
 const EXPANSION: u64 = 16;
 
 /// `ForwardMode.DECODE` of SGLang.
 const DECODE: i64 = 2;
-
-fn parts(pickle: &Pickle, record: &Value) -> Option<Vec<i64>> {
-    pickle.integers(pickle.get(record, "extend_seq_lens")?)
-}
 
 /// A sequence that is being put together.
 #[derive(Default)]

@@ -8,6 +8,10 @@ use super::pickle::{Pickle, Value};
 use super::{io, record};
 use crate::{Place, Result, TraceError};
 
+/// Tensors of a pickle can share what describes them, so that a description has to be small.
+const LONGEST_KEY: usize = 20;
+const MAX_RANK: usize = 8;
+
 /// A file of `torch.save`.
 pub(super) struct TorchFile {
     path: PathBuf,
@@ -67,16 +71,13 @@ impl TorchFile {
         let pickle = &self.pickle;
         let Value::Call { function, arguments } = value else { return fail("no tensor", "expected a tensor") };
         let arguments: Vec<&Value> = match pickle.elements(pickle.value(*arguments)) {
-            Some(arguments) if function == "torch._utils._rebuild_tensor_v2" => arguments.collect(),
+            Some(arguments) if function == "torch._utils._rebuild_tensor_v2" => arguments.take(4).collect(),
             _ => return fail(function, "expected a tensor"),
         };
-        let (&[Value::Persistent(storage), Value::Int(offset), size, stride], true) = (
-            arguments.get(..4).and_then(|four| four.first_chunk::<4>()).unwrap_or(&[&Value::None; 4]),
-            arguments.len() >= 4,
-        ) else {
+        let &[Value::Persistent(storage), Value::Int(offset), size, stride] = arguments.as_slice() else {
             return fail("unknown arguments", "expected storage, offset, size, stride");
         };
-        let storage: Vec<&Value> = pickle.elements(pickle.value(*storage)).map(Iterator::collect).unwrap_or_default();
+        let storage = pickle.elements(pickle.value(*storage)).into_iter().flatten().take(3).collect::<Vec<_>>();
         let (Some(Value::Global(class)), Some(Value::Text(key))) = (storage.get(1), storage.get(2)) else {
             return fail("an unknown storage", "expected ('storage', class, key, ...)");
         };
@@ -88,8 +89,15 @@ impl TorchFile {
             "torch.LongStorage" => IntType::I64,
             other => return fail(other, "expected integers"),
         };
+        // Keys are numbers; anything else would be a path of its own choice.
+        if key.len() > LONGEST_KEY || !key.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            return fail(key, "expected a storage's key of at most 20 letters and digits");
+        }
         let extents = |value| -> Option<Vec<usize>> {
-            pickle.integers(value)?.into_iter().map(|extent| usize::try_from(extent).ok()).collect()
+            let extents = pickle.elements(value).filter(|extents| extents.len() <= MAX_RANK)?;
+            let extent =
+                |value: &Value| if let Value::Int(extent) = value { usize::try_from(*extent).ok() } else { None };
+            extents.map(extent).collect()
         };
         match (usize::try_from(*offset), extents(size), extents(stride)) {
             (Ok(offset), Some(shape), Some(stride)) if shape.len() == stride.len() => {
@@ -101,10 +109,6 @@ impl TorchFile {
 
     /// Reads a tensor in row-major order.
     pub(super) fn read(&mut self, name: &str, tensor: &TensorRef) -> Result<IntArray<Vec<u8>>> {
-        // Keys are numbers; anything else would be a path of its own choice.
-        if !tensor.key.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-            return Err(self.error(name, "storage", &tensor.key, "expected a key of letters and digits"));
-        }
         let storage = self.archive.read(&format!("{}/data/{}", self.prefix, tensor.key))?;
         let bytes = tensor.gather(&storage).ok_or_else(|| {
             let shape = format!("{:?} at {} with strides {:?}", tensor.shape, tensor.offset, tensor.stride);

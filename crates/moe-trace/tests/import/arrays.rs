@@ -155,6 +155,37 @@ fn sglang_records_become_sequences() {
     assert_eq!(a.token_ids.as_deref(), Some(&[100, 101, 102, 103, 104][..]));
 }
 
+/// A record of few bytes that is there again and again stands for more positions than the file may have.
+#[test]
+fn records_that_share_their_lists_are_bounded() {
+    const COUNT: usize = 20_000;
+    let text = |text: &str| [&b"X"[..], &u32::try_from(text.len()).unwrap().to_le_bytes(), text.as_bytes()].concat();
+    let storage = [b"(", &text("storage")[..], b"ctorch\nLongStorage\n", &text("0"), &text("cpu"), b"K\x01tQ"].concat();
+    let tensor = [b"ctorch._utils\n_rebuild_tensor_v2\n(", &storage[..], b"K\x00(K\x01K\x01t(K\x01K\x01ttR"].concat();
+    let positions = [b"](", &b"K\x00".repeat(COUNT)[..], b"e"].concat();
+    let record = [
+        b"}(",
+        &[text("positions"), positions, text("topk_ids_of_layer"), tensor.clone()].concat()[..],
+        &[text("forward_pass_id"), b"K\x00".to_vec(), text("forward_mode"), b"K\x02".to_vec()].concat(),
+        b"uq\x00",
+    ];
+    let records = [b"](", &record.concat()[..], &b"h\x00".repeat(COUNT), b"e"].concat();
+    let pickle =
+        [b"\x80\x02}(", &[text("last_physical_to_logical_map"), tensor, text("records"), records].concat()[..], b"u."];
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("shared.pt");
+    let mut archive = zip::ZipWriter::new(std::fs::File::create(&path).unwrap());
+    let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    for (name, bytes) in [("a/data.pkl", &pickle.concat()[..]), ("a/data/0", &[0; 8])] {
+        archive.start_file(name, stored).unwrap();
+        std::io::Write::write_all(&mut archive, bytes).unwrap();
+    }
+    archive.finish().unwrap();
+    let message = import(&path, &ImportOptions::default()).unwrap_err().to_string();
+    let expected = "record 64: values is more, at most 16 for each byte of the file";
+    assert!(message.ends_with(expected), "{message}");
+}
+
 #[test]
 fn torch_files_that_are_no_recording_are_told() {
     let message = |options: ImportOptions| import(fixture("sglang_stat.pt"), &options).unwrap_err().to_string();

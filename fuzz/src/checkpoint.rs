@@ -1,0 +1,60 @@
+//! Checkpoints: whatever opens has experts that can be read and computed.
+
+use candle_core::{DType, Device, Tensor};
+use moe_offload::{ExpertShape, ExpertStore, MappedStore, WeightLocation};
+use moe_trace::{ExpertId, LayerId};
+
+use crate::file;
+
+/// Weights of an expert up to which tokens are multiplied with it.
+const COMPUTED: usize = 1 << 16;
+
+/// Opens bytes as a GGUF file.
+pub fn gguf(bytes: &[u8]) {
+    if let Ok(store) = MappedStore::open_gguf(&[file(bytes, "gguf")]) {
+        read(&store);
+    }
+}
+
+/// Opens bytes as the checkpoint of a small model, with gate and up of all experts stacked in one tensor.
+pub fn safetensors(bytes: &[u8]) {
+    let shape = ExpertShape { layers: 1, experts: 2, hidden: 4, intermediate: 2 };
+    let locations = |_, expert: ExpertId| {
+        let half = |half| WeightLocation::part("in", 2 * expert.index() + half, 4);
+        [half(0), half(1), WeightLocation::whole(format!("{}.out", expert.0))]
+    };
+    for dtype in [DType::F32, DType::F16] {
+        if let Ok(store) = MappedStore::open(&[file(bytes, "safetensors")], shape, dtype, locations) {
+            read(&store);
+        }
+    }
+}
+
+/// Reads the first and the last expert in every way.
+fn read(store: &MappedStore) {
+    let shape = store.shape();
+    assert_eq!(store.weight_types().len(), shape.layers);
+    for (layer, expert) in [(0, 0), (shape.layers - 1, shape.experts - 1)] {
+        let types = store.weight_types()[layer];
+        let id = |index: usize| u16::try_from(index).expect("a checked shape has ids");
+        let (layer, expert) = (LayerId(id(layer)), ExpertId(id(expert)));
+        let mut lent = Vec::new();
+        let lend = &mut |bytes: [&[u8]; 3]| {
+            assert_eq!(bytes.map(<[u8]>::len), shape.projection_bytes(types));
+            lent = bytes.concat();
+            Ok(())
+        };
+        store.with_bytes(layer, expert, lend).expect("what opens can be lent");
+        store.read_ahead(layer, expert).expect("what opens can be read ahead");
+        let weights = store.fetch(layer, expert).expect("what opens can be fetched");
+        let compare = &mut |bytes: [&[u8]; 3]| {
+            assert!(bytes.concat() == lent, "what is fetched is what is lent");
+            Ok(())
+        };
+        weights.with_bytes(compare).expect("it is in host memory");
+        if shape.hidden * shape.intermediate <= COMPUTED {
+            let token = Tensor::ones((1, shape.hidden), types.activations(), &Device::Cpu).expect("a token");
+            assert_eq!(weights.forward(&token).expect("a checked expert computes").dims(), [1, shape.hidden]);
+        }
+    }
+}
