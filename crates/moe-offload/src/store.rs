@@ -50,7 +50,7 @@ pub trait ExpertStore: fmt::Debug + Send + Sync {
 
     /// Brings the weights of an expert from disk into memory that the operating system may take back, and returns when they
     /// are there: a later [`with_bytes`](Self::with_bytes) does not wait for the disk then. A store without a disk does
-    /// nothing. [`ReadAhead`](crate::ReadAhead) calls this on threads of its own.
+    /// nothing, nor does one that reads past such memory. [`ReadAhead`](crate::ReadAhead) calls this on threads of its own.
     ///
     /// # Errors
     /// An expert that does not exist; weights that cannot be read.
