@@ -5,7 +5,7 @@ use std::fmt;
 use candle_core::DType;
 use moe_trace::{ExpertId, LayerId};
 
-use crate::{ExpertShape, ExpertTypes, ExpertWeights, OffloadError, Result};
+use crate::{ExpertShape, ExpertTypes, ExpertWeights, HostCounters, OffloadError, Result};
 
 /// A place that holds every expert of a model.
 pub trait ExpertStore: fmt::Debug + Send + Sync {
@@ -56,6 +56,11 @@ pub trait ExpertStore: fmt::Debug + Send + Sync {
     /// An expert that does not exist; weights that cannot be read.
     fn read_ahead(&self, layer: LayerId, expert: ExpertId) -> Result<()> {
         expert_index(self.shape(), layer, expert).map(|_| ())
+    }
+
+    /// What a [`HostCache`](crate::HostCache) did, layer by layer; `None` from other stores.
+    fn host_counters(&self) -> Option<Vec<HostCounters>> {
+        None
     }
 }
 
