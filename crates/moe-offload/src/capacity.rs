@@ -2,7 +2,7 @@
 
 use candle_core::Device;
 use expert_cache::Partition;
-use sysinfo::System;
+use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
 
 use crate::{OffloadError, Result};
 
@@ -52,7 +52,7 @@ impl Capacity {
 }
 
 /// Bytes that are free on a device; in host memory those that the process may still take, whether the machine or its
-/// control group is the tighter limit.
+/// control group is the tighter limit. What the page cache holds counts as free.
 ///
 /// # Errors
 /// [`OffloadError::Device`] for a device that this build has no slots for.
@@ -61,13 +61,21 @@ pub fn free_bytes(device: &Device) -> Result<u64> {
         Device::Cpu => {
             let mut system = System::new()?;
             system.refresh_memory();
-            let group = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
+            let group = group_bytes(&mut system).unwrap_or(u64::MAX);
             Ok(system.available_memory().min(group))
         }
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => crate::CudaLoader::of(device)?.free_bytes(),
         _ => Err(OffloadError::Device { device: format!("{:?}", device.location()) }),
     }
+}
+
+/// Bytes that the control group of this process allows, but for those that its processes hold.
+fn group_bytes(system: &mut System) -> Option<u64> {
+    let pid = sysinfo::get_current_pid().ok()?;
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, ProcessRefreshKind::nothing());
+    let limits = system.process(pid)?.cgroup_limits()?;
+    Some(limits.total_memory.saturating_sub(limits.rss))
 }
 
 #[cfg(test)]

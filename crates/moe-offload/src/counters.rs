@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 /// Counters of one layer in one phase.
 ///
-/// The tiers: hits were on the device, loads came from the store, bypasses stayed on the host.
+/// Hits were on the device, loads came from the store, bypasses stayed on the host; which of those a
+/// [`HostCache`](crate::HostCache) had in host memory and which came from disk, its [counters](crate::HostCounters) tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PhaseCounters {
     /// Requests, hits, loads and bypasses of completed calls, counted as the simulator counts them.

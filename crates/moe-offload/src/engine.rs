@@ -8,7 +8,7 @@ use moe_trace::{ExpertId, LayerId};
 
 use crate::meter::LayerMeter;
 use crate::prefetches::Prefetches;
-use crate::slot_order::SlotOrder;
+use crate::slot_order::{Job, SlotOrder};
 use crate::timeline::{Activity, RunTimeline};
 use crate::{ExpertSlots, ExpertStore, LayerCounters, OffloadError, Result};
 
@@ -56,6 +56,14 @@ impl State {
             counters.prefetch.counts = prefetches.counts()[layer];
         }
         counters
+    }
+
+    /// Gives the slot of a prefetch that failed back to its cache.
+    pub(crate) fn take_back_prefetch(&mut self, job: &Job, pool: &Pool) {
+        let gone = self.caches[job.place.pool].forget(job.key, job.place.slot);
+        if let (Some(gone), Some(prefetches)) = (gone, &mut self.prefetches) {
+            prefetches.evicted(pool, &gone);
+        }
     }
 }
 

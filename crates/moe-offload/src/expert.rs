@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use candle_nn::ops::silu;
 
-use crate::{BlockMatrix, ExpertTypes, OffloadError, Projection, Result};
+use crate::{ExpertTypes, OffloadError, Projection, Result};
 
 /// Sizes of the experts of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,19 +115,6 @@ impl ExpertWeights {
     /// Replaces weights in host memory by others of the same types, in place.
     pub(crate) fn overwrite(&mut self, bytes: [&[u8]; 3]) -> Result<()> {
         self.projections.iter_mut().zip(bytes).try_for_each(|(projection, bytes)| projection.overwrite(bytes))
-    }
-
-    /// The same weights, copied out of a mapped file if they lie in one.
-    pub(crate) fn into_memory(mut self) -> Result<ExpertWeights> {
-        for projection in &mut self.projections {
-            if let Projection::Blocks(blocks) = projection
-                && blocks.is_mapped()
-            {
-                *projection =
-                    Projection::Blocks(BlockMatrix::new(blocks.weight_type(), blocks.dims(), blocks.bytes())?);
-            }
-        }
-        Ok(self)
     }
 
     /// Types of the projections.

@@ -38,7 +38,9 @@ impl HostStore {
         for (layer, &types) in (0..).map(LayerId).zip(&types) {
             for expert in (0..).take(shape.experts).map(ExpertId) {
                 store.read_ahead(layer, expert)?;
-                experts.push(store.fetch(layer, expert)?.into_memory()?);
+                let mut weights = ExpertWeights::zeros(shape, types)?;
+                store.with_bytes(layer, expert, &mut |bytes| weights.overwrite(bytes))?;
+                experts.push(weights);
                 done += shape.expert_bytes(types) as u64;
                 progress(done, needed);
             }

@@ -2,7 +2,7 @@
 //!
 //! A model's MoE block hands its tokens and [`Routes`] to an [`ExpertBank`]. [`ResidentExperts`] keeps every expert on
 //! the compute device; [`OffloadedExperts`] keeps a few in slots there and fetches the others from an
-//! [`ExpertStore`] ([`HostStore`], [`MappedStore`]) as an `expert_cache` policy plans it. Both run the same arithmetic
+//! [`ExpertStore`] ([`HostStore`], [`MappedStore`], or [`HostCache`] between the two) as an `expert_cache` policy plans it. Both run the same arithmetic
 //! in the same order, so their results are bit-identical (see [`Exactness`] for what is computed on the host).
 //!
 //! [`OffloadOptions`] chooses pools, policy, capacity, prefetcher and threads; [`OffloadedExperts::report`] tells what
@@ -61,9 +61,11 @@ mod exactness;
 mod execute;
 mod expert;
 mod expert_types;
+mod file_reads;
 mod gguf;
 mod gguf_experts;
 mod host;
+mod host_cache;
 mod mapped;
 mod measure;
 mod meter;
@@ -106,7 +108,9 @@ pub use error::{OffloadError, Result};
 pub use exactness::Exactness;
 pub use expert::{ExpertShape, ExpertWeights};
 pub use expert_types::ExpertTypes;
+pub use file_reads::FileReads;
 pub use host::HostStore;
+pub use host_cache::{HostCache, HostCounters};
 pub use mapped::MappedStore;
 pub use measure::{measure, measure_disk};
 pub use miss_seconds::MissSeconds;

@@ -2,29 +2,34 @@
 
 use std::hint::black_box;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 use memmap2::Advice;
 use moe_trace::{ExpertId, LayerId};
 
+use crate::file_reads::{AlignedBuffer, UncachedFile, read_parts};
 use crate::gguf_experts::GgufExperts;
 use crate::store::expert_index;
 use crate::tensor_table::{MappedFile, Stored, TensorTable};
 use crate::{
-    BlockMatrix, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, Projection, Result, WeightLocation, WeightType,
+    BlockMatrix, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, FileReads, Projection, Result, WeightLocation,
+    WeightType, free_bytes,
 };
 
 /// Bytes that the operating system is asked for at once: Linux cuts longer requests short.
 const REQUEST_BYTES: usize = 256 << 10;
 /// Distance of the bytes that are touched to have every page of a map in memory.
-const PAGE_BYTES: usize = 4096;
+pub(crate) const PAGE_BYTES: usize = 4096;
 
 /// An [`ExpertStore`] over the checkpoint files of a model: the operating system reads what is fetched, and may drop it
 /// again.
 ///
-/// Opening reads the headers of the files. [`with_bytes`](ExpertStore::with_bytes) lends what is mapped, and quantized
-/// experts are computed from there; nothing is copied. A file that another process truncates is told where that is seen
-/// before it is read; a disk that fails under a mapped file ends the process, as the operating system has it.
+/// Opening reads the headers of the files. [`with_bytes`](ExpertStore::with_bytes) lends what is mapped, or where not all
+/// experts fit in memory, what it reads past the page cache ([`FileReads`] chooses); quantized experts are computed where
+/// they are mapped, and nothing is copied. A file that another process truncates is told where that is seen before it is
+/// read; a disk that fails under a mapped file ends the process, as the operating system has it, while one that fails
+/// under a direct read is an error.
 #[derive(Debug)]
 pub struct MappedStore {
     shape: ExpertShape,
@@ -32,6 +37,17 @@ pub struct MappedStore {
     files: Vec<MappedFile>,
     /// Gate, up and down projection of each expert, `[layers x experts]`.
     experts: Vec<[Stored; 3]>,
+    /// If loads read past the page cache.
+    direct: Option<Direct>,
+}
+
+/// What reads past the page cache take.
+#[derive(Debug)]
+struct Direct {
+    /// One for each mapped file.
+    files: Vec<UncachedFile>,
+    /// Of threads that are not reading.
+    buffers: Mutex<Vec<AlignedBuffer>>,
 }
 
 impl MappedStore {
@@ -55,7 +71,7 @@ impl MappedStore {
         let types = vec![WeightType::try_from(dtype)?.into(); shape.layers];
         let table = TensorTable::safetensors(files)?;
         let experts = find_experts(&table, shape, |layer, expert| names(layer, expert).map(Into::into))?;
-        Ok(MappedStore { shape, types, files: table.files, experts })
+        MappedStore { shape, types, files: table.files, experts, direct: None }.with_reads(FileReads::Auto)
     }
 
     /// Maps a GGUF file, or all files of a split one, and finds the experts in them.
@@ -85,7 +101,33 @@ impl MappedStore {
             }
             types.push(first);
         }
-        Ok(MappedStore { shape: found.shape, types, files: table.files, experts })
+        MappedStore { shape: found.shape, types, files: table.files, experts, direct: None }.with_reads(FileReads::Auto)
+    }
+
+    /// Chooses how loads read the files; a store is opened with [`FileReads::Auto`].
+    ///
+    /// # Errors
+    /// [`Io`](crate::OffloadError::Io).
+    pub fn with_reads(mut self, reads: FileReads) -> Result<MappedStore> {
+        let direct = match reads {
+            FileReads::Cached => false,
+            FileReads::Direct => true,
+            // Where nobody knows what is free, the operating system decides what stays.
+            FileReads::Auto => free_bytes(&Device::Cpu).is_ok_and(|free| ExpertStore::bytes(&self) > free),
+        };
+        self.direct = match direct {
+            true => {
+                let files = self.files.iter().map(MappedFile::open_uncached).collect::<Result<_>>()?;
+                Some(Direct { files, buffers: Mutex::default() })
+            }
+            false => None,
+        };
+        Ok(self)
+    }
+
+    /// How loads read the files: what [`FileReads::Auto`] was taken for.
+    pub fn reads(&self) -> FileReads {
+        if self.direct.is_some() { FileReads::Direct } else { FileReads::Cached }
     }
 
     fn stored(&self, layer: LayerId, expert: ExpertId) -> Result<&[Stored; 3]> {
@@ -94,8 +136,24 @@ impl MappedStore {
         Ok(stored)
     }
 
-    fn bytes(&self, stored: &Stored) -> &[u8] {
+    fn mapped(&self, stored: &Stored) -> &[u8] {
         &self.files[stored.file].map[stored.bytes.clone()]
+    }
+
+    /// Lends the projections of an expert as the files have them.
+    fn with_stored(&self, stored: &[Stored; 3], read: &mut dyn FnMut([&[u8]; 3]) -> Result<()>) -> Result<()> {
+        let Some(direct) = &self.direct else { return read(stored.each_ref().map(|stored| self.mapped(stored))) };
+        let free = || direct.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffer = free().pop().unwrap_or_default();
+        let parts = stored.each_ref().map(|stored| (&direct.files[stored.file], stored.bytes.clone()));
+        let [gate, up, down] = read_parts(parts, &mut buffer);
+        let told = |which: usize| move |source| self.files[stored[which].file].failed(source);
+        let outcome = match (gate.map_err(told(0)), up.map_err(told(1)), down.map_err(told(2))) {
+            (Ok(gate), Ok(up), Ok(down)) => read([gate, up, down]),
+            (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => Err(error),
+        };
+        free().push(buffer);
+        outcome
     }
 
     /// Asks the operating system to read, and does not wait.
@@ -107,6 +165,13 @@ impl MappedStore {
         }
         Ok(())
     }
+}
+
+/// Numbers of one type as those of another; `None` for quantized blocks.
+fn dense(found: WeightType, wanted: WeightType, dims: (usize, usize), bytes: &[u8]) -> Result<Option<Projection>> {
+    let (Some(found), Some(wanted)) = (found.dense(), wanted.dense()) else { return Ok(None) };
+    let tensor = Tensor::from_raw_buffer(bytes, found, &[dims.0, dims.1], &Device::Cpu)?;
+    Ok(Some(Projection::Dense(tensor.to_dtype(wanted)?)))
 }
 
 fn find_experts(
@@ -138,14 +203,13 @@ impl ExpertStore for MappedStore {
         let (stored, wanted) = (self.stored(layer, expert)?, self.types[layer.index()].each());
         let dims = self.shape.projections();
         let [gate, up, down] = [0, 1, 2].map(|which| -> Result<Projection> {
-            let (stored, (rows, columns)) = (&stored[which], dims[which]);
-            let (Some(found), Some(dtype)) = (stored.weight_type.dense(), wanted[which].dense()) else {
-                let map = &self.files[stored.file].map;
-                let blocks = BlockMatrix::mapped(stored.weight_type, dims[which], map, stored.bytes.clone())?;
-                return Ok(Projection::Blocks(blocks));
-            };
-            let tensor = Tensor::from_raw_buffer(self.bytes(stored), found, &[rows, columns], &Device::Cpu)?;
-            Ok(Projection::Dense(tensor.to_dtype(dtype)?))
+            let stored = &stored[which];
+            if let Some(converted) = dense(stored.weight_type, wanted[which], dims[which], self.mapped(stored))? {
+                return Ok(converted);
+            }
+            let map = &self.files[stored.file].map;
+            let blocks = BlockMatrix::mapped(stored.weight_type, dims[which], map, stored.bytes.clone())?;
+            Ok(Projection::Blocks(blocks))
         });
         ExpertWeights::from_projections([gate?, up?, down?])
     }
@@ -158,16 +222,30 @@ impl ExpertStore for MappedStore {
     ) -> Result<()> {
         let stored = self.stored(layer, expert)?;
         let wanted = self.types[layer.index()].each();
-        match stored.iter().zip(wanted).all(|(stored, wanted)| stored.weight_type == wanted) {
-            true => read(stored.each_ref().map(|stored| self.bytes(stored))),
-            false => self.fetch(layer, expert)?.with_bytes(read),
+        if stored.iter().zip(wanted).all(|(stored, wanted)| stored.weight_type == wanted) {
+            return self.with_stored(stored, read);
         }
+        let dims = self.shape.projections();
+        self.with_stored(stored, &mut |bytes| {
+            let [gate, up, down] = [0, 1, 2].map(|which| {
+                let (found, dims, bytes) = (stored[which].weight_type, dims[which], bytes[which]);
+                match dense(found, wanted[which], dims, bytes)? {
+                    Some(converted) => Ok(converted),
+                    None => Projection::from_bytes(found, dims, bytes),
+                }
+            });
+            ExpertWeights::from_projections([gate?, up?, down?])?.with_bytes(read)
+        })
     }
 
     fn read_ahead(&self, layer: LayerId, expert: ExpertId) -> Result<()> {
         let stored = self.stored(layer, expert)?;
+        if self.direct.is_some() {
+            // What is read past the page cache has nowhere to wait.
+            return Ok(());
+        }
         stored.iter().try_for_each(|stored| self.request(stored))?;
-        for byte in stored.iter().flat_map(|stored| self.bytes(stored).iter().step_by(PAGE_BYTES)) {
+        for byte in stored.iter().flat_map(|stored| self.mapped(stored).iter().step_by(PAGE_BYTES)) {
             black_box(*byte);
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! Measures what the machine does with the experts of a model.
 
 use std::fs::File;
+use std::hint::black_box;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,8 +9,12 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 use expert_cache::{HardwareProfile, Linear, Processor, SlotId, Transfer};
 use moe_trace::{ExpertId, LayerId, Phase};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 use rustix::fs::{Advice, fadvise};
 
+use crate::mapped::PAGE_BYTES;
 use crate::offloaded::new_slots;
 use crate::{
     ExpertBank, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, MappedStore, OffloadError, OffloadOptions,
@@ -178,8 +183,8 @@ impl ExpertStore for FirstLayers {
     }
 }
 
-/// Measures reading experts from the checkpoint `files` after the operating system was asked to forget them, one expert
-/// after the other in the order of execution, as loads read them; `open` opens the files.
+/// Measures reading experts from the checkpoint `files` after the operating system was asked to forget them, in an order
+/// that looks random, as loads want them; `open` opens the files, and chooses how they are [read](crate::FileReads).
 ///
 /// Pages that another open store has mapped and touched stay in memory, and read faster; measure before opening one.
 ///
@@ -194,13 +199,17 @@ pub fn measure_disk(files: &[PathBuf], open: impl FnOnce() -> Result<MappedStore
         fadvise(&file, 0, None, Advice::DontNeed).map_err(|error| io(error.into()))?;
     }
     let store = open()?;
-    let (mut bytes, mut copy) = (0, Vec::new());
+    let mut experts: Vec<_> = expert_ids(store.shape()).collect();
+    experts.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
+    let mut bytes = 0;
     let started = Instant::now();
-    for (layer, expert) in expert_ids(store.shape()).take(EXPERTS) {
+    for &(layer, expert) in experts.iter().take(EXPERTS) {
         store.with_bytes(layer, expert, &mut |projections| {
-            copy.clear();
-            projections.iter().for_each(|projection| copy.extend_from_slice(projection));
-            bytes += copy.len();
+            for projection in projections {
+                // Mapped bytes are read from disk when they are touched.
+                projection.iter().step_by(PAGE_BYTES).for_each(|byte| _ = black_box(*byte));
+                bytes += projection.len();
+            }
             Ok(())
         })?;
     }

@@ -143,6 +143,7 @@ impl LayerMeter {
             prefetch: self.counters.prefetch,
             prefetch_load: self.prefetch_load.latency(),
             called_off: self.counters.called_off,
+            host: None,
         }
     }
 }

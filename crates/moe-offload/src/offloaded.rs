@@ -18,8 +18,8 @@ use crate::prefetches::Prefetches;
 use crate::slot_order::{Job, Place, Reason, SlotOrder};
 use crate::transfers::Workers;
 use crate::{
-    BankReport, CpuSlots, ExpertBank, ExpertShape, ExpertSlots, ExpertStore, ExpertTypes, LayerCounters, OffloadError,
-    OffloadOptions, Result, Routes, RunTimeline, Transfers,
+    BankReport, CpuSlots, ExpertBank, ExpertShape, ExpertSlots, ExpertStore, ExpertTypes, HostCounters, LayerCounters,
+    OffloadError, OffloadOptions, Result, Routes, RunTimeline, Transfers,
 };
 
 /// An [`ExpertBank`] of a cache a pool of layers: slots on the compute device, all weights in an [`ExpertStore`].
@@ -35,7 +35,7 @@ use crate::{
 /// [`Partition`] puts them together.
 ///
 /// A failed load fails its call, which waits for its other loads and is rolled back; the bank goes on. A failed prefetch
-/// fails nobody: an expert that is wanted all the same is loaded again. A policy that knows the future is one request
+/// fails nobody and gives its slot back; an expert that is wanted all the same is loaded again. A policy that knows the future is one request
 /// ahead after a failed call: it still chooses valid victims, but no longer the best.
 #[derive(Debug)]
 pub struct OffloadedExperts {
@@ -155,6 +155,14 @@ impl OffloadedExperts {
         for (number, layer) in report.layers.iter_mut().enumerate() {
             layer.prefetch.counts = state.counters(number).prefetch.counts;
             report.total.prefetch.counts.merge(&layer.prefetch.counts);
+        }
+        if let Some(counters) = self.engine.store.host_counters() {
+            let mut total = HostCounters::default();
+            for (layer, counters) in report.layers.iter_mut().zip(counters) {
+                layer.host = Some(counters);
+                total.merge(&counters);
+            }
+            report.total.host = Some(total);
         }
         Ok(report)
     }

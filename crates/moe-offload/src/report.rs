@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{PhaseCounters, PrefetchCounters};
+use crate::{HostCounters, PhaseCounters, PrefetchCounters};
 
 /// How long something took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -32,6 +32,9 @@ pub struct PhaseReport {
 }
 
 /// A layer.
+///
+/// Where an expert was found: hits were in slots; loads and bypasses came from the store, that is where it is a
+/// [`HostCache`](crate::HostCache), in its hits from host memory and otherwise from the disk below.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LayerReport {
     /// Prefilled tokens.
@@ -44,6 +47,8 @@ pub struct LayerReport {
     pub prefetch_load: Latency,
     /// Prefetches that this layer's calls evicted before anybody had begun to load them.
     pub called_off: u64,
+    /// What a cache in host memory did below the slots, of this bank and of others that share it.
+    pub host: Option<HostCounters>,
 }
 
 /// A bank since it was made.

@@ -5,7 +5,7 @@ use std::fmt;
 use candle_core::DType;
 use moe_trace::{ExpertId, LayerId};
 
-use crate::{ExpertShape, ExpertTypes, ExpertWeights, OffloadError, Result};
+use crate::{ExpertShape, ExpertTypes, ExpertWeights, HostCounters, OffloadError, Result};
 
 /// A place that holds every expert of a model.
 pub trait ExpertStore: fmt::Debug + Send + Sync {
@@ -50,12 +50,17 @@ pub trait ExpertStore: fmt::Debug + Send + Sync {
 
     /// Brings the weights of an expert from disk into memory that the operating system may take back, and returns when they
     /// are there: a later [`with_bytes`](Self::with_bytes) does not wait for the disk then. A store without a disk does
-    /// nothing. [`ReadAhead`](crate::ReadAhead) calls this on threads of its own.
+    /// nothing, nor does one that reads past such memory. [`ReadAhead`](crate::ReadAhead) calls this on threads of its own.
     ///
     /// # Errors
     /// An expert that does not exist; weights that cannot be read.
     fn read_ahead(&self, layer: LayerId, expert: ExpertId) -> Result<()> {
         expert_index(self.shape(), layer, expert).map(|_| ())
+    }
+
+    /// What a [`HostCache`](crate::HostCache) did, layer by layer; `None` from other stores.
+    fn host_counters(&self) -> Option<Vec<HostCounters>> {
+        None
     }
 }
 

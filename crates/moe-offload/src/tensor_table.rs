@@ -9,6 +9,7 @@ use std::sync::Arc;
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 
+use crate::file_reads::UncachedFile;
 use crate::{OffloadError, Result, WeightLocation, WeightType, gguf};
 
 /// A mapped file; it stays open, so that its length can be asked for.
@@ -41,6 +42,11 @@ impl MappedFile {
             return Err(OffloadError::Shrunk { path: self.path.clone(), len, expected });
         }
         Ok(())
+    }
+
+    /// Opens the file once more, to be read past the page cache.
+    pub(crate) fn open_uncached(&self) -> Result<UncachedFile> {
+        UncachedFile::open(&self.path).map_err(|source| self.failed(source))
     }
 
     /// An error of reading the file.

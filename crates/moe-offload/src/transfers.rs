@@ -163,13 +163,13 @@ impl Engine {
         let activity = if prefetch { Activity::Prefetch } else { Activity::Load };
         self.record(activity, layer, Some(expert), (started, ended));
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.meters[layer.index()].loaded(
-            job.reason,
-            outcome.is_ok(),
-            self.expert_bytes[layer.index()],
-            ended - started,
-        );
+        let success = outcome.is_ok();
+        state.meters[layer.index()].loaded(job.reason, success, self.expert_bytes[layer.index()], ended - started);
         state.order.ended(job, outcome);
+        // One that a call waits for is loaded again.
+        if prefetch && !success && state.order.is_idle(job.place) {
+            state.take_back_prefetch(job, &self.pools[job.place.pool]);
+        }
         let more = state.order.has_work();
         drop(state);
         self.done.notify_all();

@@ -24,6 +24,7 @@ enum Fate {
     Held,
     Slow,
     Fails,
+    FailsOnce,
     Panics,
 }
 
@@ -89,13 +90,17 @@ impl ExpertStore for Fated {
         let fates = self.fates.lock().unwrap();
         match fates.get(&which).copied() {
             Some(Fate::Held) => {
-                drop(self.changed.wait_while(fates, |fates| fates.get(&which) == Some(&Fate::Held)).unwrap());
+                let mut fates = self.changed.wait_while(fates, |fates| fates.get(&which) == Some(&Fate::Held)).unwrap();
+                if fates.get(&which) == Some(&Fate::FailsOnce) {
+                    fates.remove(&which);
+                    return Err(OffloadError::NotOnHost);
+                }
             }
             Some(Fate::Slow) => {
                 drop(fates);
                 std::thread::sleep(Duration::from_millis(30));
             }
-            Some(Fate::Fails) => {
+            Some(Fate::Fails | Fate::FailsOnce) => {
                 let source = std::io::Error::other("device is gone");
                 return Err(OffloadError::Io { path: "model.safetensors".into(), source });
             }
@@ -255,9 +260,56 @@ fn a_failed_prefetch_fails_nobody() {
             store.set(1, 3, None);
             assert_eq!(forward(&bank, 1, &[3, 5]).unwrap(), forward(&all, 1, &[3, 5]).unwrap());
             let layer = bank.counters().unwrap()[1];
-            assert_eq!((layer.decode.reloads, layer.prefetch.counts.late, layer.prefetch.counts.useful), (2, 1, 0));
+            let counts = layer.prefetch.counts;
+            assert_eq!((counts.issued, counts.useless, counts.late, counts.useful), (1, 1, 0, 0));
+            assert_eq!((layer.decode.reloads, layer.decode.counts.loads), (0, 2));
         }
     }
+}
+
+#[test]
+fn a_failed_prefetch_gives_its_slot_back() {
+    for threads in [0, 1] {
+        for fate in [Fate::Fails, Fate::Panics] {
+            let store = Fated::new(SHAPE);
+            let all = resident(&*store.store);
+            let options = OffloadOptions::slots(2).transfers(Transfers::threads(threads));
+            let bank = bank(&store, options.prefetch_with(Box::new(Expects(vec![(1, 3)])), 1));
+            forward(&bank, 1, &[0, 1]).unwrap();
+            store.set(1, 3, Some(fate));
+            forward(&bank, 0, &[0, 1]).unwrap();
+            while bank.counters().unwrap()[1].prefetch.failed_loads == 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // 3 would be held for the next request, and 1 would leave for 5.
+            for experts in [[5], [1]] {
+                assert_eq!(forward(&bank, 1, &experts).unwrap(), forward(&all, 1, &experts).unwrap());
+            }
+            let layer = bank.counters().unwrap()[1];
+            assert_eq!((layer.decode.counts.hits, layer.decode.counts.loads, layer.decode.reloads), (1, 3, 0));
+            assert_eq!(layer.decode.counts.evictions, 0);
+        }
+    }
+}
+
+#[test]
+fn a_failed_prefetch_that_a_call_waits_for_keeps_its_slot() {
+    let store = Fated::new(SHAPE);
+    let all = resident(&*store.store);
+    let options = OffloadOptions::slots(2).transfers(Transfers::threads(1));
+    let bank = bank(&store, options.prefetch_with(Box::new(Expects(vec![(1, 3)])), 1));
+    store.set(1, 3, Some(Fate::Held));
+    forward(&bank, 0, &[0, 1]).unwrap();
+    store.wait_until_begun(1, 3);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| forward(&bank, 1, &[3, 5]));
+        std::thread::sleep(Duration::from_millis(20));
+        store.set(1, 3, Some(Fate::FailsOnce));
+        assert_eq!(waiting.join().unwrap().unwrap(), forward(&all, 1, &[3, 5]).unwrap());
+    });
+    let layer = bank.counters().unwrap()[1];
+    assert_eq!((layer.prefetch.failed_loads, layer.prefetch.counts.late, layer.prefetch.counts.useless), (1, 1, 0));
+    assert_eq!((layer.decode.counts.hits, layer.decode.failed_calls), (1, 0));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Taking back what could not be executed.
 
 use super::ExpertCache;
-use crate::{EvictionPolicy, Plan};
+use crate::{Eviction, EvictionPolicy, ExpertKey, Plan, SlotId};
 
 impl<P: EvictionPolicy> ExpertCache<P> {
     /// Takes back what the execution of the last plan did not achieve: its loads before `loaded` were executed,
@@ -38,6 +38,28 @@ impl<P: EvictionPolicy> ExpertCache<P> {
         self.prefetches.clear();
         #[cfg(test)]
         self.validate();
+    }
+
+    /// Takes an expert out of a slot whose load failed after others had been planned; who left for it stays away. `None` if
+    /// it is not in that slot any more.
+    ///
+    /// ```
+    /// use expert_cache::{ExpertCache, ExpertKey, Lru, Oversize};
+    /// use moe_trace::{ExpertSet, Phase};
+    ///
+    /// let mut cache = ExpertCache::new(Lru::new(4), 4, 2, Oversize::Waves)?;
+    /// let load = cache.prefetch(ExpertKey(3), Phase::Decode, 1)?.expect("there is room");
+    /// cache.request(&ExpertSet::from_members(4, [0]))?;
+    /// assert!(cache.forget(load.key, load.slot).is_some_and(|gone| gone.unused));
+    /// assert_eq!(cache.resident().iter().collect::<Vec<_>>(), [0]);
+    /// # Ok::<(), expert_cache::CacheError>(())
+    /// ```
+    pub fn forget(&mut self, key: ExpertKey, slot: SlotId) -> Option<Eviction> {
+        let there = key.index() < self.residency.universe() && self.residency.slot(key.index()) == Some(slot);
+        let gone = there.then(|| self.evict(key)).flatten();
+        #[cfg(test)]
+        self.validate();
+        gone
     }
 
     fn take_back(&mut self, plan: &Plan, loaded: usize) {

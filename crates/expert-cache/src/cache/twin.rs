@@ -4,7 +4,7 @@ use moe_trace::{ExpertSet, LayerId, Phase};
 use proptest::prelude::*;
 
 use super::{ExpertCache, Oversize};
-use crate::{EvictionPolicy, ExpertKey, ExpertSizes, Plan, Request};
+use crate::{EvictionPolicy, ExpertKey, ExpertSizes, Plan, Request, SlotId};
 
 const UNIVERSE: usize = 9;
 
@@ -224,6 +224,8 @@ enum Step {
     Release,
     /// Takes back the last plan, or the prefetches since, from about this load on.
     Rollback(bool, prop::sample::Index),
+    /// Takes an expert out of its slot.
+    Forget(usize),
 }
 
 fn phase() -> impl Strategy<Value = Phase> {
@@ -304,7 +306,7 @@ proptest! {
                     cache.release();
                     naive.running.clear();
                 }
-                Step::Rollback(..) => {}
+                Step::Rollback(..) | Step::Forget(_) => {}
             }
             let mut residents: Vec<usize> = naive.residents.iter().map(|resident| resident.key).collect();
             residents.sort_unstable();
@@ -344,7 +346,7 @@ proptest! {
         sizes in sizes(),
         quota in proptest::option::of(0u64..8),
         flags in any::<(bool, bool)>(),
-        steps in proptest::collection::vec(prop_oneof![4 => step(), 2 => rollback()], 1..60),
+        steps in proptest::collection::vec(prop_oneof![4 => step(), 2 => rollback(), 1 => (0..UNIVERSE).prop_map(Step::Forget)], 1..60),
     ) {
         let same_size = sizes.0.iter().all(|&size| size == sizes.0[0]);
         let (mut cache, _) = twins(sizes, quota, flags, &[]);
@@ -363,6 +365,15 @@ proptest! {
                     exact = false;
                 }
                 Step::Release => cache.release(),
+                Step::Forget(key) => {
+                    let (expert, slot) = (ExpertKey::from_index(key), cache.residency.slot(key));
+                    let elsewhere = SlotId(slot.map_or(0, |slot| slot.0 + 1));
+                    prop_assert!(cache.forget(expert, elsewhere).is_none());
+                    let gone = slot.and_then(|slot| cache.forget(expert, slot));
+                    prop_assert_eq!(gone.map(|gone| (gone.key, gone.slot)), slot.map(|slot| (expert, slot)));
+                    prop_assert!(!cache.resident().contains(key));
+                    (exact, rolled_back) = (false, true);
+                }
                 Step::Rollback(prefetches, at) => {
                     let plan = if prefetches { cache.prefetches() } else { cache.plan() }.clone();
                     if plan.loads().is_empty() {

@@ -276,6 +276,11 @@ impl SlotOrder {
         matches!(first, Some(Step::Write(write)) if write.running && write.urgent)
     }
 
+    /// Whether nothing is planned for a slot.
+    pub(crate) fn is_idle(&self, place: Place) -> bool {
+        self.slots[place.pool][place.slot.index()].steps.is_empty()
+    }
+
     /// Queues a slot whose next step is a load that has not begun.
     fn enqueue(&mut self, place: Place) {
         let Some(Step::Write(write)) = self.slot(place).steps.front() else { return };

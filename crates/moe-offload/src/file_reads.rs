@@ -1,0 +1,177 @@
+//! Reading checkpoint files without leaving them in memory.
+
+use std::fs::File;
+use std::io::{ErrorKind, Result};
+use std::ops::Range;
+use std::path::Path;
+
+/// How loads read experts from checkpoint files.
+///
+/// Only loads are affected: an expert that is [fetched](crate::ExpertStore::fetch) to be computed in host memory is
+/// always used where the file is mapped, and its pages stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum FileReads {
+    /// [`Cached`](Self::Cached) if all experts fit the memory that is free when the files are opened, otherwise
+    /// [`Direct`](Self::Direct).
+    #[default]
+    Auto,
+    /// Copied from the mapped file: the operating system keeps what was read until it needs the memory. The fastest where
+    /// everything fits; where it does not, slots and page cache hold the same experts and compete for memory.
+    Cached,
+    /// Read past the page cache into a buffer of the reading thread, so that an expert in a slot is not held twice. Where
+    /// a file system cannot do that, what was copied is dropped from the page cache right after.
+    Direct,
+}
+
+/// What place, length and buffer of a read past the page cache must be multiples of.
+const ALIGNMENT: usize = 4096;
+
+/// Memory that a direct read may write to.
+#[derive(Debug, Default)]
+pub(crate) struct AlignedBuffer(Vec<u8>);
+
+impl AlignedBuffer {
+    fn bytes(&mut self, len: usize) -> &mut [u8] {
+        if self.0.len() < len + ALIGNMENT {
+            self.0.resize(len + ALIGNMENT, 0);
+        }
+        let address = self.0.as_ptr().addr();
+        let skip = address.next_multiple_of(ALIGNMENT) - address;
+        &mut self.0[skip..skip + len]
+    }
+}
+
+/// A file whose bytes are read and not kept.
+#[derive(Debug)]
+pub(crate) struct UncachedFile {
+    file: File,
+    /// Reads go through the page cache, since the file system knows no other way.
+    buffered: bool,
+}
+
+impl UncachedFile {
+    pub(crate) fn open(path: &Path) -> Result<UncachedFile> {
+        match open_direct(path) {
+            Ok(file) => Ok(UncachedFile { file, buffered: false }),
+            Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {
+                Ok(UncachedFile { file: File::open(path)?, buffered: true })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Fills `buffer`, which begins with the byte at `start`, at least up to `needed` bytes; both are aligned.
+    fn fill(&self, buffer: &mut [u8], start: usize, needed: usize) -> Result<()> {
+        let mut filled = 0;
+        while filled < needed {
+            match read_at(&self.file, &mut buffer[filled..], (start + filled) as u64) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if self.buffered {
+            forget(&self.file, start, buffer.len());
+        }
+        Ok(())
+    }
+}
+
+/// Reads parts of files into one buffer; returns them.
+pub(crate) fn read_parts<'b, const N: usize>(
+    parts: [(&UncachedFile, Range<usize>); N],
+    buffer: &'b mut AlignedBuffer,
+) -> [Result<&'b [u8]>; N] {
+    let around = |range: &Range<usize>| range.start / ALIGNMENT * ALIGNMENT..range.end.next_multiple_of(ALIGNMENT);
+    let mut rest = buffer.bytes(parts.iter().map(|(_, range)| around(range).len()).sum());
+    parts.map(|(file, range)| {
+        let around = around(&range);
+        let (bytes, others) = std::mem::take(&mut rest).split_at_mut(around.len());
+        rest = others;
+        file.fill(bytes, around.start, range.end - around.start)?;
+        Ok(&bytes[range.start - around.start..range.end - around.start])
+    })
+}
+
+#[cfg(target_os = "linux")]
+fn open_direct(path: &Path) -> Result<File> {
+    use rustix::fs::{Mode, OFlags, open};
+    Ok(open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECT, Mode::empty())?.into())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_direct(_: &Path) -> Result<File> {
+    Err(ErrorKind::Unsupported.into())
+}
+
+/// Asks the operating system to forget a part of a file.
+#[cfg(target_os = "linux")]
+fn forget(file: &File, start: usize, len: usize) {
+    // A hint: if it is refused, the pages stay.
+    let _ = rustix::fs::fadvise(file, start as u64, (len as u64).try_into().ok(), rustix::fs::Advice::DontNeed);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn forget(_: &File, _: usize, _: usize) {}
+
+#[cfg(unix)]
+fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize> {
+    std::os::unix::fs::FileExt::read_at(file, buffer, offset)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize> {
+    std::os::windows::fs::FileExt::seek_read(file, buffer, offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn contents(len: usize) -> Vec<u8> {
+        (0..len).map(|at| u8::try_from((at * 7919 + at / 251) % 256).unwrap()).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn parts_are_those_of_the_file(
+            len in 1usize..40_000,
+            cuts in proptest::array::uniform3((0.0f64..1.0, 0.0f64..1.0)),
+            buffered in any::<bool>(),
+        ) {
+            let contents = contents(len);
+            let mut path = tempfile::NamedTempFile::new().unwrap();
+            std::io::Write::write_all(&mut path, &contents).unwrap();
+            let mut file = UncachedFile::open(path.path()).unwrap();
+            if buffered {
+                file = UncachedFile { file: File::open(path.path()).unwrap(), buffered };
+            }
+            let place = |share: f64| (share * len as f64) as usize;
+            let ranges = cuts.map(|(a, b)| place(a.min(b))..place(a.max(b)));
+            let mut buffer = AlignedBuffer::default();
+            // The second time the buffer is reused.
+            for _ in 0..2 {
+                let parts = read_parts(ranges.clone().map(|range| (&file, range)), &mut buffer);
+                for (part, range) in parts.into_iter().zip(&ranges) {
+                    prop_assert_eq!(part.unwrap(), &contents[range.clone()]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_part_behind_the_end_is_an_error() {
+        let mut path = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut path, &contents(5000)).unwrap();
+        let file = UncachedFile::open(path.path()).unwrap();
+        let mut buffer = AlignedBuffer::default();
+        let [inside, across] = read_parts([(&file, 4090..5000), (&file, 4999..5001)], &mut buffer);
+        assert_eq!(inside.unwrap(), &contents(5000)[4090..]);
+        assert_eq!(across.unwrap_err().kind(), ErrorKind::UnexpectedEof);
+    }
+}

@@ -1,0 +1,364 @@
+//! A bounded part of host memory between the disk and the slots.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use expert_cache::{
+    CacheError, ExpertCache, ExpertKey, ExpertSizes, Load, Oversize, Partition, PolicyKind, Request, SlotId,
+};
+use moe_trace::{ExpertId, ExpertSet, Geometry, LayerId, Phase};
+use serde::{Deserialize, Serialize};
+
+use crate::engine::Cache;
+use crate::store::expert_index;
+use crate::{ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, Result};
+
+/// What a [`HostCache`] did for the experts of one layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostCounters {
+    /// Experts that were in host memory when they were wanted.
+    pub hits: u64,
+    /// Bytes of those.
+    pub hit_bytes: u64,
+    /// Experts that were brought from the store below.
+    pub loads: u64,
+    /// Experts that the policy declined to keep: they were used from the store below.
+    pub bypasses: u64,
+    /// Bytes that came from the store below.
+    pub loaded_bytes: u64,
+    /// Loads that failed.
+    pub failed_loads: u64,
+    /// Seconds of loads, of all threads together.
+    pub load_seconds: f64,
+}
+
+impl HostCounters {
+    /// Adds other counters.
+    pub fn merge(&mut self, other: &HostCounters) {
+        self.hits += other.hits;
+        self.hit_bytes += other.hit_bytes;
+        self.loads += other.loads;
+        self.bypasses += other.bypasses;
+        self.loaded_bytes += other.loaded_bytes;
+        self.failed_loads += other.failed_loads;
+        self.load_seconds += other.load_seconds;
+    }
+}
+
+/// An [`ExpertStore`] that keeps the experts of a slower one in host memory, within a number of bytes and under a policy
+/// of `expert_cache`.
+///
+/// All layers share the bytes. What a bank finds in its slots does not come here: the policy sees the misses of the slots,
+/// one by one, as decoded tokens without router mass. An expert may be in a slot and here. While an expert that leaves is
+/// still being read, or was [fetched](ExpertStore::fetch), its memory is freed when nobody uses it any more.
+///
+/// A store below that reads through the page cache would hold the same experts once more:
+/// [`FileReads::Direct`](crate::FileReads) does not.
+///
+/// ```
+/// use std::sync::Arc;
+/// use expert_cache::PolicyKind;
+/// use moe_offload::{ExpertShape, ExpertStore, HostCache, RandomExperts, WeightType};
+/// use moe_trace::{ExpertId, LayerId};
+///
+/// let shape = ExpertShape { layers: 1, experts: 4, hidden: 8, intermediate: 8 };
+/// let below = Arc::new(RandomExperts::new(shape, WeightType::F32, 0)?);
+/// let expert_bytes = 3 * 8 * 8 * 4;
+/// let cache = HostCache::new(below, 2 * expert_bytes, PolicyKind::Lru)?;
+/// for expert in [0, 1, 0, 2, 0, 1] {
+///     cache.fetch(LayerId(0), ExpertId(expert))?;
+/// }
+/// let counters = cache.counters()[0];
+/// assert_eq!((counters.hits, counters.loads, counters.loaded_bytes), (2, 4, 4 * expert_bytes));
+/// # Ok::<(), moe_offload::OffloadError>(())
+/// ```
+#[derive(Debug)]
+pub struct HostCache {
+    store: Arc<dyn ExpertStore>,
+    books: Mutex<Books>,
+    /// A load has ended.
+    ended: Condvar,
+}
+
+#[derive(Debug)]
+struct Books {
+    cache: Cache,
+    /// One expert at a time.
+    wanted: ExpertSet,
+    /// `[layers x experts]`
+    places: Vec<Held>,
+    /// Of each layer.
+    types: Vec<ExpertTypes>,
+    /// Number of the last load that began.
+    loads: u64,
+    /// Of each layer.
+    counters: Vec<HostCounters>,
+}
+
+/// Where the weights of an expert are.
+#[derive(Debug)]
+enum Held {
+    Below,
+    /// On their way, by the load of this number.
+    Coming(u64),
+    Here {
+        weights: Arc<ExpertWeights>,
+        /// Somebody may compute with them whenever he likes, so that they are never overwritten.
+        lent: bool,
+    },
+}
+
+/// A load that has begun.
+struct Begun {
+    number: u64,
+    /// Its place in the cache's books.
+    slot: SlotId,
+    /// Weights of the same types that nobody needs any more.
+    storage: Option<ExpertWeights>,
+}
+
+/// What to do about an expert that is wanted.
+enum Step {
+    Use(Arc<ExpertWeights>),
+    Load(Begun),
+    /// Use it from the store below.
+    Pass,
+}
+
+impl HostCache {
+    /// Caches the experts of a store in at most `bytes` of host memory.
+    ///
+    /// # Errors
+    /// [`OffloadError::Size`](crate::OffloadError::Size) for a shape that no model has;
+    /// [`OffloadError::Cache`](crate::OffloadError::Cache) if the largest expert does not fit, or for a policy that knows
+    /// the future.
+    pub fn new(store: Arc<dyn ExpertStore>, bytes: u64, policy: PolicyKind) -> Result<HostCache> {
+        let shape = store.shape();
+        shape.check()?;
+        let geometry = Geometry::decoder(shape.layers, shape.experts, 1).map_err(CacheError::from)?;
+        let partition = Partition::global(&geometry);
+        let pool = &partition.pools()[0];
+        let of_layer: Vec<u64> = store.weight_types().iter().map(|&types| shape.expert_bytes(types) as u64).collect();
+        let sizes = ExpertSizes::by_layer(pool, &of_layer)?;
+        let bytes = bytes.min(sizes.total());
+        let policy = policy.build(pool.shape(), sizes.most_within(bytes).max(1), None)?;
+        let books = Books {
+            cache: ExpertCache::in_bytes(policy, sizes, bytes, Oversize::Bypass)?,
+            wanted: ExpertSet::new(pool.universe()),
+            places: (0..pool.universe()).map(|_| Held::Below).collect(),
+            types: store.weight_types().to_vec(),
+            loads: 0,
+            counters: vec![HostCounters::default(); shape.layers],
+        };
+        Ok(HostCache { store, books: Mutex::new(books), ended: Condvar::new() })
+    }
+
+    /// Counters of each layer since the cache was made.
+    pub fn counters(&self) -> Vec<HostCounters> {
+        self.lock().counters.clone()
+    }
+
+    /// Bytes that experts may take.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.lock().cache.capacity_bytes()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Books> {
+        // Nothing that is locked panics, unless a policy does; then what it says counts.
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The weights of an expert, after they were loaded if need be; `None` if they are to be used from the store below.
+    fn obtain(&self, layer: LayerId, expert: ExpertId, purpose: Purpose) -> Result<Option<Arc<ExpertWeights>>> {
+        let key = expert_index(self.store.shape(), layer, expert)?;
+        let mut books = self.lock();
+        while matches!(books.places[key], Held::Coming(_)) {
+            books = self.ended.wait(books).unwrap_or_else(PoisonError::into_inner);
+        }
+        match books.step(layer, key, purpose)? {
+            Step::Use(weights) => Ok(Some(weights)),
+            Step::Pass => Ok(None),
+            Step::Load(begun) => {
+                drop(books);
+                self.load((layer, expert), key, begun, purpose).map(Some)
+            }
+        }
+    }
+
+    fn load(
+        &self,
+        (layer, expert): (LayerId, ExpertId),
+        key: usize,
+        begun: Begun,
+        purpose: Purpose,
+    ) -> Result<Arc<ExpertWeights>> {
+        /// Ends a load whatever happens to it.
+        struct Ending<'a> {
+            cache: &'a HostCache,
+            layer: LayerId,
+            key: usize,
+            number: u64,
+            slot: SlotId,
+            started: Instant,
+            arrived: Option<(Arc<ExpertWeights>, bool)>,
+        }
+        impl Drop for Ending<'_> {
+            fn drop(&mut self) {
+                let time = self.started.elapsed();
+                let load = (self.number, self.slot);
+                self.cache.lock().ended((self.layer, self.key), load, time, self.arrived.take());
+                self.cache.ended.notify_all();
+            }
+        }
+        let Begun { number, slot, storage } = begun;
+        let mut ending = Ending { cache: self, layer, key, number, slot, started: Instant::now(), arrived: None };
+        let types = self.store.weight_types()[layer.index()];
+        let mut weights = match storage {
+            Some(storage) => storage,
+            None => ExpertWeights::zeros(self.store.shape(), types)?,
+        };
+        self.store.with_bytes(layer, expert, &mut |bytes| weights.overwrite(bytes))?;
+        let weights = Arc::new(weights);
+        ending.arrived = Some((Arc::clone(&weights), purpose == Purpose::Compute));
+        Ok(weights)
+    }
+
+    /// Counts bytes that were used from the store below.
+    fn passed(&self, layer: LayerId) {
+        let bytes = self.expert_bytes(layer);
+        let counters = &mut self.lock().counters[layer.index()];
+        counters.bypasses += 1;
+        counters.loaded_bytes += bytes;
+    }
+
+    fn expert_bytes(&self, layer: LayerId) -> u64 {
+        self.store.shape().expert_bytes(self.store.weight_types()[layer.index()]) as u64
+    }
+}
+
+fn expert_key(index: usize) -> ExpertKey {
+    ExpertKey(u32::try_from(index).expect("ids of layers and experts are u16"))
+}
+
+/// What an expert is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Copy,
+    Compute,
+    /// For later.
+    Foresight,
+}
+
+impl Books {
+    /// Decides about an expert that is not on its way.
+    fn step(&mut self, layer: LayerId, key: usize, purpose: Purpose) -> Result<Step> {
+        let expert = expert_key(key);
+        let bytes = self.cache.sizes().of(expert);
+        let here = matches!(self.places[key], Held::Here { .. });
+        if !(here && purpose == Purpose::Foresight) {
+            self.wanted.insert(key);
+            let plan = self.cache.request(Request::new(&self.wanted, layer, Phase::Decode)).map(|_| ());
+            self.wanted.remove(key);
+            plan?;
+        }
+        if let Held::Here { weights, lent } = &mut self.places[key] {
+            *lent |= purpose == Purpose::Compute;
+            if purpose != Purpose::Foresight {
+                let counters = &mut self.counters[layer.index()];
+                counters.hits += 1;
+                counters.hit_bytes += bytes;
+            }
+            return Ok(Step::Use(Arc::clone(weights)));
+        }
+        let plan = self.cache.plan();
+        let Some(&Load { slot, .. }) = plan.loads().first() else { return Ok(Step::Pass) };
+        let experts = self.places.len() / self.types.len();
+        let mut storage = None;
+        for gone in plan.evictions() {
+            let left = std::mem::replace(&mut self.places[gone.key.index()], Held::Below);
+            if let Held::Here { weights, lent: false } = left
+                && self.types[gone.key.index() / experts] == self.types[layer.index()]
+            {
+                storage = Arc::into_inner(weights).or(storage);
+            }
+        }
+        self.loads += 1;
+        self.places[key] = Held::Coming(self.loads);
+        Ok(Step::Load(Begun { number: self.loads, slot, storage }))
+    }
+
+    /// A load has ended, well if weights have arrived.
+    fn ended(
+        &mut self,
+        (layer, key): (LayerId, usize),
+        (number, slot): (u64, SlotId),
+        time: Duration,
+        arrived: Option<(Arc<ExpertWeights>, bool)>,
+    ) {
+        let expert = expert_key(key);
+        let counters = &mut self.counters[layer.index()];
+        counters.load_seconds += time.as_secs_f64();
+        match arrived {
+            Some(_) => {
+                counters.loads += 1;
+                counters.loaded_bytes += self.cache.sizes().of(expert);
+            }
+            None => counters.failed_loads += 1,
+        }
+        // Another load may have taken its room meanwhile.
+        if matches!(self.places[key], Held::Coming(running) if running == number) {
+            self.places[key] = match arrived {
+                Some((weights, lent)) => Held::Here { weights, lent },
+                None => {
+                    self.cache.forget(expert, slot);
+                    Held::Below
+                }
+            };
+        }
+    }
+}
+
+impl ExpertStore for HostCache {
+    fn shape(&self) -> ExpertShape {
+        self.store.shape()
+    }
+
+    fn weight_types(&self) -> &[ExpertTypes] {
+        self.store.weight_types()
+    }
+
+    fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights> {
+        match self.obtain(layer, expert, Purpose::Compute)? {
+            Some(weights) => Ok((*weights).clone()),
+            None => {
+                let weights = self.store.fetch(layer, expert)?;
+                self.passed(layer);
+                Ok(weights)
+            }
+        }
+    }
+
+    fn with_bytes(
+        &self,
+        layer: LayerId,
+        expert: ExpertId,
+        read: &mut dyn FnMut([&[u8]; 3]) -> Result<()>,
+    ) -> Result<()> {
+        match self.obtain(layer, expert, Purpose::Copy)? {
+            Some(weights) => weights.with_bytes(read),
+            None => {
+                self.store.with_bytes(layer, expert, read)?;
+                self.passed(layer);
+                Ok(())
+            }
+        }
+    }
+
+    fn read_ahead(&self, layer: LayerId, expert: ExpertId) -> Result<()> {
+        self.obtain(layer, expert, Purpose::Foresight).map(drop)
+    }
+
+    fn host_counters(&self) -> Option<Vec<HostCounters>> {
+        Some(self.counters())
+    }
+}
