@@ -1,0 +1,86 @@
+//! Textbook forms of the policies, slow and written with plain vectors (oldest first), to compare with.
+
+mod adaptive;
+mod distances;
+mod layers;
+mod one_list;
+mod queues;
+
+use std::fmt;
+
+use moe_trace::ExpertSet;
+
+use self::adaptive::Adaptive;
+use self::distances::Distances;
+use self::layers::Layers;
+use self::one_list::{Counts, Hand, Queue, Recency, Ring};
+use self::queues::{Segments, ThreeQueues, TwoQueues};
+use crate::{EvictionPolicy, ExpertKey, PolicyKind, PoolShape, Request};
+
+/// A policy as textbooks tell it: on a hit, on a miss, evict, insert.
+pub(super) trait Textbook: fmt::Debug + Send {
+    /// A request begins.
+    fn begin(&mut self) {}
+    fn is_resident(&self, expert: usize) -> bool;
+    fn hit(&mut self, expert: usize);
+    fn miss(&mut self, _expert: usize) {}
+    /// Removes a resident that is not pinned, if there is one, and does with it what is done with evicted experts.
+    fn evict(&mut self, incoming: usize, pinned: &ExpertSet) -> Option<usize>;
+    fn insert(&mut self, expert: usize);
+}
+
+#[derive(Debug)]
+pub(super) struct Twin(Box<dyn Textbook>);
+
+impl Twin {
+    pub(super) fn new(kind: PolicyKind, shape: PoolShape, capacity: usize) -> Option<Twin> {
+        Some(Twin(match kind {
+            PolicyKind::Lru => Box::new(Recency::default()),
+            PolicyKind::Fifo => Box::new(Queue::default()),
+            PolicyKind::Clock => Box::new(Ring { frames: vec![None; capacity], hand: 0 }),
+            PolicyKind::Sieve => Box::new(Hand::default()),
+            PolicyKind::LfuInCache => Box::new(Counts { aging: false, ..Counts::default() }),
+            PolicyKind::LfuAged => Box::new(Counts { aging: true, ..Counts::default() }),
+            PolicyKind::Slru => Box::new(Segments { half: capacity / 2, ..Segments::default() }),
+            PolicyKind::TwoQueue => Box::new(TwoQueues { capacity, ..TwoQueues::default() }),
+            PolicyKind::S3Fifo => Box::new(ThreeQueues { capacity, ..ThreeQueues::default() }),
+            PolicyKind::Arc => Box::new(Adaptive { capacity, ..Adaptive::default() }),
+            PolicyKind::LayerLru => Box::new(Layers::new(shape)),
+            PolicyKind::Lirs => Box::new(Distances { capacity, ..Distances::default() }),
+            _ => return None,
+        }))
+    }
+}
+
+impl EvictionPolicy for Twin {
+    fn step(&mut self, request: &Request<'_>) {
+        self.0.begin();
+        for expert in request.wanted().iter() {
+            if self.0.is_resident(expert) { self.0.hit(expert) } else { self.0.miss(expert) }
+        }
+    }
+
+    fn admit(&mut self, expert: ExpertKey) {
+        self.0.insert(expert.index());
+    }
+
+    fn forget(&mut self, expert: ExpertKey) {
+        assert!(!self.0.is_resident(expert.index()), "a twin evicts when it is asked for a victim");
+    }
+
+    fn victim(&mut self, incoming: ExpertKey, pinned: &ExpertSet) -> Option<ExpertKey> {
+        self.0.evict(incoming.index(), pinned).map(ExpertKey::from_index)
+    }
+}
+
+fn take(from: &mut Vec<usize>, expert: usize) -> bool {
+    let found = from.contains(&expert);
+    from.retain(|&member| member != expert);
+    found
+}
+
+fn take_oldest(from: &mut Vec<usize>, pinned: &ExpertSet) -> Option<usize> {
+    let oldest = from.iter().copied().find(|&expert| !pinned.contains(expert))?;
+    take(from, oldest);
+    Some(oldest)
+}
