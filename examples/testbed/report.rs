@@ -82,7 +82,8 @@ impl Report {
             let mean = |point: &PointSummary, name: &str| point.figures.get(name).map(|spread| spread.mean);
             let pair = |point: &PointSummary| Some((mean(point, &format!("srp_{window}"))?, mean(point, figure)?));
             let (srp, other): (Vec<f64>, Vec<f64>) = points.iter().filter_map(pair).unzip();
-            pearson(&srp, &other)
+            // Two points lie on a line whatever they are.
+            pearson(&srp, &other).filter(|_| srp.len() > 2)
         };
         let correlated = EFFECTS.into_iter().chain(["load_deviation_percent", "specialization", "belady"]);
         Ok(Report {
@@ -136,7 +137,8 @@ impl Report {
             add("What dropping changes", dropping);
         }
         if !self.correlations.is_empty() {
-            let mut correlations = table(["figure", "correlation with SRP over points"]);
+            let header = format!("correlation with SRP over {} points", self.points.len());
+            let mut correlations = table(["figure", &header]);
             for (figure, correlation) in &self.correlations {
                 correlations.add_row([(*figure).to_owned(), format!("{correlation:+.3}")]);
             }
