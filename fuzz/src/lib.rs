@@ -1,6 +1,7 @@
 //! What the fuzz targets share: bytes become a file, and the file is read to its end.
 
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 #[cfg(feature = "offload")]
 mod checkpoint;
@@ -16,6 +17,13 @@ fn file(bytes: &[u8], name: &str) -> PathBuf {
     let path = folder.join(format!("moe-trace-fuzz-{}-{name}", std::process::id()));
     std::fs::write(&path, bytes).expect("the folder can be written");
     path
+}
+
+/// The decoder of Parquet may panic, which the importer turns into an error; libFuzzer's hook would end the process before.
+/// A panic that nobody catches still ends it.
+pub fn let_panics_unwind() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| std::panic::set_hook(Box::new(|_| {})));
 }
 
 /// Finds the format of bytes and reads them.

@@ -174,9 +174,10 @@ fn the_seeds_of_the_fuzz_target_are_read_and_written() {
     let single = ["gate.0", "up.0", "gate.1", "up.1", "down.0", "down.1"].map(|which| {
         matrix(&format!("blk.0.ffn_{which}.weight"), if which.starts_with("down") { &[2, 4] } else { &[4, 2] })
     });
-    use WeightType::{BF16, F16, F32, Q4_0, Q4K, Q8_0};
+    use WeightType::{BF16, F16, F32, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q8_0};
     for (name, expected) in [
         ("blocks", written(2, 32, 32, [Q4_0, Q4_0, Q8_0])),
+        ("odd-blocks", written(1, 32, 96, [Q4_1, Q5_0, Q5_1])),
         ("super-blocks", written(1, 256, 4, [Q4K, Q4K, F32])),
         ("halves", written(3, 8, 4, [F16, F16, BF16])),
         ("fused", file(32, &fused)),

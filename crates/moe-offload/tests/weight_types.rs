@@ -58,6 +58,25 @@ fn resident(store: &dyn ExpertStore) -> ResidentExperts {
 }
 
 #[test]
+fn rows_of_any_number_of_blocks_are_multiplied() {
+    for weights in WeightType::ALL.into_iter().filter(|weights| weights.ggml().is_some()) {
+        for blocks in 1..=4 {
+            let columns = blocks * weights.block_weights();
+            let (rows, tokens) = (tokens(7, columns, 1, DType::F32), tokens(3, columns, 2, DType::F32));
+            let matrix = BlockMatrix::quantize(&rows, weights).unwrap();
+            let numbers = matrix.dequantize().unwrap();
+            let product = |tokens: &Tensor, rows: &Tensor| tokens.matmul(&rows.t().unwrap()).unwrap();
+            let (expected, scale) =
+                (product(&tokens, &numbers), product(&tokens.abs().unwrap(), &numbers.abs().unwrap()));
+            let error = ((matrix.forward(&tokens).unwrap() - expected).unwrap().abs().unwrap() / scale).unwrap();
+            let worst = error.max_all().unwrap().to_scalar::<f32>().unwrap();
+            // Tokens are rounded to eight bits.
+            assert!(worst < 1.0 / 127.0, "{weights}, {blocks} blocks: {worst}");
+        }
+    }
+}
+
+#[test]
 fn resident_slots_and_host_compute_agree_bit_for_bit_in_every_type() {
     let directory = tempfile::tempdir().unwrap();
     for (number, types) in types().into_iter().enumerate() {
