@@ -3,7 +3,6 @@
 //! ```text
 //! cargo run --release --example advise -- answer TRACE --model gpt-oss-20b --profile laptop-gpu --tokens-per-second 20
 //! cargo run --release --example advise -- measure --out profile.json
-//! cargo run --release --example advise -- validate
 //! cargo run --release --example advise -- residency ROUTE.csv --cache 4000MiB
 //! ```
 
@@ -13,7 +12,6 @@ mod model;
 mod page;
 mod report;
 mod residency;
-mod validate;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -32,8 +30,6 @@ enum Command {
     Answer(Box<answer::Arguments>),
     /// Measure this machine, and write its profile.
     Measure(measure::Arguments),
-    /// Predict the speed of the offloading runtime on this machine, run it, and compare.
-    Validate(validate::Arguments),
     /// Compare the simulator with a recorded run, access by access.
     Residency(residency::Arguments),
 }
@@ -43,7 +39,6 @@ fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Answer(arguments) => answer::run(&arguments),
         Command::Measure(arguments) => measure::run(&arguments),
-        Command::Validate(arguments) => validate::run(&arguments),
         Command::Residency(arguments) => residency::run(&arguments),
     }
 }

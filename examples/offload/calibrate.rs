@@ -1,15 +1,57 @@
 //! Costs of this machine, from what was measured of it and from the resident run.
 
 use anyhow::Result;
-use expert_cache::{CostModel, HardwareProfile, Linear, ModelSize, PolicyKind, PrefetcherKind};
+use expert_cache::{CostModel, HardwareProfile, Linear, ModelSize, Overlap, PolicyKind, PrefetcherKind, Transfer};
 use moe_offload::Transfers;
 
-use crate::case::{Case, Served};
+use crate::case::{Case, Misses, Served};
 use crate::steps::Steps;
 
-/// The median of each cost over the rounds.
-pub(crate) fn costs(profiles: &[HardwareProfile], size: &ModelSize, from_disk: bool) -> Result<CostModel> {
-    let of_rounds = profiles.iter().map(|profile| CostModel::new(profile, size, from_disk));
+/// What everything costs, the disk apart.
+#[derive(Clone, Debug)]
+pub(crate) struct Prices {
+    /// Experts come from host memory.
+    memory: CostModel,
+    /// Seconds more of an expert from disk; 0 where there is none.
+    pub(crate) disk_seconds: f64,
+}
+
+/// Seconds of an expert of the first layer from disk.
+pub(crate) fn disk_seconds(disk: &Transfer, size: &ModelSize) -> f64 {
+    disk.seconds(size.expert_bytes[0])
+}
+
+impl Prices {
+    /// Prices where what comes from disk is copied to host memory before it is used.
+    pub(crate) fn through_host_memory(&self) -> Prices {
+        Prices { disk_seconds: self.disk_seconds + self.memory.load_seconds[0], ..self.clone() }
+    }
+
+    /// Costs where these shares of the loads, by layer, and of the experts that the host computes come from disk.
+    pub(crate) fn costs(&self, loads: &dyn Fn(usize) -> f64, computed: f64) -> CostModel {
+        let mut costs = self.memory.clone();
+        for (layer, seconds) in costs.load_seconds.iter_mut().enumerate() {
+            *seconds += self.disk_seconds * loads(layer);
+        }
+        costs.host_expert.call_seconds += self.disk_seconds * computed;
+        costs
+    }
+}
+
+/// The median of each price over the rounds.
+pub(crate) fn prices(
+    profiles: &[HardwareProfile],
+    size: &ModelSize,
+    from_disk: bool,
+    overlap: Overlap,
+) -> Result<Prices> {
+    let disk = |profile: &HardwareProfile| disk_seconds(&profile.disk, size);
+    let disk_seconds = if from_disk { median(profiles.iter().map(disk)) } else { 0.0 };
+    Ok(Prices { memory: CostModel { overlap, ..costs(profiles, size)? }, disk_seconds })
+}
+
+fn costs(profiles: &[HardwareProfile], size: &ModelSize) -> Result<CostModel> {
+    let of_rounds = profiles.iter().map(|profile| CostModel::new(profile, size, false));
     let of_rounds = of_rounds.collect::<Result<Vec<_>, _>>()?;
     let of = |cost: fn(&CostModel) -> f64| median(of_rounds.iter().map(cost));
     let linear = |call_seconds, seconds_each| Linear { call_seconds: of(call_seconds), seconds_each: of(seconds_each) };
@@ -22,18 +64,20 @@ pub(crate) fn costs(profiles: &[HardwareProfile], size: &ModelSize, from_disk: b
 }
 
 /// Chooses the costs of what is no expert so that the resident run takes as long as it did.
-pub(crate) fn calibrate(served: &Served<'_>, costs: &mut CostModel, resident: &Steps) -> Result<()> {
-    let mut experts_alone = costs.clone();
-    experts_alone.load_seconds.fill(0.0);
-    (experts_alone.plan, experts_alone.dense, experts_alone.head) = Default::default();
+pub(crate) fn calibrate(served: &Served<'_>, prices: &mut Prices, resident: &Steps) -> Result<()> {
+    let mut experts_alone = Prices { disk_seconds: 0.0, ..prices.clone() };
+    experts_alone.memory.load_seconds.fill(0.0);
+    (experts_alone.memory.plan, experts_alone.memory.dense, experts_alone.memory.head) = Default::default();
     let everything = Case {
         rho: served.geometry().experts() as f64,
         policy: PolicyKind::Lru,
         prefetcher: PrefetcherKind::None,
         per_request: 1,
+        misses: Misses::Load,
         transfers: Transfers::Inline,
     };
-    let speed = served.predict(&everything, &experts_alone)?.0;
+    let speed = served.predict(&everything, &experts_alone)?.speed;
+    let costs = &mut prices.memory;
     let layers = costs.load_seconds.len() as f64;
     let decode = (resident.decode_seconds() - speed.decode.mean_seconds()) / layers;
     // A pass of n tokens costs each layer call + n * each; a decode pass has 1 token.

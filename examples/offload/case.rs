@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use expert_cache::{
-    CostModel, Counts, ExpertCache, Oversize, Partition, PolicyKind, PrefetcherKind, Prefetching, Requests, Simulation,
-    Speed, Timeline,
+    Counts, ExpertCache, ExpertKey, ExpertSizes, MissPolicy, Oversize, Partition, PolicyKind, Pool, PrefetcherKind,
+    Prefetching, Request, Requests, Simulation, Speed, Timeline,
 };
-use moe_offload::{OffloadOptions, Transfers};
-use moe_trace::{Geometry, RoutingSource};
+use moe_offload::{MissSeconds, OffloadOptions, Transfers};
+use moe_trace::{ExpertSet, Geometry, Phase, RoutingSource};
+
+use crate::calibrate::Prices;
+use crate::stores::HostTier;
 
 /// A cache to measure.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,7 +23,19 @@ pub(crate) struct Case {
     pub(crate) prefetcher: PrefetcherKind,
     /// Predictions considered after every request.
     pub(crate) per_request: usize,
+    pub(crate) misses: Misses,
     pub(crate) transfers: Transfers,
+}
+
+/// What happens to an expert that is not in the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Misses {
+    /// It is loaded.
+    Load,
+    /// The host computes it where it is.
+    Host,
+    /// Whichever of the two is cheaper by the measured costs.
+    Auto,
 }
 
 /// The routing that all cases serve, and what policies and prefetchers that know the future are given.
@@ -31,6 +46,21 @@ pub(crate) struct Served<'a> {
     layers: Vec<Arc<Requests>>,
     /// What all of them will want.
     model: Arc<Requests>,
+    /// Bytes of an expert of each layer.
+    expert_bytes: Vec<u64>,
+    /// Between the disk and the slots.
+    tier: Option<HostTier>,
+    /// Prices that `Misses::Auto` decides by.
+    prices: Prices,
+}
+
+/// What a simulation predicts of a case.
+pub(crate) struct Predicted {
+    pub(crate) speed: Speed,
+    /// Of decoded tokens.
+    pub(crate) counts: Counts,
+    /// Hits of the cache in host memory an access, if there is one.
+    pub(crate) host_hit_rate: Option<f64>,
 }
 
 impl Case {
@@ -44,7 +74,17 @@ impl Case {
 
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "rho {}, {}, prefetch {}", self.rho, self.policy, self.prefetcher)
+        write!(f, "rho {}, {}, prefetch {}, misses {}", self.rho, self.policy, self.prefetcher, self.misses)
+    }
+}
+
+impl fmt::Display for Misses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Misses::Load => "load",
+            Misses::Host => "host",
+            Misses::Auto => "auto",
+        })
     }
 }
 
@@ -53,6 +93,7 @@ pub(crate) fn cases(
     rhos: &[f64],
     policies: &[PolicyKind],
     prefetchers: &[PrefetcherKind],
+    misses: &[Misses],
     per_request: usize,
     transfers: Transfers,
 ) -> Result<Vec<Case>> {
@@ -61,20 +102,26 @@ pub(crate) fn cases(
     }
     ensure!(per_request > 0, "--per-request is 0, give at least 1, or --prefetchers none");
     let mut cases = Vec::new();
-    for &prefetcher in prefetchers {
+    for (&misses, &prefetcher) in misses.iter().flat_map(|misses| prefetchers.iter().map(move |one| (misses, one))) {
         for &policy in policies {
-            cases.extend(rhos.iter().map(|&rho| Case { rho, policy, prefetcher, per_request, transfers }));
+            cases.extend(rhos.iter().map(|&rho| Case { rho, policy, prefetcher, per_request, misses, transfers }));
         }
     }
     Ok(cases)
 }
 
 impl<'a> Served<'a> {
-    pub(crate) fn new(source: &'a dyn RoutingSource) -> Result<Served<'a>> {
+    /// Serves a source with experts of some bytes a layer; `prices` are what `Misses::Auto` decides by.
+    pub(crate) fn new(
+        source: &'a dyn RoutingSource,
+        expert_bytes: Vec<u64>,
+        tier: Option<HostTier>,
+        prices: Prices,
+    ) -> Result<Served<'a>> {
         let (partition, model) = (Partition::per_layer(source.geometry()), Partition::global(source.geometry()));
         let wanted = |pool| Ok(Arc::new(Requests::from_source(source, pool)?));
         let layers = partition.pools().iter().map(wanted).collect::<Result<_>>()?;
-        Ok(Served { source, layers, model: wanted(&model.pools()[0])?, partition })
+        Ok(Served { source, layers, model: wanted(&model.pools()[0])?, partition, expert_bytes, tier, prices })
     }
 
     pub(crate) fn geometry(&self) -> &Geometry {
@@ -86,6 +133,15 @@ impl<'a> Served<'a> {
         Ok(prefetcher.map(|prefetcher| Prefetching::new(prefetcher, case.per_request)))
     }
 
+    fn misses(&self, case: &Case) -> Result<MissPolicy> {
+        let costs = || self.prices.costs(&|_| 1.0, 1.0);
+        Ok(match case.misses {
+            Misses::Load => MissPolicy::Load,
+            Misses::Host => MissPolicy::Host,
+            Misses::Auto => MissPolicy::Cheaper(Arc::new(MissSeconds::new(costs(), self.expert_bytes.len())?)),
+        })
+    }
+
     /// The options of a bank.
     pub(crate) fn options(&self, case: &Case) -> Result<OffloadOptions<'_>> {
         let policy = case.policy;
@@ -95,6 +151,7 @@ impl<'a> Served<'a> {
                 let layer = pool.layers()[0].index();
                 policy.build(pool.shape(), slots, Some(&self.layers[layer]))
             })
+            .misses(self.misses(case)?)
             .transfers(case.transfers);
         Ok(match case.prefetcher.build(self.geometry(), 1, Some(&self.model), 0)? {
             Some(prefetcher) => options.prefetch_with(prefetcher, case.per_request),
@@ -102,25 +159,113 @@ impl<'a> Served<'a> {
         })
     }
 
-    /// Predicted speed, and counts of decoded tokens.
-    pub(crate) fn predict(&self, case: &Case, costs: &CostModel) -> Result<(Speed, Counts)> {
+    fn simulation(&self, case: &Case) -> Result<Simulation<Box<dyn expert_cache::EvictionPolicy>>> {
         let (experts, slots) = (self.geometry().experts(), case.slots(self.geometry()));
-        let cache = |(pool, future): (&expert_cache::Pool, _)| {
+        let misses = self.misses(case)?;
+        let cache = |(pool, future): (&Pool, _)| {
             let policy = case.policy.build(pool.shape(), slots, Some(future))?;
-            ExpertCache::new(policy, experts, slots, Oversize::Waves)
+            Ok(ExpertCache::new(policy, experts, slots, Oversize::Waves)?.with_misses(misses.clone()))
         };
         let pools = self.partition.pools();
         let caches = pools.iter().zip(&self.layers).map(cache).collect::<expert_cache::Result<_>>()?;
-        let mut simulation = Simulation::of_pools(pools.to_vec(), caches)?;
-        if let Some(prefetching) = self.prefetching(case)? {
-            simulation = simulation.with_prefetching(prefetching);
-        }
-        let mut timeline = Timeline::new(costs.clone(), simulation.pools())?;
+        let simulation = Simulation::of_pools(pools.to_vec(), caches)?;
+        Ok(match self.prefetching(case)? {
+            Some(prefetching) => simulation.with_prefetching(prefetching),
+            None => simulation,
+        })
+    }
+
+    /// Speed and hits of a case.
+    pub(crate) fn predict(&self, case: &Case, prices: &Prices) -> Result<Predicted> {
+        let from_disk = self.tier.map(|tier| self.below_the_slots(case, tier)).transpose()?;
+        let costs = match &from_disk {
+            // What comes from disk is copied once more.
+            Some(shares) => {
+                prices.through_host_memory().costs(&|layer| shares.loads[layer].misses(), shares.bypasses.misses())
+            }
+            None => prices.costs(&|_| 1.0, 1.0),
+        };
+        let mut simulation = self.simulation(case)?;
+        let mut timeline = Timeline::new(costs, simulation.pools())?;
         simulation.observe(self.source, |served| {
             timeline.serve(served);
         })?;
         let mut counts = Counts::default();
         simulation.counts().iter().for_each(|layer| counts.merge(&layer.decode));
-        Ok((timeline.speed().clone(), counts))
+        let host_hit_rate = from_disk.map(|shares| {
+            let mut all = shares.bypasses;
+            shares.loads.iter().for_each(|layer| all = Share { hits: all.hits + layer.hits, all: all.all + layer.all });
+            1.0 - all.misses()
+        });
+        Ok(Predicted { speed: timeline.speed().clone(), counts, host_hit_rate })
+    }
+
+    /// What a cache in host memory has of that which the slots do not have.
+    fn below_the_slots(&self, case: &Case, tier: HostTier) -> Result<Shares> {
+        let model = Partition::global(self.geometry());
+        let pool = &model.pools()[0];
+        let mut books = tier.books(pool, ExpertSizes::by_layer(pool, &self.expert_bytes)?)?;
+        let mut shares = Shares { loads: vec![Share::default(); self.expert_bytes.len()], bypasses: Share::default() };
+        let mut wanted = ExpertSet::new(pool.universe());
+        let mut outcome = Ok(());
+        let mut simulation = self.simulation(case)?;
+        let pools = self.partition.pools();
+        simulation.observe(self.source, |served| {
+            let mut want = |number: usize, key: ExpertKey| -> expert_cache::Result<Option<(usize, bool)>> {
+                let Some((layer, expert)) = pools[number].expert(key) else { return Ok(None) };
+                let Some(key) = pool.key(layer, expert) else { return Ok(None) };
+                wanted.insert(key.index());
+                let hit =
+                    books.request(Request::new(&wanted, layer, Phase::Decode)).map(|plan| !plan.hits().is_empty());
+                wanted.remove(key.index());
+                Ok(Some((layer.index(), hit?)))
+            };
+            // In the order in which a bank without threads wants them.
+            let mut serve = || -> expert_cache::Result<()> {
+                for &key in served.plan.bypasses() {
+                    shares.bypasses.add(want(served.pool, key)?.is_some_and(|(_, hit)| hit));
+                }
+                let loads = served.plan.loads().iter().map(|load| (served.pool, load.key));
+                let prefetches = served.prefetches.iter().map(|prefetched| (prefetched.pool, prefetched.load.key));
+                for (number, key) in loads.chain(prefetches) {
+                    if let Some((layer, hit)) = want(number, key)? {
+                        shares.loads[layer].add(hit);
+                    }
+                }
+                Ok(())
+            };
+            if outcome.is_ok() {
+                outcome = serve();
+            }
+        })?;
+        outcome?;
+        Ok(shares)
+    }
+}
+
+/// Hits of a cache in host memory.
+struct Shares {
+    /// Of loads, by layer.
+    loads: Vec<Share>,
+    /// Of experts that the host computes.
+    bypasses: Share,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    hits: u64,
+    all: u64,
+}
+
+impl Share {
+    fn add(&mut self, hit: bool) {
+        self.hits += u64::from(hit);
+        self.all += 1;
+    }
+
+    /// Misses an access.
+    #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
+    fn misses(&self) -> f64 {
+        (self.all - self.hits) as f64 / self.all.max(1) as f64
     }
 }

@@ -4,15 +4,18 @@
 //! cargo run --release --example offload -- speed
 //! cargo run --release --example offload -- generate --shape gpt-oss-20b --type q4_0 --layers 6 --out experts.gguf
 //! cargo run --release --example offload -- speed --weights experts.gguf --trace decode.safetensors --store disk
+//! cargo run --release --example offload -- speed --misses load,host --transfers 1 --timeline timeline.json
 //! ```
 
 mod calibrate;
 mod case;
 mod generate;
+mod live;
 mod page;
 mod report;
 mod speed;
 mod steps;
+mod stores;
 mod workload;
 
 use anyhow::Result;
@@ -28,7 +31,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Measure tokens per second over cache sizes, policies and prefetchers, beside the prediction.
+    /// Measure tokens per second over cache sizes, policies, prefetchers and what misses do, beside the prediction.
     Speed(Box<speed::Arguments>),
     /// Write random experts of a model's shape, to measure real sizes without a download.
     Generate(generate::Arguments),

@@ -33,10 +33,13 @@ fn lines(report: &Report, of: fn(&Speeds) -> Option<f64>) -> Plot {
 }
 
 fn name(row: &Row) -> String {
-    match row.prefetcher.as_str() {
-        "none" => row.policy.clone(),
-        prefetcher => format!("{}, prefetch {prefetcher}", row.policy),
+    let mut name = row.policy.clone();
+    for (what, how, default) in [("prefetch", &row.prefetcher, "none"), ("misses", &row.misses, "load")] {
+        if how != default {
+            name = format!("{name}, {what} {how}");
+        }
     }
+    name
 }
 
 fn measured(row: &Row) -> Speeds {

@@ -2,21 +2,26 @@
 
 use std::fmt;
 
-use expert_cache::{CostModel, Counts, Speed};
+use expert_cache::Speed;
 use moe_examples::{per_cent, table};
+use moe_offload::LayerReport;
 use serde::Serialize;
 
-use crate::calibrate::median;
-use crate::case::Case;
+use crate::calibrate::{Prices, median};
+use crate::case::{Case, Predicted};
 use crate::steps::Steps;
 
 /// Everything that `offload speed` found.
 #[derive(Serialize)]
 pub(crate) struct Report {
-    /// Seconds of a load.
+    /// Seconds of a load from host memory.
     pub(crate) load_seconds: f64,
-    /// Tokens a second with all experts resident.
+    /// Seconds more of a load from disk before the first run.
+    pub(crate) disk_seconds: f64,
+    /// Tokens a second with all experts resident, or where they do not fit in memory, with others in their place.
     pub(crate) resident: Speeds,
+    /// Tokens a second straight from the mapped files, where the experts do not fit in memory.
+    pub(crate) mapped: Option<Speeds>,
     pub(crate) rows: Vec<Row>,
 }
 
@@ -34,10 +39,17 @@ pub(crate) struct Row {
     pub(crate) slots: usize,
     pub(crate) policy: String,
     pub(crate) prefetcher: String,
+    pub(crate) misses: String,
     /// Hits an access of decoded tokens.
     pub(crate) hit_rate: f64,
+    /// Hits an access of a cache in host memory, simulated.
+    pub(crate) host_hit_rate: Option<f64>,
     pub(crate) predicted: Speeds,
     pub(crate) measured: Speeds,
+    /// Seconds more of a load from disk at that time.
+    pub(crate) disk_seconds: f64,
+    /// What the bank counted in the last run.
+    pub(crate) bank: LayerReport,
 }
 
 impl Speeds {
@@ -53,15 +65,26 @@ impl Speeds {
 }
 
 impl Row {
-    pub(crate) fn new(case: &Case, slots: usize, counts: &Counts, predicted: &Speed, steps: &Steps) -> Row {
+    pub(crate) fn new(
+        case: &Case,
+        slots: usize,
+        predicted: &Predicted,
+        steps: &Steps,
+        bank: &LayerReport,
+        disk_seconds: f64,
+    ) -> Row {
         Row {
             rho: case.rho,
             slots,
             policy: case.policy.to_string(),
             prefetcher: case.prefetcher.to_string(),
-            hit_rate: counts.hit_rate(),
-            predicted: Speeds::predicted(predicted),
+            misses: case.misses.to_string(),
+            hit_rate: predicted.counts.hit_rate(),
+            host_hit_rate: predicted.host_hit_rate,
+            predicted: Speeds::predicted(&predicted.speed),
             measured: Speeds::measured(steps),
+            disk_seconds,
+            bank: *bank,
         }
     }
 }
@@ -75,22 +98,35 @@ fn error(predicted: Option<f64>, measured: Option<f64>) -> Option<f64> {
 }
 
 impl Report {
-    pub(crate) fn new(costs: &CostModel, resident: &Steps, rows: Vec<Row>) -> Report {
-        Report { load_seconds: costs.load_seconds[0], resident: Speeds::measured(resident), rows }
+    pub(crate) fn new(prices: &Prices, resident: &Steps, mapped: Option<&Steps>, rows: Vec<Row>) -> Report {
+        Report {
+            load_seconds: prices.costs(&|_| 0.0, 0.0).load_seconds[0],
+            disk_seconds: prices.disk_seconds,
+            resident: Speeds::measured(resident),
+            mapped: mapped.map(Speeds::measured),
+            rows,
+        }
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let speed = |speed: Option<f64>| speed.map_or("-".to_owned(), |speed| format!("{speed:.1}"));
+        let share = |part: Option<f64>, whole: Option<f64>| match (part, whole) {
+            (Some(part), Some(whole)) => format!("{:.1}", 100.0 * part / whole),
+            _ => "-".to_owned(),
+        };
         let signed = |error: Option<f64>| error.map_or("-".to_owned(), |error| format!("{:+.1}", 100.0 * error));
         let mut table = table([
             "rho",
             "slots",
             "policy",
             "prefetch",
+            "misses",
             "hit %",
+            "host hit %",
             "decode tokens/s",
+            "% of resident",
             "predicted",
             "error %",
             "prefill tokens/s",
@@ -104,8 +140,11 @@ impl fmt::Display for Report {
                 row.slots.to_string(),
                 row.policy.clone(),
                 row.prefetcher.clone(),
+                row.misses.clone(),
                 per_cent(row.hit_rate),
+                row.host_hit_rate.map_or("-".to_owned(), per_cent),
                 speed(measured.decode),
+                share(measured.decode, self.resident.decode),
                 speed(predicted.decode),
                 signed(error(predicted.decode, measured.decode)),
                 speed(measured.prefill),
@@ -114,23 +153,35 @@ impl fmt::Display for Report {
             ]);
         }
         writeln!(f, "{table}")?;
-        writeln!(
-            f,
-            "all experts resident: {} decoded and {} prefilled tokens/s; a load takes {:.1} us",
-            speed(self.resident.decode),
-            speed(self.resident.prefill),
-            1e6 * self.load_seconds
-        )?;
+        let (memory, disk) = (1e6 * self.load_seconds, 1e6 * self.disk_seconds);
+        let resident =
+            format!("{} decoded and {} prefilled tokens/s", speed(self.resident.decode), speed(self.resident.prefill));
+        match &self.mapped {
+            None => writeln!(f, "all experts resident: {resident}")?,
+            Some(mapped) => {
+                writeln!(f, "were all experts resident (others in their place): {resident}")?;
+                let (decode, prefill) = (speed(mapped.decode), speed(mapped.prefill));
+                writeln!(f, "straight from the mapped files: {decode} decoded and {prefill} prefilled tokens/s")?;
+            }
+        }
+        match self.disk_seconds {
+            0.0 => writeln!(f, "a load takes {memory:.1} us")?,
+            _ => writeln!(f, "a load takes {memory:.1} us from host memory, {disk:.1} us more from disk")?,
+        }
         let kinds: [(&str, OfPhase); 2] = [("decode", |speeds| speeds.decode), ("prefill", |speeds| speeds.prefill)];
         for (name, of) in kinds {
-            let errors = self.rows.iter().filter_map(|row| error(of(&row.predicted), of(&row.measured)));
-            let errors: Vec<f64> = errors.map(f64::abs).collect();
-            if !errors.is_empty() {
-                let (middle, worst) = (median(errors.iter().copied()), errors.iter().copied().fold(0.0, f64::max));
-                let (middle, worst) = (100.0 * middle, 100.0 * worst);
+            let errors = |predicted: &dyn Fn(&Row) -> Option<f64>| {
+                let errors = self.rows.iter().filter_map(|row| error(predicted(row), of(&row.measured)));
+                let errors: Vec<f64> = errors.map(|error| 100.0 * error.abs()).collect();
+                (!errors.is_empty())
+                    .then(|| (median(errors.iter().copied()), errors.iter().copied().fold(0.0, f64::max)))
+            };
+            let (ours, naive) = (errors(&|row| of(&row.predicted)), errors(&|_| of(&self.resident)));
+            if let (Some((middle, worst)), Some((naive, naive_worst))) = (ours, naive) {
                 writeln!(
                     f,
-                    "{name}: error of the predicted seconds {middle:.1} % in the median, {worst:.1} % at most"
+                    "{name}: error of the predicted seconds {middle:.1} % in the median, {worst:.1} % at most; of taking the \
+                     resident speed {naive:.1} % and {naive_worst:.1} %"
                 )?;
             }
         }

@@ -1,23 +1,27 @@
 //! Predicted and measured speed of the runtime, side by side.
 
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
-use expert_cache::{HardwareProfile, PolicyKind, PrefetcherKind};
-use moe_examples::{progress_bar, write_json};
+use expert_cache::{HardwareProfile, PolicyKind, PrefetcherKind, Transfer};
+use moe_examples::write_json;
 use moe_offload::{
-    ExpertStore, HostStore, MappedStore, OffloadedExperts, QuantizedExperts, ResidentExperts, Transfers, WeightType,
-    measure, measure_disk,
+    ExpertStore, HostStore, LayerReport, MappedStore, OffloadOptions, OffloadedExperts, QuantizedExperts,
+    ResidentExperts, Transfers, WeightType, measure, measure_disk,
 };
 use moe_trace::{LayerId, MemoryTrace, RoutingSource, Selection, TraceView};
 
-use crate::calibrate::{calibrate, costs};
-use crate::case::{Case, Served, cases};
+use crate::calibrate::{calibrate, disk_seconds, median, prices};
+use crate::case::{Case, Misses, Served, cases};
+use crate::live::{live_bar, watched};
 use crate::page;
 use crate::report::{Report, Row};
 use crate::steps::Steps;
+use crate::stores::{HostTier, Place, StoreArguments};
 use crate::workload::Workload;
 
 #[derive(clap::Args)]
@@ -47,9 +51,8 @@ pub(crate) struct Arguments {
     #[arg(long = "type", conflicts_with = "weights")]
     weight_type: Option<WeightType>,
 
-    /// Where the experts that are not in the cache are.
-    #[arg(long, value_enum, default_value_t = Store::Host)]
-    store: Store,
+    #[command(flatten)]
+    store: StoreArguments,
 
     /// Cache sizes: slots a layer over the experts of a token.
     #[arg(long, value_delimiter = ',', default_value = "1,1.5,2,3,4")]
@@ -62,6 +65,10 @@ pub(crate) struct Arguments {
     /// Prefetchers to try: none, previous-token, next-layer, markov, history-PASSES, oracle-ACCURACY.
     #[arg(long, value_delimiter = ',', default_value = "none")]
     prefetchers: Vec<PrefetcherKind>,
+
+    /// What misses do.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "load")]
+    misses: Vec<Misses>,
 
     /// Predictions that are considered after every layer.
     #[arg(long, value_name = "N", default_value_t = 2)]
@@ -79,6 +86,11 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 5)]
     rounds: usize,
 
+    /// Run the first case once more, and write what its threads did to this file as a Chrome trace, for Perfetto or
+    /// `chrome://tracing`.
+    #[arg(long, value_name = "FILE")]
+    timeline: Option<PathBuf>,
+
     /// Write all figures to this file as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -88,74 +100,122 @@ pub(crate) struct Arguments {
     html: Option<PathBuf>,
 }
 
-/// A store of expert weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Store {
-    /// Host memory.
-    Host,
-    /// The checkpoint files, memory-mapped.
-    Disk,
-}
+/// Activities that a timeline holds, at most.
+const TIMELINE_EVENTS: usize = 1 << 20;
 
 /// What rounds of runs gave.
+#[derive(Default)]
 struct Measured {
     resident: Steps,
-    /// Of each case.
-    cases: Vec<Steps>,
+    /// Computing straight from the mapped files, where not all experts fit in memory.
+    mapped: Steps,
+    cases: Vec<OfCase>,
     /// One a round.
     profiles: Vec<HardwareProfile>,
+}
+
+/// What rounds of a case gave.
+#[derive(Default)]
+struct OfCase {
+    steps: Steps,
+    /// What the bank counted in the last round.
+    bank: LayerReport,
+    /// Seconds of an expert from disk just before each round, where no page cache is in between.
+    disk_seconds: Vec<f64>,
+}
+
+/// The experts, and how their loads are measured.
+struct Source {
+    transfers: Transfers,
+    tier: Option<HostTier>,
+    store: Arc<dyn ExpertStore>,
+    too_large: bool,
+    /// The speed of the disk before anything was read.
+    cold: Option<Transfer>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     ensure!(arguments.rounds > 0, "--rounds is 0, give at least 1");
     let transfers = Transfers::threads(arguments.transfers);
+    let tier = arguments.store.host_tier()?;
+    let Arguments { rho, policies, prefetchers, misses, per_request, .. } = arguments;
+    let cases = cases(rho, policies, prefetchers, misses, *per_request, transfers)?;
     // Before anything maps the files: what is mapped and touched stays in memory.
-    let disk = match (&arguments.weights, arguments.store) {
-        (Some(weights), Store::Disk) => {
-            let weights = std::slice::from_ref(weights);
-            Some(measure_disk(weights, || MappedStore::open_gguf(weights))?)
-        }
-        _ => None,
+    let cold = arguments.disk_speed()?;
+    let mut workload = open(arguments)?;
+    workload.too_large &= arguments.store.store == Place::Disk;
+    let store: Arc<dyn ExpertStore> = match arguments.store.store {
+        Place::Host => Arc::new(HostStore::from_store(&*workload.store)?),
+        Place::Disk => Arc::clone(&workload.store),
     };
-    let cases = cases(&arguments.rho, &arguments.policies, &arguments.prefetchers, arguments.per_request, transfers)?;
-    let workload = open(arguments)?;
-    let store: Arc<dyn ExpertStore> = match arguments.store {
-        Store::Host => Arc::new(HostStore::from_store(&*workload.store)?),
-        Store::Disk => Arc::clone(&workload.store),
-    };
-    let resident = Arc::new(ResidentExperts::from_store(&*store)?);
-    // Once for nothing, so that the first run does not also pay for cold memory; it tells what all the others must give.
-    let (_, outcome) = workload.run(resident.clone())?;
-    let served = Served::new(workload.routing(&outcome))?;
+    let source = Source { transfers, tier, store, too_large: workload.too_large, cold };
 
-    let bar = progress_bar(arguments.rounds * (cases.len() + 1), "runs");
-    let mut measured =
-        Measured { resident: Steps::default(), cases: vec![Steps::default(); cases.len()], profiles: Vec::new() };
-    for _ in 0..arguments.rounds {
+    // So that the first run that counts does not also pay for cold memory; it tells what all the others must give.
+    let (mapped, outcome) = workload.run(Arc::new(ResidentExperts::from_store(&*source.store)?))?;
+    let mut measured = Measured { mapped, profiles: vec![source.profile()?], ..Measured::default() };
+    measured.cases.resize_with(cases.len(), Default::default);
+    let size = workload.size();
+    let prices = |profiles: &[HardwareProfile]| {
+        prices(profiles, &size, arguments.store.store == Place::Disk, transfers.overlap())
+    };
+    let decided_by = prices(&measured.profiles)?;
+    let served = Served::new(workload.routing(&outcome), size.expert_bytes.clone(), tier, decided_by)?;
+
+    let bar = live_bar(arguments.rounds * (cases.len() + 1));
+    let run = |case: &Case, options: OffloadOptions<'_>| -> Result<(Arc<OffloadedExperts>, Steps)> {
+        let bank = Arc::new(OffloadedExperts::new(source.before_the_slots()?, &Device::Cpu, options)?);
+        let (steps, found) = watched(&bar, &case.to_string(), &bank, || workload.run(bank.clone()))?;
+        ensure!(found == outcome, "{case}: the offloaded run computed otherwise than the resident one");
+        Ok((bank, steps))
+    };
+    for round in 0..arguments.rounds {
         // In turn, so that a machine that slows down does so for all.
-        let profile = measure("here", &store, &Device::Cpu, transfers)?;
-        measured.profiles.push(HardwareProfile { disk: disk.unwrap_or(profile.disk), ..profile });
-        measured.resident.merge(workload.run(resident.clone())?.0);
+        if round > 0 {
+            measured.profiles.push(source.profile()?);
+        }
+        measured.resident.merge(workload.run(Arc::new(workload.all_resident(&source.store)?))?.0);
+        // The first was as cold as the caches of the cases are.
+        if source.too_large && round > 0 {
+            measured.mapped.merge(workload.run(Arc::new(ResidentExperts::from_store(&*source.store)?))?.0);
+        }
         bar.inc(1);
-        for (case, best) in cases.iter().zip(&mut measured.cases) {
-            let bank = OffloadedExperts::new(Arc::clone(&store), &Device::Cpu, served.options(case)?)?;
-            let (steps, found) = workload.run(Arc::new(bank))?;
-            ensure!(found == outcome, "{case}: the offloaded run computed otherwise than the resident one");
-            best.merge(steps);
+        for (case, of_case) in cases.iter().zip(&mut measured.cases) {
+            if source.too_large
+                && let Some(disk) = arguments.disk_speed()?
+            {
+                of_case.disk_seconds.push(disk_seconds(&disk, &size));
+            }
+            let (bank, steps) = run(case, served.options(case)?)?;
+            of_case.bank = bank.report()?.total;
+            of_case.steps.merge(steps);
             bar.inc(1);
         }
     }
+    if let (Some(path), Some(case)) = (&arguments.timeline, cases.first()) {
+        let (bank, _) = run(case, served.options(case)?.record_timeline(TIMELINE_EVENTS))?;
+        write_timeline(path, &bank)?;
+    }
     bar.finish_and_clear();
 
-    let mut costs = costs(&measured.profiles, &workload.size(), arguments.store == Store::Disk)?;
-    costs.overlap = transfers.overlap();
-    calibrate(&served, &mut costs, &measured.resident)?;
-    let row = |(case, steps): (&Case, &Steps)| -> Result<Row> {
-        let (speed, counts) = served.predict(case, &costs)?;
-        Ok(Row::new(case, case.slots(served.geometry()), &counts, &speed, steps))
+    let mut prices = prices(&measured.profiles)?;
+    calibrate(&served, &mut prices, &measured.resident)?;
+    let row = |(case, of_case): (&Case, &OfCase)| -> Result<Row> {
+        let mut prices = prices.clone();
+        if !of_case.disk_seconds.is_empty() {
+            prices.disk_seconds = median(of_case.disk_seconds.iter().copied());
+        }
+        let predicted = served.predict(case, &prices)?;
+        Ok(Row::new(
+            case,
+            case.slots(served.geometry()),
+            &predicted,
+            &of_case.steps,
+            &of_case.bank,
+            prices.disk_seconds,
+        ))
     };
     let rows = cases.iter().zip(&measured.cases).map(row).collect::<Result<_>>()?;
-    let report = Report::new(&costs, &measured.resident, rows);
+    let report = Report::new(&prices, &measured.resident, source.too_large.then_some(&measured.mapped), rows);
     println!("{report}");
     if let Some(path) = &arguments.json {
         write_json(path, &report)?;
@@ -166,20 +226,59 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+impl Arguments {
+    /// How fast experts are read from disk, if they come from there.
+    fn disk_speed(&self) -> Result<Option<Transfer>> {
+        let Some(weights) = self.weights.as_ref().filter(|_| self.store.store == Place::Disk) else { return Ok(None) };
+        let weights = std::slice::from_ref(weights);
+        let open = || MappedStore::open_gguf(weights)?.with_reads(self.store.reads());
+        Ok(Some(measure_disk(weights, open).context("cannot measure the disk")?))
+    }
+}
+
+impl Source {
+    /// What the machine takes now.
+    fn profile(&self) -> Result<HardwareProfile> {
+        let profile = measure("here", &self.store, &Device::Cpu, self.transfers)?;
+        Ok(HardwareProfile { disk: self.cold.unwrap_or(profile.disk), ..profile })
+    }
+
+    /// Where the banks load from.
+    fn before_the_slots(&self) -> Result<Arc<dyn ExpertStore>> {
+        match self.tier {
+            Some(tier) => tier.before(Arc::clone(&self.store)),
+            None => Ok(Arc::clone(&self.store)),
+        }
+    }
+}
+
+fn write_timeline(path: &Path, bank: &OffloadedExperts) -> Result<()> {
+    let Some(timeline) = bank.timeline() else { return Ok(()) };
+    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+    let mut file = BufWriter::new(file);
+    let written = timeline.write_chrome_trace(&mut file).and_then(|()| file.flush());
+    written.with_context(|| format!("cannot write {}", path.display()))?;
+    if timeline.dropped() > 0 {
+        eprintln!("{}: only the first {TIMELINE_EVENTS} activities", path.display());
+    }
+    Ok(())
+}
+
 fn open(arguments: &Arguments) -> Result<Workload> {
     let (Some(weights), Some(trace)) = (&arguments.weights, &arguments.trace) else {
         ensure!(arguments.new_tokens > 1, "--new-tokens is {}, give at least 2", arguments.new_tokens);
         let folder = arguments.model.clone().unwrap_or_else(moe_examples::default_model);
-        let mut workload = Workload::text(&folder, arguments.new_tokens)?;
+        let mut workload = Workload::text(&folder, arguments.new_tokens, arguments.store.reads())?;
         if let Some(weight_type) = arguments.weight_type {
             workload.store = Arc::new(QuantizedExperts::new(workload.store, weight_type)?);
         }
         return Ok(workload);
     };
     let store = MappedStore::open_gguf(std::slice::from_ref(weights))
+        .and_then(|store| store.with_reads(arguments.store.reads()))
         .with_context(|| format!("cannot use the experts in {}", weights.display()))?;
     let trace = excerpt(trace, arguments, store.shape().layers)?;
-    Workload::trace(trace, Arc::new(store))
+    Workload::trace(trace, store)
 }
 
 /// The first layers and tokens of the first sequences of a trace.

@@ -7,18 +7,23 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
-use expert_cache::ModelSize;
+use expert_cache::{ModelSize, PolicyKind};
 use moe_model::{Checkpoint, GenerateOptions, Olmoe, OlmoeConfig, Sampling, generate};
-use moe_offload::{ExpertBank, ExpertStore, MappedStore, Replay};
-use moe_trace::{MemoryTrace, Phase, Recorder, RoutingSource};
+use moe_offload::{ExpertBank, ExpertStore, FileReads, HostCache, MappedStore, Replay, ResidentExperts, free_bytes};
+use moe_trace::{ExpertId, LayerId, MemoryTrace, Phase, Recorder, RoutingSource};
 use serde::Deserialize;
 
 use crate::steps::Steps;
+
+/// Bytes of experts that stand in for all, at most: several times what the processors' caches hold.
+const MOST_STAND_INS_BYTES: u64 = 1 << 30;
 
 /// A workload and the experts that it wants.
 pub(crate) struct Workload {
     /// The experts as they are stored.
     pub(crate) store: Arc<dyn ExpertStore>,
+    /// Not all of them fit in memory.
+    pub(crate) too_large: bool,
     kind: Kind,
 }
 
@@ -45,7 +50,7 @@ struct Prompt {
 
 impl Workload {
     /// Continues the prompts of the default model with a checkpoint.
-    pub(crate) fn text(folder: &Path, new_tokens: usize) -> Result<Workload> {
+    pub(crate) fn text(folder: &Path, new_tokens: usize, reads: FileReads) -> Result<Workload> {
         let checkpoint = Checkpoint::open(folder)
             .with_context(|| format!("cannot use the model in {}; see --model in --help", folder.display()))?;
         let config = checkpoint.config().clone();
@@ -61,12 +66,15 @@ impl Workload {
         let prompts = texts.iter().map(prompt).collect::<Result<_>>()?;
         let names = |layer, expert| checkpoint.expert_names(layer, expert);
         let store = MappedStore::open(checkpoint.files(), config.expert_shape(), DType::F32, names)?;
+        let store = store.with_reads(reads)?;
         let vb = checkpoint.var_builder(DType::F32, &Device::Cpu)?;
-        Ok(Workload { store: Arc::new(store), kind: Kind::Text { config, vb, prompts, new_tokens } })
+        // What is no expert is in memory in any case.
+        let kind = Kind::Text { config, vb, prompts, new_tokens };
+        Ok(Workload { store: Arc::new(store), too_large: false, kind })
     }
 
     /// Replays a trace on experts of its geometry.
-    pub(crate) fn trace(trace: MemoryTrace, store: Arc<dyn ExpertStore>) -> Result<Workload> {
+    pub(crate) fn trace(trace: MemoryTrace, store: MappedStore) -> Result<Workload> {
         let (geometry, shape) = (trace.geometry(), store.shape());
         let (found, expected) = ((geometry.layers(), geometry.experts()), (shape.layers, shape.experts));
         ensure!(
@@ -77,7 +85,28 @@ impl Workload {
             expected.0,
             expected.1
         );
-        Ok(Workload { store, kind: Kind::Trace(trace) })
+        let too_large = store.reads() == FileReads::Direct;
+        Ok(Workload { store: Arc::new(store), too_large, kind: Kind::Trace(trace) })
+    }
+
+    /// A bank that computes as one does that holds all experts: those of a store, or if they do not fit in memory, a few of
+    /// each layer that stand in for the others.
+    pub(crate) fn all_resident(&self, store: &Arc<dyn ExpertStore>) -> Result<ResidentExperts> {
+        if !self.too_large {
+            return Ok(ResidentExperts::from_store(&**store)?);
+        }
+        let shape = store.shape();
+        let bytes = (free_bytes(&Device::Cpu)? / 2).min(MOST_STAND_INS_BYTES);
+        let each = (bytes / (store.bytes() / shape.experts as u64).max(1)).clamp(1, shape.experts as u64);
+        let memory = HostCache::new(Arc::clone(store), u64::MAX, PolicyKind::Lru)?;
+        let layer = |layer: u16| {
+            let stand_ins =
+                (0..).take(usize::try_from(each)?).map(|expert| memory.fetch(LayerId(layer), ExpertId(expert)));
+            let stand_ins = stand_ins.collect::<Result<Vec<_>, _>>()?;
+            Ok(stand_ins.iter().cloned().cycle().take(shape.experts).collect())
+        };
+        let layers = (0..).take(shape.layers).map(layer).collect::<Result<_>>()?;
+        Ok(ResidentExperts::new(layers))
     }
 
     /// Sizes of the experts; what else a model has, is calibrated.

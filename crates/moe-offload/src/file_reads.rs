@@ -141,7 +141,7 @@ mod tests {
         #[test]
         fn parts_are_those_of_the_file(
             len in 1usize..40_000,
-            cuts in proptest::array::uniform3((0.0f64..1.0, 0.0f64..1.0)),
+            cuts in proptest::array::uniform3((0usize..=1000, 0usize..=1000)),
             buffered in any::<bool>(),
         ) {
             let contents = contents(len);
@@ -151,7 +151,7 @@ mod tests {
             if buffered {
                 file = UncachedFile { file: File::open(path.path()).unwrap(), buffered };
             }
-            let place = |share: f64| (share * len as f64) as usize;
+            let place = |thousandths: usize| len * thousandths / 1000;
             let ranges = cuts.map(|(a, b)| place(a.min(b))..place(a.max(b)));
             let mut buffer = AlignedBuffer::default();
             // The second time the buffer is reused.

@@ -2,8 +2,11 @@
 //!
 //! A model's MoE block hands its tokens and [`Routes`] to an [`ExpertBank`]. [`ResidentExperts`] keeps every expert on
 //! the compute device; [`OffloadedExperts`] keeps a few in slots there and fetches the others from an
-//! [`ExpertStore`] ([`HostStore`], [`MappedStore`], or [`HostCache`] between the two) as an `expert_cache` policy plans it. Both run the same arithmetic
-//! in the same order, so their results are bit-identical (see [`Exactness`] for what is computed on the host).
+//! [`ExpertStore`] as an `expert_cache` policy plans it. Both run the same arithmetic in the same order, so their results
+//! are bit-identical (see [`Exactness`] for what is computed on the host).
+//!
+//! Experts outside of the slots are in host memory ([`HostStore`]), in checkpoint files ([`MappedStore`], which reads past
+//! the page cache where not all fit in memory), or in those with a part of host memory before them ([`HostCache`]).
 //!
 //! [`OffloadOptions`] chooses pools, policy, capacity, prefetcher and threads; [`OffloadedExperts::report`] tells what
 //! they did, [`RunTimeline`] when, and [`measure`] what to expect of a machine.

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::hint::black_box;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use expert_cache::{HardwareProfile, Linear, Processor, SlotId, Transfer};
@@ -17,8 +17,8 @@ use rustix::fs::{Advice, fadvise};
 use crate::mapped::PAGE_BYTES;
 use crate::offloaded::new_slots;
 use crate::{
-    ExpertBank, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, MappedStore, OffloadError, OffloadOptions,
-    OffloadedExperts, ResidentExperts, Result, Routes, Transfers, WeightType,
+    ExpertBank, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, FileReads, MappedStore, OffloadError,
+    OffloadOptions, OffloadedExperts, ResidentExperts, Result, Routes, Transfers, WeightType,
 };
 
 /// Experts that are timed, at most.
@@ -37,6 +37,10 @@ const LAYERS: usize = 4;
 const WIDTH: usize = 4;
 /// Tokens of the larger batch.
 const BATCH: usize = 64;
+/// Experts that are timed with it, at most: they are computed with for so long that memory hardly matters.
+const BATCH_EXPERTS: usize = 8;
+/// How long the disk is read.
+const DISK_TIME: Duration = Duration::from_secs(1);
 /// Differences below a nanosecond count as one.
 const RESOLUTION_SECONDS: f64 = 1e-9;
 
@@ -73,15 +77,26 @@ pub fn measure(
     })?;
 
     let bytes = shape.expert_bytes(types) as f64;
-    let load = calls.miss - calls.hit - fetch;
-    let on_device = weights.iter().map(|weights| weights.to_device(device)).collect::<Result<Vec<_>>>()?;
+    let host = sample.processor(&weights, &tiny, shape, types, &Device::Cpu)?;
+    let on_device = match device {
+        Device::Cpu => host,
+        _ => {
+            let weights = weights.iter().map(|weights| weights.to_device(device)).collect::<Result<Vec<_>>>()?;
+            sample.processor(&weights, &tiny.to_device(device)?, shape, types, device)?
+        }
+    };
+    let load = match calls.miss - calls.hit {
+        // What scatters in a fetch that takes most of the time would drown the copy.
+        most if fetch > most / 2.0 => sample.copy(store, &experts, types, device)?,
+        load => load - fetch,
+    };
     let latency_seconds = latency.min(load / 2.0).max(0.0);
     Ok(HardwareProfile {
         name: name.to_owned(),
         link: Transfer { latency_seconds, bytes_per_second: rate(bytes, load - latency_seconds) },
         disk: Transfer { latency_seconds: 0.0, bytes_per_second: rate(bytes, fetch) },
-        device: sample.processor(&on_device, &tiny.to_device(device)?, shape, types, device)?,
-        host: sample.processor(&weights, &tiny, shape, types, &Device::Cpu)?,
+        device: on_device,
+        host,
         plan: Linear { call_seconds: (calls.hit - calls.resident).max(0.0) * calls.width as f64, seconds_each: 0.0 },
         overlap: transfers.overlap(),
     })
@@ -183,31 +198,39 @@ impl ExpertStore for FirstLayers {
     }
 }
 
-/// Measures reading experts from the checkpoint `files` after the operating system was asked to forget them, in an order
-/// that looks random, as loads want them; `open` opens the files, and chooses how they are [read](crate::FileReads).
+/// Measures reading experts from the checkpoint `files` for a second, in an order that looks random, as loads want them;
+/// `open` opens the files, and chooses how they are [read](FileReads). If that is through the page cache, the operating
+/// system is asked to forget them first.
 ///
 /// Pages that another open store has mapped and touched stay in memory, and read faster; measure before opening one.
 ///
 /// # Errors
 /// What `open` says, and [`OffloadError::Io`] if the operating system refuses.
 pub fn measure_disk(files: &[PathBuf], open: impl FnOnce() -> Result<MappedStore>) -> Result<Transfer> {
-    for path in files {
+    let store = open()?;
+    let mapped = store.reads() == FileReads::Cached;
+    // Reads past the page cache find nothing there, and would be slower after a flush.
+    for path in files.iter().filter(|_| mapped) {
         let io = |source| OffloadError::Io { path: path.clone(), source };
         let file = File::open(path).map_err(io)?;
         // Pages that were written and not yet synced cannot be dropped.
         file.sync_all().map_err(io)?;
         fadvise(&file, 0, None, Advice::DontNeed).map_err(|error| io(error.into()))?;
     }
-    let store = open()?;
     let mut experts: Vec<_> = expert_ids(store.shape()).collect();
     experts.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
     let mut bytes = 0;
     let started = Instant::now();
-    for &(layer, expert) in experts.iter().take(EXPERTS) {
+    let mut all = experts.iter().zip(0usize..);
+    while let Some((&(layer, expert), number)) = all.next()
+        && (number < WIDTH || started.elapsed() < DISK_TIME)
+    {
         store.with_bytes(layer, expert, &mut |projections| {
             for projection in projections {
-                // Mapped bytes are read from disk when they are touched.
-                projection.iter().step_by(PAGE_BYTES).for_each(|byte| _ = black_box(*byte));
+                if mapped {
+                    // Mapped bytes are read from disk when they are touched.
+                    projection.iter().step_by(PAGE_BYTES).for_each(|byte| _ = black_box(*byte));
+                }
                 bytes += projection.len();
             }
             Ok(())
@@ -260,6 +283,28 @@ impl Sample {
         }
     }
 
+    /// Seconds from bytes that were lent to a slot.
+    fn copy(
+        self,
+        store: &Arc<dyn ExpertStore>,
+        experts: &[(LayerId, ExpertId)],
+        types: ExpertTypes,
+        device: &Device,
+    ) -> Result<f64> {
+        let slots = new_slots(1, store.shape(), types, device)?;
+        let mut seconds = Vec::with_capacity(experts.len());
+        for &(layer, expert) in experts {
+            store.with_bytes(layer, expert, &mut |bytes| {
+                let started = Instant::now();
+                slots.load(SlotId(0), bytes)?;
+                device.synchronize()?;
+                seconds.push(started.elapsed().as_secs_f64());
+                Ok(())
+            })?;
+        }
+        Ok(middle(seconds))
+    }
+
     fn processor(
         self,
         experts: &[ExpertWeights],
@@ -277,8 +322,8 @@ impl Sample {
         };
         let call_seconds = seconds(&vec![tiny.clone(); experts.len()], 1, tiny_shape(types).hidden)?;
         let one = seconds(experts, 1, shape.hidden)?;
-        let batch = seconds(experts, BATCH, shape.hidden)?;
-        let each = (batch - one) / (BATCH - 1) as f64;
+        let few = &experts[..experts.len().min(BATCH_EXPERTS)];
+        let each = (seconds(few, BATCH, shape.hidden)? - seconds(few, 1, shape.hidden)?) / (BATCH - 1) as f64;
         Ok(Processor {
             call_seconds,
             bytes_per_second: rate(shape.expert_bytes(types) as f64, one - call_seconds - each),

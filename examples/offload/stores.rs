@@ -1,0 +1,88 @@
+//! Where experts are that are not in the cache.
+
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+use expert_cache::{CacheError, ExpertCache, ExpertSizes, Oversize, PolicyKind, Pool};
+use moe_offload::{ExpertStore, FileReads, HostCache};
+
+#[derive(clap::Args)]
+pub(crate) struct StoreArguments {
+    /// Where the experts that are not in the cache are.
+    #[arg(long, value_enum, default_value_t = Place::Host)]
+    pub(crate) store: Place,
+
+    /// How loads read checkpoint files.
+    #[arg(long, value_enum, default_value_t = Reads::Auto)]
+    reads: Reads,
+
+    /// GiB of host memory that cache experts between the disk and the slots.
+    #[arg(long, value_name = "GIB")]
+    host_gib: Option<f64>,
+
+    /// Policy of that cache, any of docs/policies.md that need not know the future.
+    #[arg(long, value_name = "POLICY", default_value = "lru", requires = "host_gib")]
+    host_policy: PolicyKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Place {
+    /// Host memory.
+    Host,
+    /// The checkpoint files.
+    Disk,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Reads {
+    /// Past the page cache if not all experts fit in memory.
+    Auto,
+    /// Through the page cache.
+    Cached,
+    /// Past the page cache.
+    Direct,
+}
+
+/// A cache in host memory below the slots.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct HostTier {
+    pub(crate) bytes: u64,
+    pub(crate) policy: PolicyKind,
+}
+
+impl StoreArguments {
+    pub(crate) fn reads(&self) -> FileReads {
+        match self.reads {
+            Reads::Auto => FileReads::Auto,
+            Reads::Cached => FileReads::Cached,
+            Reads::Direct => FileReads::Direct,
+        }
+    }
+
+    pub(crate) fn host_tier(&self) -> Result<Option<HostTier>> {
+        let Some(gib) = self.host_gib else { return Ok(None) };
+        ensure!(gib.is_finite() && gib > 0.0, "--host-gib is {gib}, give more than 0");
+        ensure!(self.store == Place::Disk, "--host-gib caches what comes from disk, give --store disk too");
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "above 0; too many saturate")]
+        let bytes = (gib * f64::from(1 << 30)) as u64;
+        Ok(Some(HostTier { bytes, policy: self.host_policy }))
+    }
+}
+
+impl HostTier {
+    /// The store with this cache, empty, before it.
+    pub(crate) fn before(self, store: Arc<dyn ExpertStore>) -> Result<Arc<dyn ExpertStore>> {
+        Ok(Arc::new(HostCache::new(store, self.bytes, self.policy)?))
+    }
+
+    /// The books of the cache, to simulate it.
+    pub(crate) fn books(
+        self,
+        pool: &Pool,
+        sizes: ExpertSizes,
+    ) -> Result<ExpertCache<Box<dyn expert_cache::EvictionPolicy>>, CacheError> {
+        let bytes = self.bytes.min(sizes.total());
+        let policy = self.policy.build(pool.shape(), sizes.most_within(bytes), None)?;
+        ExpertCache::in_bytes(policy, sizes, bytes, Oversize::Bypass)
+    }
+}
