@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
     traces: Vec<PathBuf>,
 
     /// Cache sizes: slots a layer over the experts of a token
-    #[arg(long, value_delimiter = ',', default_value = "1,1.5,2,3,4")]
+    #[arg(long, value_delimiter = ',', default_value = "1,2,3,4")]
     rho: Vec<f64>,
 
     /// Window of SRP and SCH, in tokens
@@ -32,27 +32,28 @@ pub(crate) struct Arguments {
     window: usize,
 
     /// Layers of each model, evenly chosen
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(long, value_name = "N", default_value_t = 3)]
     layers: usize,
 
     /// Sequences of each trace, evenly chosen
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 3)]
     sequences: usize,
 
     /// Tokens of each sequence, from the first on
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, value_name = "N", default_value_t = 96)]
     tokens: usize,
 
     /// Tokens of each sequence that are prefilled, whatever the trace says; the others are decoded
     #[arg(long, value_name = "N", default_value_t = 32)]
     prefill: usize,
 
-    /// Width of the tokens: experts are random, and of one size for all models
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    /// Width of the tokens: experts are random, and of one size for all models. Slots that fit in the processor's caches
+    /// would make loads look free
+    #[arg(long, value_name = "N", default_value_t = 2048)]
     hidden: usize,
 
     /// Width inside an expert
-    #[arg(long, value_name = "N", default_value_t = 256)]
+    #[arg(long, value_name = "N", default_value_t = 512)]
     intermediate: usize,
 
     /// Type of the weights
@@ -60,7 +61,7 @@ pub(crate) struct Arguments {
     weight_type: WeightType,
 
     /// Times that every run is repeated; of every step the best counts
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 2)]
     rounds: usize,
 
     /// Write all figures to this file as JSON
