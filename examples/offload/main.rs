@@ -5,6 +5,7 @@
 //! cargo run --release --example offload -- generate --shape gpt-oss-20b --type q4_0 --layers 6 --out experts.gguf
 //! cargo run --release --example offload -- speed --weights experts.gguf --trace decode.safetensors --store disk
 //! cargo run --release --example offload -- speed --misses load,host --transfers 1 --timeline timeline.json
+//! cargo run --release --example offload -- relate one.safetensors another.safetensors
 //! ```
 
 mod calibrate;
@@ -12,6 +13,9 @@ mod case;
 mod generate;
 mod live;
 mod page;
+mod relate;
+mod relation;
+mod relation_page;
 mod report;
 mod speed;
 mod steps;
@@ -35,6 +39,8 @@ enum Command {
     Speed(Box<speed::Arguments>),
     /// Write random experts of a model's shape, to measure real sizes without a download.
     Generate(generate::Arguments),
+    /// Measure what offloading costs models of different routing, and how that goes with SRP, SCH and LRU hits.
+    Relate(Box<relate::Arguments>),
 }
 
 fn main() -> Result<()> {
@@ -42,5 +48,6 @@ fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Speed(arguments) => speed::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Relate(arguments) => relate::run(&arguments),
     }
 }

@@ -1,0 +1,233 @@
+//! What the routing of models says about the cost of offloading them, measured.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use candle_core::Device;
+use lrc_metrics::{MetricsOptions, MetricsReport, TraceMetrics, accumulate};
+use moe_examples::{progress_bar, write_json};
+use moe_offload::{
+    ExpertBank, ExpertShape, ExpertStore, HostStore, OffloadOptions, OffloadedExperts, RandomExperts, Replay,
+    ResidentExperts, WeightType,
+};
+use moe_trace::{LayerId, MemoryTrace, Phase, RoutingSource, Selection, TraceView};
+
+use crate::relation::{Figures, Relation, Row};
+use crate::relation_page;
+use crate::steps::Steps;
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Traces, each of a model; `trace import` reads other formats
+    #[arg(required = true, value_name = "TRACE")]
+    traces: Vec<PathBuf>,
+
+    /// Cache sizes: slots a layer over the experts of a token
+    #[arg(long, value_delimiter = ',', default_value = "1,2,3,4")]
+    rho: Vec<f64>,
+
+    /// Window of SRP and SCH, in tokens
+    #[arg(long, value_name = "TOKENS", default_value_t = 16)]
+    window: usize,
+
+    /// Layers of each model, evenly chosen
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    layers: usize,
+
+    /// Sequences of each trace, evenly chosen
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    sequences: usize,
+
+    /// Tokens of each sequence, from the first on
+    #[arg(long, value_name = "N", default_value_t = 96)]
+    tokens: usize,
+
+    /// Tokens of each sequence that are prefilled, whatever the trace says; the others are decoded
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    prefill: usize,
+
+    /// Width of the tokens: experts are random, and of one size for all models. Slots that fit in the processor's caches
+    /// would make loads look free
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    hidden: usize,
+
+    /// Width inside an expert
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    intermediate: usize,
+
+    /// Type of the weights
+    #[arg(long = "type", default_value = "f32")]
+    weight_type: WeightType,
+
+    /// Times that every run is repeated; of every step the best counts
+    #[arg(long, default_value_t = 2)]
+    rounds: usize,
+
+    /// Write all figures to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+
+    /// Write plots to this file as a self-contained page
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let Arguments { rounds, window, prefill, tokens, .. } = *arguments;
+    ensure!(rounds > 0, "--rounds is 0, give at least 1");
+    ensure!(window > 0, "--window is 0, give at least 1");
+    ensure!(prefill < tokens, "--prefill is {prefill}, of --tokens {tokens} some must be decoded");
+    ensure!(!arguments.rho.is_empty(), "--rho is empty, give a cache size");
+    // All are opened first, so that a bad file is told before work starts.
+    let open = |path: &PathBuf| excerpt(path, arguments).with_context(|| format!("cannot use {}", path.display()));
+    let traces: Vec<MemoryTrace> = arguments.traces.iter().map(open).collect::<Result<_>>()?;
+    let bar = progress_bar(traces.len() * rounds * (arguments.rho.len() + 1), "runs");
+    let mut rows = Vec::new();
+    for (path, trace) in arguments.traces.iter().zip(&traces) {
+        rows.extend(measured(&name(path), trace, arguments, || bar.inc(1))?);
+    }
+    bar.finish_and_clear();
+    let relation = Relation::new(window, rows);
+    println!("{relation}");
+    if let Some(path) = &arguments.json {
+        write_json(path, &relation)?;
+    }
+    if let Some(path) = &arguments.html {
+        let page = relation_page::render(&relation);
+        std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The last two parts of a path, which tell the runs of an experiment apart.
+fn name(path: &Path) -> String {
+    let stem = path.with_extension("");
+    // A run's trace is named by its folder.
+    let named = stem.parent().filter(|_| stem.ends_with("trace")).unwrap_or(&stem);
+    let parts: Vec<_> = named.iter().rev().take(2).map(|part| part.to_string_lossy()).collect();
+    parts.into_iter().rev().collect::<Vec<_>>().join("/")
+}
+
+/// Measures one model at all cache sizes.
+fn measured(name: &str, trace: &MemoryTrace, arguments: &Arguments, done: impl Fn()) -> Result<Vec<Row>> {
+    let geometry = trace.geometry();
+    let (top_k, experts) = (geometry.top_k(), geometry.experts());
+    let options = MetricsOptions { windows: vec![arguments.window], ..MetricsOptions::default() };
+    let metrics = accumulate(trace, &TraceMetrics::new(geometry, &options)?, &|_| {})?.finish()?;
+    let shape = ExpertShape {
+        layers: geometry.layers(),
+        experts,
+        hidden: arguments.hidden,
+        intermediate: arguments.intermediate,
+    };
+    let random = RandomExperts::new(shape, arguments.weight_type, 0)?;
+    let store: Arc<dyn ExpertStore> = Arc::new(HostStore::from_store(&random)?);
+    let resident = ResidentExperts::from_store(&*store)?;
+    let replay = Replay::new(trace, shape.hidden, store.activations(), &Device::Cpu)?;
+    let run = |bank: &dyn ExpertBank| -> Result<(Steps, u32)> {
+        let mut steps = Steps::default();
+        let report = replay.run(bank, |pass| match pass.phase {
+            Phase::Prefill => {
+                steps.prefill.push(pass.seconds);
+                steps.prefill_tokens += pass.tokens;
+            }
+            Phase::Decode => steps.decode.push(pass.seconds),
+        })?;
+        done();
+        Ok((steps, report.checksum))
+    };
+    let slots = |rho: f64| slots(rho, top_k, experts);
+    let (mut all, mut cases) = (Steps::default(), vec![(Steps::default(), 0.0); arguments.rho.len()]);
+    for _ in 0..arguments.rounds {
+        // In turn, so that a machine that slows down does so for all.
+        let (steps, expected) = run(&resident)?;
+        all.merge(steps);
+        for (&rho, (best, hit_rate)) in arguments.rho.iter().zip(&mut cases) {
+            let bank = OffloadedExperts::new(Arc::clone(&store), &Device::Cpu, OffloadOptions::slots(slots(rho)))?;
+            let (steps, found) = run(&bank)?;
+            ensure!(found == expected, "{name}, rho {rho}: the offloaded run computed otherwise than the resident one");
+            best.merge(steps);
+            *hit_rate = bank.report()?.total.decode.hit_rate;
+        }
+    }
+    let overhead = |steps: &Steps, of: fn(&Steps) -> f64| Some(of(steps) / of(&all) - 1.0).filter(|o| o.is_finite());
+    let rows = arguments.rho.iter().zip(&cases).map(|(&rho, (steps, hit_rate))| Row {
+        model: name.to_owned(),
+        rho,
+        slots: slots(rho),
+        figures: figures(&metrics, arguments.window, slots(rho)),
+        hit_rate: *hit_rate,
+        decode_overhead: overhead(steps, Steps::decode_seconds),
+        prefill_overhead: overhead(steps, Steps::prefill_seconds),
+    });
+    Ok(rows.collect())
+}
+
+fn figures(metrics: &MetricsReport, window: usize, slots: usize) -> Figures {
+    Figures {
+        srp: metrics.model.srp.get(&window).map(|value| value.srp),
+        sch: metrics.hit_rate(&format!("sch_{window}"), slots),
+        lru: metrics.hit_rate("lru", slots),
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the experts of a layer")]
+fn slots(rho: f64, top_k: usize, experts: usize) -> usize {
+    ((rho * top_k as f64).round() as usize).clamp(top_k, experts)
+}
+
+/// Some of the layers, sequences and tokens of a trace; the first tokens are prefilled.
+fn excerpt(path: &Path, arguments: &Arguments) -> Result<MemoryTrace> {
+    let trace = moe_trace::open(path)?;
+    for (option, value) in [("--layers", arguments.layers), ("--sequences", arguments.sequences)] {
+        ensure!(value > 0, "{option} is 0, give at least 1");
+    }
+    let layers = evenly(trace.geometry().layers(), arguments.layers);
+    let layers = layers.map(|layer| u16::try_from(layer).map(LayerId)).collect::<Result<_, _>>()?;
+    let selection = Selection {
+        sequences: Some(evenly(trace.len(), arguments.sequences).collect()),
+        layers: Some(layers),
+        ..Selection::default()
+    };
+    let view = TraceView::new(trace, &selection)?;
+    let mut memory = MemoryTrace::new(view.geometry().clone()).with_domains(view.domains().to_vec());
+    for index in 0..view.len() {
+        let sequence = view.sequence(index)?;
+        let mut sequence = sequence.tokens(0..arguments.tokens.min(sequence.len())).to_buf();
+        let prefilled = arguments.prefill.min(sequence.phases.len());
+        sequence.phases[..prefilled].fill(Phase::Prefill.code());
+        sequence.phases[prefilled..].fill(Phase::Decode.code());
+        memory.push(sequence)?;
+    }
+    Ok(memory)
+}
+
+/// Up to `wanted` of `0..count`, evenly spread.
+fn evenly(count: usize, wanted: usize) -> impl Iterator<Item = usize> {
+    let wanted = wanted.min(count);
+    (0..wanted).map(move |number| number * count / wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_even_choice_begins_at_the_first() {
+        assert_eq!(evenly(24, 4).collect::<Vec<_>>(), [0, 6, 12, 18]);
+        assert_eq!(evenly(3, 8).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(evenly(0, 8).count(), 0);
+    }
+
+    #[test]
+    fn slots_stay_between_a_token_and_a_layer() {
+        assert_eq!([0.5, 1.5, 2.0, 9.0].map(|rho| slots(rho, 4, 32)), [4, 6, 8, 32]);
+    }
+
+    #[test]
+    fn runs_are_named_by_their_folder() {
+        assert_eq!(name(Path::new("study/half-dense/seed-1/trace.safetensors")), "half-dense/seed-1");
+        assert_eq!(name(Path::new("granite.safetensors")), "granite");
+    }
+}
