@@ -66,9 +66,21 @@ pub(crate) struct Predicted {
 impl Case {
     /// Slots a layer.
     pub(crate) fn slots(&self, geometry: &Geometry) -> usize {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be 1 or more")]
-        let slots = (self.rho * geometry.top_k() as f64).round() as usize;
-        slots.min(geometry.experts())
+        slots(self.rho, geometry)
+    }
+}
+
+/// Slots a layer of a cache of size `rho`, which was checked.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be 1 or more")]
+pub(crate) fn slots(rho: f64, geometry: &Geometry) -> usize {
+    ((rho * geometry.top_k() as f64).round() as usize).min(geometry.experts())
+}
+
+/// Refuses cache sizes that do not hold the experts of a token.
+pub(crate) fn check_rho(rhos: &[f64]) -> Result<()> {
+    match rhos.iter().find(|rho| !(rho.is_finite() && **rho >= 1.0)) {
+        Some(rho) => anyhow::bail!("--rho has {rho}, give 1 or more: slots a layer over top-k"),
+        None => Ok(()),
     }
 }
 
@@ -97,9 +109,7 @@ pub(crate) fn cases(
     per_request: usize,
     transfers: Transfers,
 ) -> Result<Vec<Case>> {
-    if let Some(rho) = rhos.iter().find(|rho| !(rho.is_finite() && **rho >= 1.0)) {
-        anyhow::bail!("--rho has {rho}, give 1 or more: slots a layer over top-k");
-    }
+    check_rho(rhos)?;
     ensure!(per_request > 0, "--per-request is 0, give at least 1, or --prefetchers none");
     let mut cases = Vec::new();
     for (&misses, &prefetcher) in misses.iter().flat_map(|misses| prefetchers.iter().map(move |one| (misses, one))) {

@@ -13,6 +13,7 @@ use moe_offload::{
 };
 use moe_trace::{LayerId, MemoryTrace, Phase, RoutingSource, Selection, TraceView};
 
+use crate::case::{check_rho, slots};
 use crate::relation::{Figures, Relation, Row};
 use crate::relation_page;
 use crate::steps::Steps;
@@ -78,7 +79,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     ensure!(rounds > 0, "--rounds is 0, give at least 1");
     ensure!(window > 0, "--window is 0, give at least 1");
     ensure!(prefill < tokens, "--prefill is {prefill}, of --tokens {tokens} some must be decoded");
-    ensure!(!arguments.rho.is_empty(), "--rho is empty, give a cache size");
+    check_rho(&arguments.rho)?;
     // All are opened first, so that a bad file is told before work starts.
     let open = |path: &PathBuf| excerpt(path, arguments).with_context(|| format!("cannot use {}", path.display()));
     let traces: Vec<MemoryTrace> = arguments.traces.iter().map(open).collect::<Result<_>>()?;
@@ -112,12 +113,11 @@ fn name(path: &Path) -> String {
 /// Measures one model at all cache sizes.
 fn measured(name: &str, trace: &MemoryTrace, arguments: &Arguments, done: impl Fn()) -> Result<Vec<Row>> {
     let geometry = trace.geometry();
-    let (top_k, experts) = (geometry.top_k(), geometry.experts());
     let options = MetricsOptions { windows: vec![arguments.window], ..MetricsOptions::default() };
     let metrics = accumulate(trace, &TraceMetrics::new(geometry, &options)?, &|_| {})?.finish()?;
     let shape = ExpertShape {
         layers: geometry.layers(),
-        experts,
+        experts: geometry.experts(),
         hidden: arguments.hidden,
         intermediate: arguments.intermediate,
     };
@@ -127,17 +127,11 @@ fn measured(name: &str, trace: &MemoryTrace, arguments: &Arguments, done: impl F
     let replay = Replay::new(trace, shape.hidden, store.activations(), &Device::Cpu)?;
     let run = |bank: &dyn ExpertBank| -> Result<(Steps, u32)> {
         let mut steps = Steps::default();
-        let report = replay.run(bank, |pass| match pass.phase {
-            Phase::Prefill => {
-                steps.prefill.push(pass.seconds);
-                steps.prefill_tokens += pass.tokens;
-            }
-            Phase::Decode => steps.decode.push(pass.seconds),
-        })?;
+        let report = replay.run(bank, |pass| steps.add(pass))?;
         done();
         Ok((steps, report.checksum))
     };
-    let slots = |rho: f64| slots(rho, top_k, experts);
+    let slots = |rho: f64| slots(rho, geometry);
     let (mut all, mut cases) = (Steps::default(), vec![(Steps::default(), 0.0); arguments.rho.len()]);
     for _ in 0..arguments.rounds {
         // In turn, so that a machine that slows down does so for all.
@@ -170,11 +164,6 @@ fn figures(metrics: &MetricsReport, window: usize, slots: usize) -> Figures {
         sch: metrics.hit_rate(&format!("sch_{window}"), slots),
         lru: metrics.hit_rate("lru", slots),
     }
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the experts of a layer")]
-fn slots(rho: f64, top_k: usize, experts: usize) -> usize {
-    ((rho * top_k as f64).round() as usize).clamp(top_k, experts)
 }
 
 /// Some of the layers, sequences and tokens of a trace; the first tokens are prefilled.
@@ -221,8 +210,12 @@ mod tests {
     }
 
     #[test]
-    fn slots_stay_between_a_token_and_a_layer() {
-        assert_eq!([0.5, 1.5, 2.0, 9.0].map(|rho| slots(rho, 4, 32)), [4, 6, 8, 32]);
+    fn a_cache_holds_the_experts_of_a_token_and_at_most_a_layer() {
+        let geometry = moe_trace::Geometry::decoder(1, 32, 4).unwrap();
+        assert_eq!([1.0, 1.5, 2.0, 9.0].map(|rho| slots(rho, &geometry)), [4, 6, 8, 32]);
+        for rho in [0.0, 0.5, -1.0, f64::NAN, f64::INFINITY] {
+            assert!(check_rho(&[2.0, rho]).is_err(), "{rho}");
+        }
     }
 
     #[test]

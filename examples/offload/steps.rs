@@ -1,5 +1,8 @@
 //! Seconds of the steps of a run.
 
+use moe_offload::ReplayedPass;
+use moe_trace::Phase;
+
 /// The best seconds of each prefill and of each decode step: other work of the machine only ever adds to them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Steps {
@@ -9,6 +12,17 @@ pub(crate) struct Steps {
 }
 
 impl Steps {
+    /// Adds a pass of a replay.
+    pub(crate) fn add(&mut self, pass: &ReplayedPass) {
+        match pass.phase {
+            Phase::Prefill => {
+                self.prefill.push(pass.seconds);
+                self.prefill_tokens += pass.tokens;
+            }
+            Phase::Decode => self.decode.push(pass.seconds),
+        }
+    }
+
     /// Keeps the better of each pair of seconds.
     pub(crate) fn merge(&mut self, other: Steps) {
         if self.prefill.is_empty() && self.decode.is_empty() {

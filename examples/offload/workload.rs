@@ -10,7 +10,7 @@ use candle_nn::VarBuilder;
 use expert_cache::{ModelSize, PolicyKind};
 use moe_model::{Checkpoint, GenerateOptions, Olmoe, OlmoeConfig, Sampling, generate};
 use moe_offload::{ExpertBank, ExpertStore, FileReads, HostCache, MappedStore, Replay, ResidentExperts, free_bytes};
-use moe_trace::{ExpertId, LayerId, MemoryTrace, Phase, Recorder, RoutingSource};
+use moe_trace::{ExpertId, LayerId, MemoryTrace, Recorder, RoutingSource};
 use serde::Deserialize;
 
 use crate::steps::Steps;
@@ -146,13 +146,7 @@ impl Workload {
             Kind::Trace(trace) => {
                 let store = &self.store;
                 let replay = Replay::new(trace, store.shape().hidden, store.activations(), &Device::Cpu)?;
-                let report = replay.run(&*bank, |pass| match pass.phase {
-                    Phase::Prefill => {
-                        steps.prefill.push(pass.seconds);
-                        steps.prefill_tokens += pass.tokens;
-                    }
-                    Phase::Decode => steps.decode.push(pass.seconds),
-                })?;
+                let report = replay.run(&*bank, |pass| steps.add(pass))?;
                 Ok((steps, Outcome::Checksum(report.checksum)))
             }
         }
