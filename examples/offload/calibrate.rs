@@ -1,7 +1,7 @@
 //! Costs of this machine, from what was measured of it and from the resident run.
 
 use anyhow::Result;
-use expert_cache::{CostModel, HardwareProfile, Linear, ModelSize, Overlap, PolicyKind, PrefetcherKind, Transfer};
+use expert_cache::{CostModel, HardwareProfile, Linear, ModelSize, Overlap, PolicyKind, PrefetcherKind};
 use moe_offload::Transfers;
 
 use crate::case::{Case, Misses, Served};
@@ -14,11 +14,6 @@ pub(crate) struct Prices {
     memory: CostModel,
     /// Seconds more of an expert from disk; 0 where there is none.
     pub(crate) disk_seconds: f64,
-}
-
-/// Seconds of an expert of the first layer from disk.
-pub(crate) fn disk_seconds(disk: &Transfer, size: &ModelSize) -> f64 {
-    disk.seconds(size.expert_bytes[0])
 }
 
 impl Prices {
@@ -45,7 +40,7 @@ pub(crate) fn prices(
     from_disk: bool,
     overlap: Overlap,
 ) -> Result<Prices> {
-    let disk = |profile: &HardwareProfile| disk_seconds(&profile.disk, size);
+    let disk = |profile: &HardwareProfile| profile.disk.seconds(size.expert_bytes[0]);
     let disk_seconds = if from_disk { median(profiles.iter().map(disk)) } else { 0.0 };
     Ok(Prices { memory: CostModel { overlap, ..costs(profiles, size)? }, disk_seconds })
 }

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use moe_examples::{ModelShape, progress_bar};
-use moe_offload::{RandomExperts, WeightType, write_gguf};
+use moe_examples::ModelShape;
+use moe_offload::{RandomExperts, WeightType};
+
+use crate::expert_files;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -37,20 +39,5 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         shape.layers = layers;
     }
     let experts = RandomExperts::new(shape, arguments.weight_type, arguments.seed)?;
-    let bar = progress_bar(shape.layers * shape.experts, "experts");
-    write_gguf(&experts, &arguments.out, &mut |done, all| {
-        bar.set_length(all);
-        bar.set_position(done);
-    })?;
-    bar.finish_and_clear();
-    let bytes = std::fs::metadata(&arguments.out)?.len();
-    println!(
-        "{}: {} layers of {} experts, {} each, {:.2} GiB",
-        arguments.out.display(),
-        shape.layers,
-        shape.experts,
-        arguments.weight_type,
-        bytes as f64 / f64::from(1 << 30)
-    );
-    Ok(())
+    expert_files::write(&experts, &arguments.out)
 }

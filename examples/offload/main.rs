@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! cargo run --release --example offload -- speed
+//! cargo run --release --example offload -- quantize --model DIR --type q4_0 --out experts.gguf
+//! cargo run --release --example offload -- speed --model DIR --weights experts.gguf --store disk
 //! cargo run --release --example offload -- generate --shape gpt-oss-20b --type q4_0 --layers 6 --out experts.gguf
 //! cargo run --release --example offload -- speed --weights experts.gguf --trace decode.safetensors --store disk
 //! cargo run --release --example offload -- speed --misses load,host --transfers 1 --timeline timeline.json
@@ -10,9 +12,13 @@
 
 mod calibrate;
 mod case;
+mod disk_probe;
+mod excerpt;
+mod expert_files;
 mod generate;
 mod live;
 mod page;
+mod quantize;
 mod relate;
 mod relation;
 mod relation_page;
@@ -39,6 +45,8 @@ enum Command {
     Speed(Box<speed::Arguments>),
     /// Write random experts of a model's shape, to measure real sizes without a download.
     Generate(generate::Arguments),
+    /// Write the experts of a checkpoint in another type, for `speed --weights`.
+    Quantize(quantize::Arguments),
     /// Measure what offloading costs models of different routing, and how that goes with SRP, SCH and LRU hits.
     Relate(Box<relate::Arguments>),
 }
@@ -48,6 +56,7 @@ fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Speed(arguments) => speed::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Quantize(arguments) => quantize::run(&arguments),
         Command::Relate(arguments) => relate::run(&arguments),
     }
 }

@@ -11,9 +11,10 @@ use moe_offload::{
     ExpertBank, ExpertShape, ExpertStore, HostStore, OffloadOptions, OffloadedExperts, RandomExperts, Replay,
     ResidentExperts, WeightType,
 };
-use moe_trace::{LayerId, MemoryTrace, Phase, RoutingSource, Selection, TraceView};
+use moe_trace::{MemoryTrace, RoutingSource};
 
 use crate::case::{check_rho, slots};
+use crate::excerpt::Excerpt;
 use crate::relation::{Figures, Relation, Row};
 use crate::relation_page;
 use crate::steps::Steps;
@@ -81,8 +82,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     ensure!(prefill < tokens, "--prefill is {prefill}, of --tokens {tokens} some must be decoded");
     check_rho(&arguments.rho)?;
     // All are opened first, so that a bad file is told before work starts.
-    let open = |path: &PathBuf| excerpt(path, arguments).with_context(|| format!("cannot use {}", path.display()));
-    let traces: Vec<MemoryTrace> = arguments.traces.iter().map(open).collect::<Result<_>>()?;
+    let excerpt = Excerpt { layers: arguments.layers, sequences: arguments.sequences, tokens, prefill: Some(prefill) };
+    let traces: Vec<MemoryTrace> = arguments.traces.iter().map(|path| excerpt.of(path)).collect::<Result<_>>()?;
     let bar = progress_bar(traces.len() * rounds * (arguments.rho.len() + 1), "runs");
     let mut rows = Vec::new();
     for (path, trace) in arguments.traces.iter().zip(&traces) {
@@ -166,48 +167,9 @@ fn figures(metrics: &MetricsReport, window: usize, slots: usize) -> Figures {
     }
 }
 
-/// Some of the layers, sequences and tokens of a trace; the first tokens are prefilled.
-fn excerpt(path: &Path, arguments: &Arguments) -> Result<MemoryTrace> {
-    let trace = moe_trace::open(path)?;
-    for (option, value) in [("--layers", arguments.layers), ("--sequences", arguments.sequences)] {
-        ensure!(value > 0, "{option} is 0, give at least 1");
-    }
-    let layers = evenly(trace.geometry().layers(), arguments.layers);
-    let layers = layers.map(|layer| u16::try_from(layer).map(LayerId)).collect::<Result<_, _>>()?;
-    let selection = Selection {
-        sequences: Some(evenly(trace.len(), arguments.sequences).collect()),
-        layers: Some(layers),
-        ..Selection::default()
-    };
-    let view = TraceView::new(trace, &selection)?;
-    let mut memory = MemoryTrace::new(view.geometry().clone()).with_domains(view.domains().to_vec());
-    for index in 0..view.len() {
-        let sequence = view.sequence(index)?;
-        let mut sequence = sequence.tokens(0..arguments.tokens.min(sequence.len())).to_buf();
-        let prefilled = arguments.prefill.min(sequence.phases.len());
-        sequence.phases[..prefilled].fill(Phase::Prefill.code());
-        sequence.phases[prefilled..].fill(Phase::Decode.code());
-        memory.push(sequence)?;
-    }
-    Ok(memory)
-}
-
-/// Up to `wanted` of `0..count`, evenly spread.
-fn evenly(count: usize, wanted: usize) -> impl Iterator<Item = usize> {
-    let wanted = wanted.min(count);
-    (0..wanted).map(move |number| number * count / wanted)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_even_choice_begins_at_the_first() {
-        assert_eq!(evenly(24, 4).collect::<Vec<_>>(), [0, 6, 12, 18]);
-        assert_eq!(evenly(3, 8).collect::<Vec<_>>(), [0, 1, 2]);
-        assert_eq!(evenly(0, 8).count(), 0);
-    }
 
     #[test]
     fn a_cache_holds_the_experts_of_a_token_and_at_most_a_layer() {

@@ -10,13 +10,15 @@ use candle_core::Device;
 use expert_cache::{HardwareProfile, PolicyKind, PrefetcherKind, Transfer};
 use moe_examples::write_json;
 use moe_offload::{
-    ExpertStore, HostStore, LayerReport, MappedStore, OffloadOptions, OffloadedExperts, QuantizedExperts,
-    ResidentExperts, Transfers, WeightType, measure, measure_disk,
+    ExpertStore, HostStore, LayerReport, OffloadOptions, OffloadedExperts, QuantizedExperts, ResidentExperts,
+    Transfers, WeightType, measure,
 };
-use moe_trace::{LayerId, MemoryTrace, RoutingSource, Selection, TraceView};
 
-use crate::calibrate::{calibrate, disk_seconds, median, prices};
+use crate::calibrate::{calibrate, median, prices};
 use crate::case::{Case, Misses, Served, cases};
+use crate::disk_probe::DiskProbe;
+use crate::excerpt::Excerpt;
+use crate::expert_files;
 use crate::live::{live_bar, watched};
 use crate::page;
 use crate::report::{Report, Row};
@@ -28,18 +30,19 @@ use crate::workload::Workload;
 pub(crate) struct Arguments {
     /// Folder of an OLMoE checkpoint in the Hugging Face layout, which continues prompts [default: the model of this
     /// repository].
-    #[arg(long, value_name = "DIR", conflicts_with = "weights")]
+    #[arg(long, value_name = "DIR", conflicts_with = "trace")]
     model: Option<PathBuf>,
 
-    /// Replay a trace on the experts of this GGUF file; `offload generate` makes one.
-    #[arg(long, value_name = "FILE", requires = "trace")]
+    /// Take the experts from this GGUF file: those of the model, which `offload quantize` writes, or for a trace also random
+    /// ones, which `offload generate` writes.
+    #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
 
-    /// The trace to replay.
+    /// Replay this trace instead of running a model.
     #[arg(long, value_name = "FILE", requires = "weights")]
     trace: Option<PathBuf>,
 
-    /// Sequences of the trace to replay, from the first on.
+    /// Sequences of the trace to replay, evenly chosen, and as many of its layers as the weights have.
     #[arg(long, value_name = "N", default_value_t = 2)]
     sequences: usize,
 
@@ -120,7 +123,7 @@ struct OfCase {
     steps: Steps,
     /// What the bank counted in the last round.
     bank: LayerReport,
-    /// Seconds of an expert from disk just before each round, where no page cache is in between.
+    /// Seconds of an expert from disk between the steps of each round, where no page cache is in between.
     disk_seconds: Vec<f64>,
 }
 
@@ -129,9 +132,10 @@ struct Source {
     transfers: Transfers,
     tier: Option<HostTier>,
     store: Arc<dyn ExpertStore>,
-    too_large: bool,
-    /// The speed of the disk before anything was read.
-    cold: Option<Transfer>,
+    /// The experts in their files, if these are read past the page cache since not all fit in memory.
+    probed: Option<Arc<dyn ExpertStore>>,
+    /// How fast these were read before the first run.
+    disk: Option<Transfer>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -140,21 +144,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let tier = arguments.store.host_tier()?;
     let Arguments { rho, policies, prefetchers, misses, per_request, .. } = arguments;
     let cases = cases(rho, policies, prefetchers, misses, *per_request, transfers)?;
-    // Before anything maps the files: what is mapped and touched stays in memory.
-    let cold = arguments.disk_speed()?;
     let mut workload = open(arguments)?;
     workload.too_large &= arguments.store.store == Place::Disk;
     let store: Arc<dyn ExpertStore> = match arguments.store.store {
         Place::Host => Arc::new(HostStore::from_store(&*workload.store)?),
         Place::Disk => Arc::clone(&workload.store),
     };
-    let source = Source { transfers, tier, store, too_large: workload.too_large, cold };
+    let probed = workload.too_large.then(|| Arc::clone(&workload.store));
+    let size = workload.size();
+    let rate = |seconds| Transfer { latency_seconds: 0.0, bytes_per_second: size.expert_bytes[0] as f64 / seconds };
+    let disk = probed.clone().map(DiskProbe::alone).transpose()?.map(rate);
+    let source = Source { transfers, tier, store, probed, disk };
 
     // So that the first run that counts does not also pay for cold memory; it tells what all the others must give.
-    let (mapped, outcome) = workload.run(Arc::new(ResidentExperts::from_store(&*source.store)?))?;
+    let (mapped, outcome) = workload.run(Arc::new(ResidentExperts::from_store(&*source.store)?), &mut || ())?;
     let mut measured = Measured { mapped, profiles: vec![source.profile()?], ..Measured::default() };
     measured.cases.resize_with(cases.len(), Default::default);
-    let size = workload.size();
     let prices = |profiles: &[HardwareProfile]| {
         prices(profiles, &size, arguments.store.store == Place::Disk, transfers.overlap())
     };
@@ -162,37 +167,36 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let served = Served::new(workload.routing(&outcome), size.expert_bytes.clone(), tier, decided_by)?;
 
     let bar = live_bar(arguments.rounds * (cases.len() + 1));
-    let run = |case: &Case, options: OffloadOptions<'_>| -> Result<(Arc<OffloadedExperts>, Steps)> {
+    let run = |case: &Case, options: OffloadOptions<'_>| -> Result<(Arc<OffloadedExperts>, Steps, Option<f64>)> {
         let bank = Arc::new(OffloadedExperts::new(source.before_the_slots()?, &Device::Cpu, options)?);
-        let (steps, found) = watched(&bar, &case.to_string(), &bank, || workload.run(bank.clone()))?;
+        let mut probe = source.probed.clone().map(DiskProbe::new);
+        let mut between = || probe.iter_mut().for_each(DiskProbe::between_steps);
+        let (steps, found) = watched(&bar, &case.to_string(), &bank, || workload.run(bank.clone(), &mut between))?;
         ensure!(found == outcome, "{case}: the offloaded run computed otherwise than the resident one");
-        Ok((bank, steps))
+        Ok((bank, steps, probe.map(DiskProbe::mean_seconds).transpose()?))
     };
     for round in 0..arguments.rounds {
         // In turn, so that a machine that slows down does so for all.
         if round > 0 {
             measured.profiles.push(source.profile()?);
         }
-        measured.resident.merge(workload.run(Arc::new(workload.all_resident(&source.store)?))?.0);
+        measured.resident.merge(workload.run(Arc::new(workload.all_resident(&source.store)?), &mut || ())?.0);
         // The first was as cold as the caches of the cases are.
-        if source.too_large && round > 0 {
-            measured.mapped.merge(workload.run(Arc::new(ResidentExperts::from_store(&*source.store)?))?.0);
+        if source.probed.is_some() && round > 0 {
+            let mapped = Arc::new(ResidentExperts::from_store(&*source.store)?);
+            measured.mapped.merge(workload.run(mapped, &mut || ())?.0);
         }
         bar.inc(1);
         for (case, of_case) in cases.iter().zip(&mut measured.cases) {
-            if source.too_large
-                && let Some(disk) = arguments.disk_speed()?
-            {
-                of_case.disk_seconds.push(disk_seconds(&disk, &size));
-            }
-            let (bank, steps) = run(case, served.options(case)?)?;
+            let (bank, steps, disk_seconds) = run(case, served.options(case)?)?;
             of_case.bank = bank.report()?.total;
             of_case.steps.merge(steps);
+            of_case.disk_seconds.extend(disk_seconds);
             bar.inc(1);
         }
     }
     if let (Some(path), Some(case)) = (&arguments.timeline, cases.first()) {
-        let (bank, _) = run(case, served.options(case)?.record_timeline(TIMELINE_EVENTS))?;
+        let (bank, ..) = run(case, served.options(case)?.record_timeline(TIMELINE_EVENTS))?;
         write_timeline(path, &bank)?;
     }
     bar.finish_and_clear();
@@ -215,7 +219,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         ))
     };
     let rows = cases.iter().zip(&measured.cases).map(row).collect::<Result<_>>()?;
-    let report = Report::new(&prices, &measured.resident, source.too_large.then_some(&measured.mapped), rows);
+    let mapped = source.probed.is_some().then_some(&measured.mapped);
+    let report = Report::new(&prices, &measured.resident, mapped, rows);
     println!("{report}");
     if let Some(path) = &arguments.json {
         write_json(path, &report)?;
@@ -226,21 +231,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-impl Arguments {
-    /// How fast experts are read from disk, if they come from there.
-    fn disk_speed(&self) -> Result<Option<Transfer>> {
-        let Some(weights) = self.weights.as_ref().filter(|_| self.store.store == Place::Disk) else { return Ok(None) };
-        let weights = std::slice::from_ref(weights);
-        let open = || MappedStore::open_gguf(weights)?.with_reads(self.store.reads());
-        Ok(Some(measure_disk(weights, open).context("cannot measure the disk")?))
-    }
-}
-
 impl Source {
     /// What the machine takes now.
     fn profile(&self) -> Result<HardwareProfile> {
         let profile = measure("here", &self.store, &Device::Cpu, self.transfers)?;
-        Ok(HardwareProfile { disk: self.cold.unwrap_or(profile.disk), ..profile })
+        Ok(HardwareProfile { disk: self.disk.unwrap_or(profile.disk), ..profile })
     }
 
     /// Where the banks load from.
@@ -265,39 +260,23 @@ fn write_timeline(path: &Path, bank: &OffloadedExperts) -> Result<()> {
 }
 
 fn open(arguments: &Arguments) -> Result<Workload> {
-    let (Some(weights), Some(trace)) = (&arguments.weights, &arguments.trace) else {
-        ensure!(arguments.new_tokens > 1, "--new-tokens is {}, give at least 2", arguments.new_tokens);
-        let folder = arguments.model.clone().unwrap_or_else(moe_examples::default_model);
-        let mut workload = Workload::text(&folder, arguments.new_tokens, arguments.store.reads())?;
-        if let Some(weight_type) = arguments.weight_type {
-            workload.store = Arc::new(QuantizedExperts::new(workload.store, weight_type)?);
+    let reads = arguments.store.reads();
+    let weights = arguments.weights.as_deref().map(|path| expert_files::of_gguf(path, reads)).transpose()?;
+    let weights = match (&arguments.trace, weights) {
+        (Some(trace), Some(weights)) => {
+            let Arguments { sequences, tokens, .. } = *arguments;
+            let excerpt = Excerpt { layers: weights.shape().layers, sequences, tokens, prefill: None };
+            return Workload::trace(excerpt.of(trace)?, weights);
         }
-        return Ok(workload);
+        (_, weights) => weights,
     };
-    let store = MappedStore::open_gguf(std::slice::from_ref(weights))
-        .and_then(|store| store.with_reads(arguments.store.reads()))
-        .with_context(|| format!("cannot use the experts in {}", weights.display()))?;
-    let trace = excerpt(trace, arguments, store.shape().layers)?;
-    Workload::trace(trace, store)
-}
-
-/// The first layers and tokens of the first sequences of a trace.
-fn excerpt(path: &Path, arguments: &Arguments, layers: usize) -> Result<MemoryTrace> {
-    let trace = moe_trace::open(path)
-        .with_context(|| format!("cannot replay {}; `trace import` reads other formats", path.display()))?;
-    for (option, value) in [("--sequences", arguments.sequences), ("--tokens", arguments.tokens)] {
-        ensure!(value > 0, "{option} is 0, give at least 1");
+    ensure!(arguments.new_tokens > 1, "--new-tokens is {}, give at least 2", arguments.new_tokens);
+    let folder = arguments.model.clone().unwrap_or_else(moe_examples::default_model);
+    let checkpoint = expert_files::open_checkpoint(&folder)?;
+    let experts = weights.map_or_else(|| expert_files::of_checkpoint(&checkpoint, reads), Ok)?;
+    let mut workload = Workload::text(&checkpoint, experts, arguments.new_tokens)?;
+    if let Some(weight_type) = arguments.weight_type {
+        workload.store = Arc::new(QuantizedExperts::new(workload.store, weight_type)?);
     }
-    let selection = Selection {
-        sequences: Some((0..arguments.sequences.min(trace.len())).collect()),
-        layers: Some((0..).take(layers.min(trace.geometry().layers())).map(LayerId).collect()),
-        ..Selection::default()
-    };
-    let view = TraceView::new(trace, &selection)?;
-    let mut memory = MemoryTrace::new(view.geometry().clone()).with_domains(view.domains().to_vec());
-    for index in 0..view.len() {
-        let sequence = view.sequence(index)?;
-        memory.push(sequence.tokens(0..arguments.tokens.min(sequence.len())).to_buf())?;
-    }
-    Ok(memory)
+    Ok(workload)
 }

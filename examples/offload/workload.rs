@@ -1,10 +1,9 @@
 //! What is run again and again: a model that continues prompts, or the routing of a trace.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
 use expert_cache::{ModelSize, PolicyKind};
@@ -49,11 +48,14 @@ struct Prompt {
 }
 
 impl Workload {
-    /// Continues the prompts of the default model with a checkpoint.
-    pub(crate) fn text(folder: &Path, new_tokens: usize, reads: FileReads) -> Result<Workload> {
-        let checkpoint = Checkpoint::open(folder)
-            .with_context(|| format!("cannot use the model in {}; see --model in --help", folder.display()))?;
+    /// Continues the prompts of the default model with a checkpoint and these experts.
+    pub(crate) fn text(checkpoint: &Checkpoint, store: MappedStore, new_tokens: usize) -> Result<Workload> {
         let config = checkpoint.config().clone();
+        let (found, expected) = (store.shape(), config.expert_shape());
+        ensure!(
+            found == expected,
+            "the weights are {found:?}, the model's {expected:?}; give the --model that they are of, or a --trace to replay"
+        );
         let tokenizer = checkpoint.tokenizer()?;
         let texts: Vec<Prompt> = serde_json::from_str(include_str!("../../models/default/prompts.json"))?;
         let room = config.params().max_position_embeddings.saturating_sub(new_tokens);
@@ -64,13 +66,8 @@ impl Workload {
             Ok(tokens)
         };
         let prompts = texts.iter().map(prompt).collect::<Result<_>>()?;
-        let names = |layer, expert| checkpoint.expert_names(layer, expert);
-        let store = MappedStore::open(checkpoint.files(), config.expert_shape(), DType::F32, names)?;
-        let store = store.with_reads(reads)?;
         let vb = checkpoint.var_builder(DType::F32, &Device::Cpu)?;
-        // What is no expert is in memory in any case.
-        let kind = Kind::Text { config, vb, prompts, new_tokens };
-        Ok(Workload { store: Arc::new(store), too_large: false, kind })
+        Ok(Workload::new(store, Kind::Text { config, vb, prompts, new_tokens }))
     }
 
     /// Replays a trace on experts of its geometry.
@@ -85,8 +82,11 @@ impl Workload {
             expected.0,
             expected.1
         );
-        let too_large = store.reads() == FileReads::Direct;
-        Ok(Workload { store: Arc::new(store), too_large, kind: Kind::Trace(trace) })
+        Ok(Workload::new(store, Kind::Trace(trace)))
+    }
+
+    fn new(store: MappedStore, kind: Kind) -> Workload {
+        Workload { too_large: store.reads() == FileReads::Direct, store: Arc::new(store), kind }
     }
 
     /// A bank that computes as one does that holds all experts: those of a store, or if they do not fit in memory, a few of
@@ -122,8 +122,8 @@ impl Workload {
         }
     }
 
-    /// Runs once.
-    pub(crate) fn run(&self, bank: Arc<dyn ExpertBank>) -> Result<(Steps, Outcome)> {
+    /// Runs once; `between` is called after every step, and takes time that does not count.
+    pub(crate) fn run(&self, bank: Arc<dyn ExpertBank>, between: &mut dyn FnMut()) -> Result<(Steps, Outcome)> {
         let mut steps = Steps::default();
         match &self.kind {
             Kind::Text { config, vb, prompts, new_tokens } => {
@@ -132,11 +132,13 @@ impl Workload {
                 let options =
                     GenerateOptions { max_new_tokens: *new_tokens, sampler: Sampling::Greedy, stop_tokens: Vec::new() };
                 for prompt in prompts {
-                    let mut stops = vec![Instant::now()];
+                    let (mut seconds, mut started) = (Vec::new(), Instant::now());
                     generate(&model, std::slice::from_ref(prompt), &options, &mut recorder, |_, _| {
-                        stops.push(Instant::now());
+                        seconds.push(started.elapsed().as_secs_f64());
+                        between();
+                        started = Instant::now();
                     })?;
-                    let mut seconds = stops.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64());
+                    let mut seconds = seconds.into_iter();
                     steps.prefill.extend(seconds.next());
                     steps.decode.extend(seconds);
                     steps.prefill_tokens += prompt.len();
@@ -146,7 +148,10 @@ impl Workload {
             Kind::Trace(trace) => {
                 let store = &self.store;
                 let replay = Replay::new(trace, store.shape().hidden, store.activations(), &Device::Cpu)?;
-                let report = replay.run(&*bank, |pass| steps.add(pass))?;
+                let report = replay.run(&*bank, |pass| {
+                    steps.add(pass);
+                    between();
+                })?;
                 Ok((steps, Outcome::Checksum(report.checksum)))
             }
         }

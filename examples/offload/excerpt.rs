@@ -1,0 +1,70 @@
+//! A part of a trace that is quick to replay.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use moe_trace::{LayerId, MemoryTrace, Phase, RoutingSource, Selection, TraceView};
+
+/// How much of a trace is replayed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Excerpt {
+    /// Layers, evenly chosen.
+    pub(crate) layers: usize,
+    /// Sequences, evenly chosen.
+    pub(crate) sequences: usize,
+    /// Tokens of each sequence, from the first on.
+    pub(crate) tokens: usize,
+    /// Tokens of each sequence that are prefilled, whatever the trace says.
+    pub(crate) prefill: Option<usize>,
+}
+
+impl Excerpt {
+    pub(crate) fn of(self, path: &Path) -> Result<MemoryTrace> {
+        self.read(path).with_context(|| format!("cannot replay {}; `trace import` reads other formats", path.display()))
+    }
+
+    fn read(self, path: &Path) -> Result<MemoryTrace> {
+        for (option, value) in [("--layers", self.layers), ("--sequences", self.sequences), ("--tokens", self.tokens)] {
+            ensure!(value > 0, "{option} is 0, give at least 1");
+        }
+        let trace = moe_trace::open(path)?;
+        let layers = evenly(trace.geometry().layers(), self.layers);
+        let layers = layers.map(|layer| u16::try_from(layer).map(LayerId)).collect::<Result<_, _>>()?;
+        let selection = Selection {
+            sequences: Some(evenly(trace.len(), self.sequences).collect()),
+            layers: Some(layers),
+            ..Selection::default()
+        };
+        let view = TraceView::new(trace, &selection)?;
+        let mut memory = MemoryTrace::new(view.geometry().clone()).with_domains(view.domains().to_vec());
+        for index in 0..view.len() {
+            let sequence = view.sequence(index)?;
+            let mut sequence = sequence.tokens(0..self.tokens.min(sequence.len())).to_buf();
+            if let Some(prefill) = self.prefill {
+                let prefilled = prefill.min(sequence.phases.len());
+                sequence.phases[..prefilled].fill(Phase::Prefill.code());
+                sequence.phases[prefilled..].fill(Phase::Decode.code());
+            }
+            memory.push(sequence)?;
+        }
+        Ok(memory)
+    }
+}
+
+/// Up to `wanted` of `0..count`, evenly spread.
+fn evenly(count: usize, wanted: usize) -> impl Iterator<Item = usize> {
+    let wanted = wanted.min(count);
+    (0..wanted).map(move |number| number * count / wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_even_choice_begins_at_the_first() {
+        assert_eq!(evenly(24, 4).collect::<Vec<_>>(), [0, 6, 12, 18]);
+        assert_eq!(evenly(3, 8).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(evenly(0, 8).count(), 0);
+    }
+}
