@@ -3,11 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
-use candle_core::DType;
-use moe_examples::DeviceName;
-use moe_model::Checkpoint;
-use moe_offload::{ExpertStore, HostStore, MappedStore, Transfers, measure, measure_disk};
+use anyhow::Result;
+use moe_examples::{DeviceName, host_experts, mapped_experts, open_checkpoint};
+use moe_offload::{ExpertStore, Transfers, measure, measure_disk};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -30,16 +28,11 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let device = arguments.device.open()?;
-    let folder = arguments.model.clone().unwrap_or_else(moe_examples::default_model);
-    let checkpoint = Checkpoint::open(&folder)
-        .with_context(|| format!("cannot use the model in {}; see --model in --help", folder.display()))?;
-    let (shape, dtype) = (checkpoint.config().expert_shape(), DType::F32);
-    let names = |layer, expert| checkpoint.expert_names(layer, expert);
-    println!("reading {} cold", folder.display());
-    let disk = measure_disk(checkpoint.files(), || MappedStore::open(checkpoint.files(), shape, dtype, names))?;
+    let checkpoint = open_checkpoint(arguments.model.as_deref())?;
+    println!("reading {} cold", checkpoint.folder().display());
+    let disk = measure_disk(checkpoint.files(), || mapped_experts(&checkpoint))?;
     println!("loading and computing experts");
-    let mapped = MappedStore::open(checkpoint.files(), shape, dtype, names)?;
-    let host: Arc<dyn ExpertStore> = Arc::new(HostStore::from_store(&mapped)?);
+    let host: Arc<dyn ExpertStore> = Arc::new(host_experts(&mapped_experts(&checkpoint)?)?);
     let mut profile = measure(&arguments.name, &host, &device, Transfers::Inline)?;
     profile.disk = disk;
     println!("{}", serde_json::to_string_pretty(&profile)?);

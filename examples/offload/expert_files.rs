@@ -3,21 +3,13 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use candle_core::DType;
-use moe_examples::progress_bar;
+use moe_examples::{byte_bar, mapped_experts};
 use moe_model::Checkpoint;
 use moe_offload::{ExpertStore, FileReads, MappedStore, write_gguf};
 
-/// Opens a checkpoint in the Hugging Face layout.
-pub(crate) fn open_checkpoint(folder: &Path) -> Result<Checkpoint> {
-    Checkpoint::open(folder)
-        .with_context(|| format!("cannot use the model in {}; see --model in --help", folder.display()))
-}
-
 /// The experts of a checkpoint, used as f32.
 pub(crate) fn of_checkpoint(checkpoint: &Checkpoint, reads: FileReads) -> Result<MappedStore> {
-    let names = |layer, expert| checkpoint.expert_names(layer, expert);
-    MappedStore::open(checkpoint.files(), checkpoint.config().expert_shape(), DType::F32, names)
+    mapped_experts(checkpoint)
         .and_then(|store| store.with_reads(reads))
         .context("cannot use the experts of the checkpoint")
 }
@@ -32,11 +24,8 @@ pub(crate) fn of_gguf(path: &Path, reads: FileReads) -> Result<MappedStore> {
 /// Writes experts to a GGUF file and tells what it has.
 pub(crate) fn write(store: &dyn ExpertStore, path: &Path) -> Result<()> {
     let shape = store.shape();
-    let bar = progress_bar(shape.layers * shape.experts, "experts");
-    write_gguf(store, path, &mut |done, all| {
-        bar.set_length(all);
-        bar.set_position(done);
-    })?;
+    let bar = byte_bar(store.bytes(), "experts");
+    write_gguf(store, path, &mut |done, _| bar.set_position(done))?;
     bar.finish_and_clear();
     let bytes = indicatif::BinaryBytes(std::fs::metadata(path)?.len());
     println!("{}: {} layers of {} experts, {bytes}", path.display(), shape.layers, shape.experts);

@@ -25,7 +25,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let folder = arguments.model.clone().unwrap_or_else(moe_examples::default_model);
-    let experts = expert_files::of_checkpoint(&expert_files::open_checkpoint(&folder)?, FileReads::Cached)?;
+    let checkpoint = moe_examples::open_checkpoint(arguments.model.as_deref())?;
+    let experts = expert_files::of_checkpoint(&checkpoint, FileReads::Cached)?;
     expert_files::write(&QuantizedExperts::new(Arc::new(experts), arguments.weight_type)?, &arguments.out)
 }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use lrc_metrics::{MetricsOptions, MetricsReport, TraceMetrics, accumulate};
-use moe_examples::{progress_bar, write_json};
+use moe_examples::{host_experts, progress_bar, write_json};
 use moe_offload::{
-    ExpertBank, ExpertShape, ExpertStore, HostStore, OffloadOptions, OffloadedExperts, RandomExperts, Replay,
-    ResidentExperts, WeightType,
+    ExpertBank, ExpertShape, ExpertStore, OffloadOptions, OffloadedExperts, RandomExperts, Replay, ResidentExperts,
+    WeightType,
 };
 use moe_trace::{MemoryTrace, RoutingSource};
 
@@ -123,7 +123,7 @@ fn measured(name: &str, trace: &MemoryTrace, arguments: &Arguments, done: impl F
         intermediate: arguments.intermediate,
     };
     let random = RandomExperts::new(shape, arguments.weight_type, 0)?;
-    let store: Arc<dyn ExpertStore> = Arc::new(HostStore::from_store(&random)?);
+    let store: Arc<dyn ExpertStore> = Arc::new(host_experts(&random)?);
     let resident = ResidentExperts::from_store(&*store)?;
     let replay = Replay::new(trace, shape.hidden, store.activations(), &Device::Cpu)?;
     let run = |bank: &dyn ExpertBank| -> Result<(Steps, u32)> {

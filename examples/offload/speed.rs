@@ -8,10 +8,10 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use expert_cache::{HardwareProfile, PolicyKind, PrefetcherKind, Transfer};
-use moe_examples::write_json;
+use moe_examples::{host_experts, open_checkpoint, write_json};
 use moe_offload::{
-    ExpertStore, HostStore, LayerReport, OffloadOptions, OffloadedExperts, QuantizedExperts, ResidentExperts,
-    Transfers, WeightType, measure,
+    ExpertStore, LayerReport, OffloadOptions, OffloadedExperts, QuantizedExperts, ResidentExperts, Transfers,
+    WeightType, measure,
 };
 
 use crate::calibrate::{calibrate, median, prices};
@@ -147,7 +147,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut workload = open(arguments)?;
     workload.too_large &= arguments.store.store == Place::Disk;
     let store: Arc<dyn ExpertStore> = match arguments.store.store {
-        Place::Host => Arc::new(HostStore::from_store(&*workload.store)?),
+        Place::Host => Arc::new(host_experts(&*workload.store)?),
         Place::Disk => Arc::clone(&workload.store),
     };
     let probed = workload.too_large.then(|| Arc::clone(&workload.store));
@@ -271,8 +271,7 @@ fn open(arguments: &Arguments) -> Result<Workload> {
         (_, weights) => weights,
     };
     ensure!(arguments.new_tokens > 1, "--new-tokens is {}, give at least 2", arguments.new_tokens);
-    let folder = arguments.model.clone().unwrap_or_else(moe_examples::default_model);
-    let checkpoint = expert_files::open_checkpoint(&folder)?;
+    let checkpoint = open_checkpoint(arguments.model.as_deref())?;
     let experts = weights.map_or_else(|| expert_files::of_checkpoint(&checkpoint, reads), Ok)?;
     let mut workload = Workload::text(&checkpoint, experts, arguments.new_tokens)?;
     if let Some(weight_type) = arguments.weight_type {

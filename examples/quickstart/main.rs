@@ -17,9 +17,9 @@ use anyhow::{Context, Result, ensure};
 use candle_core::DType;
 use clap::Parser;
 use expert_cache::PolicyKind;
-use moe_examples::DeviceName;
-use moe_model::{Checkpoint, Sampling};
-use moe_offload::{ExpertStore, HostStore, MappedStore};
+use moe_examples::{DeviceName, host_experts, mapped_experts, open_checkpoint};
+use moe_model::Sampling;
+use moe_offload::ExpertStore;
 use moe_trace::write_trace;
 
 use crate::prompts::Prompt;
@@ -104,9 +104,7 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     ensure!(arguments.rho > 0.0, "--rho is {}, it must be above 0", arguments.rho);
     ensure!((0.0..=1.0).contains(&arguments.target), "--target is {}, give a share such as 0.9", arguments.target);
-    let folder = arguments.model.clone().unwrap_or_else(moe_examples::default_model);
-    let checkpoint = Checkpoint::open(&folder)
-        .with_context(|| format!("cannot use the model in {}; see --model in --help", folder.display()))?;
+    let checkpoint = open_checkpoint(arguments.model.as_deref())?;
     let tokenizer = checkpoint.tokenizer()?;
     let (dtype, device) = (DType::F32, arguments.device.open()?);
     let config = checkpoint.config();
@@ -127,6 +125,7 @@ fn main() -> Result<()> {
         temperature => Sampling::TopP { temperature, top_p: 0.95, seed: arguments.seed },
     };
 
+    let folder = checkpoint.folder();
     let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
 
     println!("1. Generate with all experts resident, and record the router");
@@ -148,14 +147,12 @@ fn main() -> Result<()> {
 
     println!("3. Generate again with a cache of rho = {}", arguments.rho);
     let capacity = measure::capacity(arguments.rho, &config.geometry());
-    let shape = config.expert_shape();
-    let names = |layer, expert| checkpoint.expert_names(layer, expert);
-    let mapped = MappedStore::open(checkpoint.files(), shape, dtype, names)?;
+    let mapped = mapped_experts(&checkpoint)?;
     let bank =
         |store: Arc<dyn ExpertStore>| run::offloaded_bank(store, &device, capacity, arguments.policy, &resident.trace);
     let bank = Arc::new(match arguments.store {
         Store::Host => {
-            let store = Arc::new(HostStore::from_store(&mapped)?);
+            let store = Arc::new(host_experts(&mapped)?);
             let bank = bank(store.clone())?;
             moe_examples::page_lock(&device, &store)?;
             bank

@@ -23,9 +23,17 @@ pub fn per_cent(share: f64) -> String {
 
 /// A progress bar over `len` steps of `what`.
 pub fn progress_bar(len: usize, what: &str) -> ProgressBar {
-    let template = format!("{{bar:40}} {{pos}}/{{len}} {what}, {{eta}} left");
-    let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(len as u64).with_style(style)
+    bar(len as u64, &format!("{{bar:40}} {{pos}}/{{len}} {what}, {{eta}} left"))
+}
+
+/// A progress bar over `len` bytes of `what`.
+pub fn byte_bar(len: u64, what: &str) -> ProgressBar {
+    bar(len, &format!("{{bar:40}} {{binary_bytes}}/{{binary_total_bytes}} of {what}, {{eta}} left"))
+}
+
+fn bar(len: u64, template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(len).with_style(style)
 }
 
 /// Writes a value as pretty JSON.

@@ -13,7 +13,7 @@ use anyhow::{Result, ensure};
 use candle_core::Device;
 use clap::Parser;
 use expert_cache::SlotId;
-use moe_examples::{DeviceName, table};
+use moe_examples::{DeviceName, host_experts, table};
 use moe_offload::{CpuSlots, ExpertShape, ExpertSlots, ExpertStore, HostStore, RandomExperts, WeightType};
 use moe_trace::{ExpertId, LayerId};
 
@@ -66,7 +66,7 @@ fn main() -> Result<()> {
     let device = arguments.device.open()?;
     let Arguments { hidden, intermediate, experts, weights, .. } = arguments;
     let store = RandomExperts::new(ExpertShape { layers: 1, experts, hidden, intermediate }, weights, 0)?;
-    let store = Arc::new(HostStore::from_store(&store)?);
+    let store = Arc::new(host_experts(&store)?);
     let slots = slots(arguments.slots, store.shape(), weights, &device)?;
     let dims = store.shape().projections();
     let mut plain = Plain::new(arguments.slots, dims.map(|(rows, columns)| weights.bytes(rows, columns)), &device)?;

@@ -91,6 +91,11 @@ impl Checkpoint {
         }
     }
 
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Names of an expert's gate, up and down projection in the weight files.
     pub fn expert_names(&self, layer: LayerId, expert: ExpertId) -> [String; 3] {
         self.config.expert_names(layer, expert)
