@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use expert_cache::{
-    Counts, ExpertCache, ExpertKey, ExpertSizes, MissPolicy, Oversize, Partition, PolicyKind, Pool, PrefetcherKind,
-    Prefetching, Request, Requests, Simulation, Speed, Timeline,
+    Counts, ExpertCache, ExpertKey, ExpertSizes, MissPolicy, Oversize, Partition, PolicyKind, Pool, Prefetcher,
+    PrefetcherKind, Prefetching, Request, Requests, Simulation, Speed, Timeline,
 };
 use moe_offload::{MissSeconds, OffloadOptions, Transfers};
 use moe_trace::{ExpertSet, Geometry, Phase, RoutingSource};
@@ -67,6 +67,11 @@ impl Case {
     /// Slots a layer.
     pub(crate) fn slots(&self, geometry: &Geometry) -> usize {
         slots(self.rho, geometry)
+    }
+
+    /// Whether prefetches go on between steps.
+    pub(crate) fn prefetches_beside_compute(&self) -> bool {
+        self.prefetcher != PrefetcherKind::None && self.transfers != Transfers::Inline
     }
 }
 
@@ -138,9 +143,8 @@ impl<'a> Served<'a> {
         self.source.geometry()
     }
 
-    fn prefetching(&self, case: &Case) -> expert_cache::Result<Option<Prefetching>> {
-        let prefetcher = case.prefetcher.build(self.geometry(), 1, Some(&self.model), 0)?;
-        Ok(prefetcher.map(|prefetcher| Prefetching::new(prefetcher, case.per_request)))
+    fn prefetcher(&self, case: &Case) -> expert_cache::Result<Option<Box<dyn Prefetcher>>> {
+        case.prefetcher.build(self.geometry(), 1, Some(&self.model), 0)
     }
 
     fn misses(&self, case: &Case) -> Result<MissPolicy> {
@@ -163,7 +167,7 @@ impl<'a> Served<'a> {
             })
             .misses(self.misses(case)?)
             .transfers(case.transfers);
-        Ok(match case.prefetcher.build(self.geometry(), 1, Some(&self.model), 0)? {
+        Ok(match self.prefetcher(case)? {
             Some(prefetcher) => options.prefetch_with(prefetcher, case.per_request),
             None => options,
         })
@@ -179,8 +183,8 @@ impl<'a> Served<'a> {
         let pools = self.partition.pools();
         let caches = pools.iter().zip(&self.layers).map(cache).collect::<expert_cache::Result<_>>()?;
         let simulation = Simulation::of_pools(pools.to_vec(), caches)?;
-        Ok(match self.prefetching(case)? {
-            Some(prefetching) => simulation.with_prefetching(prefetching),
+        Ok(match self.prefetcher(case)? {
+            Some(prefetcher) => simulation.with_prefetching(Prefetching::new(prefetcher, case.per_request)),
             None => simulation,
         })
     }

@@ -14,7 +14,7 @@ use moe_offload::{
     WeightType, measure,
 };
 
-use crate::calibrate::{calibrate, median, prices};
+use crate::calibrate::{calibrate, prices};
 use crate::case::{Case, Misses, Served, cases};
 use crate::disk_probe::DiskProbe;
 use crate::excerpt::Excerpt;
@@ -85,7 +85,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 64)]
     new_tokens: usize,
 
-    /// Times that every run is repeated; of every step the best counts.
+    /// Times that every run is repeated; of every step the best counts, or where experts are read past the page cache, the mean.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
 
@@ -110,8 +110,6 @@ const TIMELINE_EVENTS: usize = 1 << 20;
 #[derive(Default)]
 struct Measured {
     resident: Steps,
-    /// Computing straight from the mapped files, where not all experts fit in memory.
-    mapped: Steps,
     cases: Vec<OfCase>,
     /// One a round.
     profiles: Vec<HardwareProfile>,
@@ -123,7 +121,7 @@ struct OfCase {
     steps: Steps,
     /// What the bank counted in the last round.
     bank: LayerReport,
-    /// Seconds of an expert from disk between the steps of each round, where no page cache is in between.
+    /// Seconds of an expert from disk in each round, where no page cache is in between.
     disk_seconds: Vec<f64>,
 }
 
@@ -132,9 +130,7 @@ struct Source {
     transfers: Transfers,
     tier: Option<HostTier>,
     store: Arc<dyn ExpertStore>,
-    /// The experts in their files, if these are read past the page cache since not all fit in memory.
-    probed: Option<Arc<dyn ExpertStore>>,
-    /// How fast these were read before the first run.
+    /// How fast files were read before the first run, if they are read past the page cache.
     disk: Option<Transfer>,
 }
 
@@ -145,35 +141,53 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let Arguments { rho, policies, prefetchers, misses, per_request, .. } = arguments;
     let cases = cases(rho, policies, prefetchers, misses, *per_request, transfers)?;
     let mut workload = open(arguments)?;
-    workload.too_large &= arguments.store.store == Place::Disk;
+    let from_disk = arguments.store.store == Place::Disk;
+    workload.too_large &= from_disk;
     let store: Arc<dyn ExpertStore> = match arguments.store.store {
         Place::Host => Arc::new(host_experts(&*workload.store)?),
         Place::Disk => Arc::clone(&workload.store),
     };
-    let probed = workload.too_large.then(|| Arc::clone(&workload.store));
     let size = workload.size();
-    let rate = |seconds| Transfer { latency_seconds: 0.0, bytes_per_second: size.expert_bytes[0] as f64 / seconds };
-    let disk = probed.clone().map(DiskProbe::alone).transpose()?.map(rate);
-    let source = Source { transfers, tier, store, probed, disk };
-
-    // So that the first run that counts does not also pay for cold memory; it tells what all the others must give.
-    let (mapped, outcome) = workload.run(Arc::new(ResidentExperts::from_store(&*source.store)?), &mut || ())?;
-    let mut measured = Measured { mapped, profiles: vec![source.profile()?], ..Measured::default() };
-    measured.cases.resize_with(cases.len(), Default::default);
-    let prices = |profiles: &[HardwareProfile]| {
-        prices(profiles, &size, arguments.store.store == Place::Disk, transfers.overlap())
+    let mut probe = (from_disk && workload.uncached).then(|| DiskProbe::new(Arc::clone(&workload.store)));
+    let disk = match &mut probe {
+        Some(probe) => {
+            probe.alone();
+            let bytes_per_second = size.expert_bytes[0] as f64 / probe.mean_seconds()?;
+            Some(Transfer { latency_seconds: 0.0, bytes_per_second })
+        }
+        None => None,
     };
+    let source = Source { transfers, tier, store, disk };
+
+    // So that the first run that counts does not also pay for cold memory; it tells what all the others must give. Where not all
+    // experts fit in memory, they are computed with where the files are mapped.
+    let (mapped, outcome) = workload.run(Arc::new(ResidentExperts::from_store(&*source.store)?), &mut || ())?;
+    let mut measured = Measured { profiles: vec![source.profile()?], ..Measured::default() };
+    measured.cases.resize_with(cases.len(), Default::default);
+    let prices = |profiles: &[HardwareProfile]| prices(profiles, &size, from_disk, transfers.overlap());
     let decided_by = prices(&measured.profiles)?;
     let served = Served::new(workload.routing(&outcome), size.expert_bytes.clone(), tier, decided_by)?;
 
     let bar = live_bar(arguments.rounds * (cases.len() + 1));
-    let run = |case: &Case, options: OffloadOptions<'_>| -> Result<(Arc<OffloadedExperts>, Steps, Option<f64>)> {
+    let mut run = |case: &Case, options: OffloadOptions<'_>| -> Result<(Arc<OffloadedExperts>, Steps, Option<f64>)> {
         let bank = Arc::new(OffloadedExperts::new(source.before_the_slots()?, &Device::Cpu, options)?);
-        let mut probe = source.probed.clone().map(DiskProbe::new);
-        let mut between = || probe.iter_mut().for_each(DiskProbe::between_steps);
+        let mut probed = |read: fn(&mut DiskProbe)| probe.iter_mut().for_each(read);
+        // Threads would prefetch in the time between steps, which does not count.
+        let apart = case.prefetches_beside_compute();
+        if apart {
+            probed(DiskProbe::alone);
+        }
+        let mut between = || {
+            if !apart {
+                probed(DiskProbe::between_steps);
+            }
+        };
         let (steps, found) = watched(&bar, &case.to_string(), &bank, || workload.run(bank.clone(), &mut between))?;
         ensure!(found == outcome, "{case}: the offloaded run computed otherwise than the resident one");
-        Ok((bank, steps, probe.map(DiskProbe::mean_seconds).transpose()?))
+        if apart {
+            probed(DiskProbe::alone);
+        }
+        Ok((bank, steps, probe.as_mut().map(DiskProbe::mean_seconds).transpose()?))
     };
     for round in 0..arguments.rounds {
         // In turn, so that a machine that slows down does so for all.
@@ -181,17 +195,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             measured.profiles.push(source.profile()?);
         }
         measured.resident.merge(workload.run(Arc::new(workload.all_resident(&source.store)?), &mut || ())?.0);
-        // The first was as cold as the caches of the cases are.
-        if source.probed.is_some() && round > 0 {
-            let mapped = Arc::new(ResidentExperts::from_store(&*source.store)?);
-            measured.mapped.merge(workload.run(mapped, &mut || ())?.0);
-        }
         bar.inc(1);
         for (case, of_case) in cases.iter().zip(&mut measured.cases) {
             let (bank, steps, disk_seconds) = run(case, served.options(case)?)?;
             of_case.bank = bank.report()?.total;
-            of_case.steps.merge(steps);
-            of_case.disk_seconds.extend(disk_seconds);
+            match disk_seconds {
+                // As fast as it was, not as fast as it can be: that of the disk is a mean, too.
+                Some(seconds) => {
+                    of_case.steps.append(steps);
+                    of_case.disk_seconds.push(seconds);
+                }
+                None => of_case.steps.merge(steps),
+            }
             bar.inc(1);
         }
     }
@@ -206,7 +221,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let row = |(case, of_case): (&Case, &OfCase)| -> Result<Row> {
         let mut prices = prices.clone();
         if !of_case.disk_seconds.is_empty() {
-            prices.disk_seconds = median(of_case.disk_seconds.iter().copied());
+            prices.disk_seconds = of_case.disk_seconds.iter().sum::<f64>() / of_case.disk_seconds.len() as f64;
         }
         let predicted = served.predict(case, &prices)?;
         Ok(Row::new(
@@ -219,7 +234,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         ))
     };
     let rows = cases.iter().zip(&measured.cases).map(row).collect::<Result<_>>()?;
-    let mapped = source.probed.is_some().then_some(&measured.mapped);
+    let mapped = workload.too_large.then_some(&mapped);
     let report = Report::new(&prices, &measured.resident, mapped, rows);
     println!("{report}");
     if let Some(path) = &arguments.json {
@@ -260,6 +275,11 @@ fn write_timeline(path: &Path, bank: &OffloadedExperts) -> Result<()> {
 }
 
 fn open(arguments: &Arguments) -> Result<Workload> {
+    let quantized = arguments.weight_type.is_some() && arguments.store.store == Place::Disk;
+    ensure!(
+        !quantized,
+        "--type would quantize with every load from disk; `offload quantize` writes a file for --weights"
+    );
     let reads = arguments.store.reads();
     let weights = arguments.weights.as_deref().map(|path| expert_files::of_gguf(path, reads)).transpose()?;
     let weights = match (&arguments.trace, weights) {

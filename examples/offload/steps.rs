@@ -3,7 +3,7 @@
 use moe_offload::ReplayedPass;
 use moe_trace::Phase;
 
-/// The best seconds of each prefill and of each decode step: other work of the machine only ever adds to them.
+/// Seconds of each prefill and of each decode step.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Steps {
     pub(crate) prefill: Vec<f64>,
@@ -23,7 +23,14 @@ impl Steps {
         }
     }
 
-    /// Keeps the better of each pair of seconds.
+    /// Adds the steps of another run.
+    pub(crate) fn append(&mut self, other: Steps) {
+        self.prefill.extend(other.prefill);
+        self.decode.extend(other.decode);
+        self.prefill_tokens += other.prefill_tokens;
+    }
+
+    /// Keeps the better of each pair of seconds: other work of the machine only ever adds to them.
     pub(crate) fn merge(&mut self, other: Steps) {
         if self.prefill.is_empty() && self.decode.is_empty() {
             *self = other;

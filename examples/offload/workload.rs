@@ -23,6 +23,8 @@ pub(crate) struct Workload {
     pub(crate) store: Arc<dyn ExpertStore>,
     /// Not all of them fit in memory.
     pub(crate) too_large: bool,
+    /// Loads read them past the page cache.
+    pub(crate) uncached: bool,
     kind: Kind,
 }
 
@@ -76,7 +78,7 @@ impl Workload {
         let (found, expected) = ((geometry.layers(), geometry.experts()), (shape.layers, shape.experts));
         ensure!(
             found == expected,
-            "the trace has {} layers of {} experts, the weights have {} of {}; see --layers in --help",
+            "the trace has {} layers of {} experts, the weights have {} of {}; `offload generate` has --layers",
             found.0,
             found.1,
             expected.0,
@@ -86,7 +88,9 @@ impl Workload {
     }
 
     fn new(store: MappedStore, kind: Kind) -> Workload {
-        Workload { too_large: store.reads() == FileReads::Direct, store: Arc::new(store), kind }
+        let too_large = free_bytes(&Device::Cpu).is_ok_and(|free| ExpertStore::bytes(&store) > free);
+        let uncached = store.reads() == FileReads::Direct;
+        Workload { too_large, uncached, store: Arc::new(store), kind }
     }
 
     /// A bank that computes as one does that holds all experts: those of a store, or if they do not fit in memory, a few of

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
 use moe_model::Checkpoint;
-use moe_offload::{ExpertStore, HostStore, MappedStore, free_bytes};
+use moe_offload::{ExpertStore, HostStore, MappedStore, OffloadError, free_bytes};
 
 use crate::byte_bar;
 
@@ -39,5 +39,11 @@ pub fn host_experts(store: &dyn ExpertStore) -> Result<HostStore> {
     let bar = byte_bar(store.bytes(), "experts");
     let host = HostStore::within(store, limit, &mut |done, _| bar.set_position(done));
     bar.finish_and_clear();
-    host.context("the experts do not fit in memory; leave them on disk (--store disk), or quantize them")
+    let advice = match &host {
+        Err(OffloadError::HostLimit { .. }) => {
+            "too many experts for the free memory; `offload quantize` makes them smaller"
+        }
+        _ => "cannot read the experts",
+    };
+    host.context(advice)
 }

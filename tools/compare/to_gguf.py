@@ -2,7 +2,7 @@
 
     python to_gguf.py MODEL_FOLDER OUT.gguf [--type f32|f16|q8_0|q4_0]
 
-What is no expert stays f32. llama.cpp never scales the weights of a token's experts to sum to 1 for OLMoE, so a checkpoint
+What is no expert stays f32, and the whole file is in memory until it is written. llama.cpp never scales the weights of a token's experts to sum to 1 for OLMoE, so a checkpoint
 with `norm_topk_prob` gives other text there; the work is the same. Needs gguf, ml_dtypes, numpy and safetensors.
 """
 
@@ -34,17 +34,18 @@ NAMES = {
 }
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, path: Path) -> None:
-    """Writes a byte-level BPE."""
+def add_tokenizer(writer: gguf.GGUFWriter, path: Path, vocabulary: int) -> None:
+    """Writes a byte-level BPE; ids that no token has are filled."""
     tokenizer = json.loads(path.read_text())
-    special = {token["content"] for token in tokenizer["added_tokens"]}
-    tokens = sorted(tokenizer["model"]["vocab"].items(), key=lambda entry: entry[1])
-    kinds = [gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token, _ in tokens]
+    tokens = {token: (id, gguf.TokenType.NORMAL) for token, id in tokenizer["model"]["vocab"].items()}
+    tokens |= {token["content"]: (token["id"], gguf.TokenType.CONTROL) for token in tokenizer["added_tokens"]}
+    by_id = {id: (token, kind) for token, (id, kind) in tokens.items()}
+    table = [by_id.get(id, (f"[UNUSED{id}]", gguf.TokenType.UNUSED)) for id in range(vocabulary)]
     merges = tokenizer["model"]["merges"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([token for token, _ in tokens])
-    writer.add_token_types(kinds)
+    writer.add_token_list([token for token, _ in table])
+    writer.add_token_types([kind for _, kind in table])
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
@@ -76,7 +77,7 @@ def main() -> None:
     writer.add_expert_count(config["num_experts"])
     writer.add_expert_used_count(config["num_experts_per_tok"])
     writer.add_vocab_size(config["vocab_size"])
-    add_tokenizer(writer, arguments.model / "tokenizer.json")
+    add_tokenizer(writer, arguments.model / "tokenizer.json", config["vocab_size"])
 
     def read(name: str) -> np.ndarray:
         return files[name].get_tensor(name).astype(np.float32)
