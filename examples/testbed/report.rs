@@ -124,7 +124,7 @@ impl Report {
                 let Effects { scope, router, interaction, seed } = *effect;
                 shares.add_row([(*figure).to_owned(), share(scope), share(router), share(interaction), share(seed)]);
             }
-            add("Share of the variation over routers crossed with scopes that goes with each", shares);
+            add("Share of the variation over routers crossed with scopes, none apart, that goes with each", shares);
         }
         if !self.dropping.is_empty() {
             let mut dropping = table(["point", "beside", "NMI", "purity", "utilization", "loss", "LRU", "tokens/s"]);

@@ -55,13 +55,16 @@ impl Effects {
 
 impl Study {
     /// Shares of the variation of a figure over routers crossed with scopes: all routers that ran with more than one
-    /// scope, all scopes that each of these ran with, without dropping, with the architecture of the first run. `None` if
-    /// these are fewer than two routers or two scopes.
+    /// scope, all scopes that each of these ran with, without dropping, with the architecture of the first run. No scope at all
+    /// does not count as one: what is compared is how to balance. `None` if these are fewer than two routers or two scopes.
     pub fn effects(&self, figure: &str) -> Option<Effects> {
         let key = |run: &CompleteRun| (run.config.training.balancing.scope.name(), run.config.router());
         let first = self.runs.first()?;
         let alike = |run: &&CompleteRun| {
-            run.config.training.balancing.capacity_factor.is_none() && run.config.same_architecture(&first.config)
+            let balancing = &run.config.training.balancing;
+            balancing.scope != BalanceScope::None
+                && balancing.capacity_factor.is_none()
+                && run.config.same_architecture(&first.config)
         };
         let runs: Vec<&CompleteRun> = self.runs.iter().filter(alike).collect();
         let mut scopes_of: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();

@@ -51,7 +51,8 @@ pub enum Letters {
 pub struct SyntheticMix {
     /// Number of domains.
     pub domains: usize,
-    /// Share of the words of a lexicon that all domains have in common: 0 makes the vocabularies disjoint, 1 equal.
+    /// Share of the words of a lexicon that are drawn from one that all domains draw from, each at places of its own: 0 makes
+    /// the vocabularies disjoint, 1 equal; between, two domains have about the square in common.
     pub overlap: f64,
     /// The letters that words are spelled with.
     pub letters: Letters,
