@@ -4,9 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
-use moe_offload::{FileReads, QuantizedExperts, WeightType};
+use candle_core::{DType, Device, Tensor};
+use moe_examples::open_checkpoint;
+use moe_model::{Checkpoint, Chunk, KvCache, LogitsAt, Olmoe};
+use moe_offload::{Divergence, ExpertStore, FileReads, OffloadOptions, OffloadedExperts, QuantizedExperts, WeightType};
+use moe_trace::{IgnoreRouting, Phase};
 
 use crate::expert_files;
+use crate::workload::prompts;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -22,10 +27,69 @@ pub(crate) struct Arguments {
     /// GGUF file to write.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+
+    /// Then read the prompts of the default model with both, and tell how far the logits are apart.
+    #[arg(long)]
+    compare: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let checkpoint = moe_examples::open_checkpoint(arguments.model.as_deref())?;
-    let experts = expert_files::of_checkpoint(&checkpoint, FileReads::Cached)?;
-    expert_files::write(&QuantizedExperts::new(Arc::new(experts), arguments.weight_type)?, &arguments.out)
+    let checkpoint = open_checkpoint(arguments.model.as_deref())?;
+    let experts: Arc<dyn ExpertStore> = Arc::new(expert_files::of_checkpoint(&checkpoint, FileReads::Cached)?);
+    expert_files::write(&QuantizedExperts::new(Arc::clone(&experts), arguments.weight_type)?, &arguments.out)?;
+    if arguments.compare {
+        let quantized = Arc::new(expert_files::of_gguf(&arguments.out, FileReads::Auto)?);
+        let divergence = divergence(&checkpoint, experts, quantized)?;
+        let first = match divergence.first_token {
+            Some(token) => format!("the likeliest next token first differs after token {token}"),
+            None => "the likeliest next token is always the same".to_owned(),
+        };
+        let Divergence { tokens, largest, .. } = divergence;
+        println!("over {tokens} tokens {first}; the largest difference of two logits is {largest:.3}");
+    }
+    Ok(())
+}
+
+/// How far the logits of the prompts are apart with two sets of experts.
+fn divergence(
+    checkpoint: &Checkpoint,
+    expected: Arc<dyn ExpertStore>,
+    found: Arc<dyn ExpertStore>,
+) -> Result<Divergence> {
+    let config = checkpoint.config();
+    let vb = checkpoint.var_builder(DType::F32, &Device::Cpu)?;
+    let model = |store: Arc<dyn ExpertStore>| -> Result<Olmoe> {
+        let options = OffloadOptions::slots(config.geometry().top_k());
+        Ok(Olmoe::new(config, &vb, Arc::new(OffloadedExperts::new(store, &Device::Cpu, options)?))?)
+    };
+    let logits = |model: &Olmoe, tokens: &[u32]| -> Result<Tensor> {
+        let mut cache = KvCache::new(config);
+        let mut chunks = [Chunk { sequence: 0, tokens, cache: &mut cache, phase: Phase::Prefill }];
+        Ok(Tensor::cat(&model.forward(&mut chunks, LogitsAt::All, &mut IgnoreRouting)?, 0)?)
+    };
+    let (expected, found) = (model(expected)?, model(found)?);
+    let mut divergence = Divergence::default();
+    for prompt in prompts(checkpoint, config.params().max_position_embeddings)? {
+        divergence.add(&logits(&expected, &prompt)?, &logits(&found, &prompt)?)?;
+    }
+    Ok(divergence)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantized_experts_are_near_and_not_the_same() {
+        let checkpoint = open_checkpoint(None).unwrap();
+        let experts: Arc<dyn ExpertStore> =
+            Arc::new(expert_files::of_checkpoint(&checkpoint, FileReads::Cached).unwrap());
+        let against = |weight_type: WeightType| {
+            let quantized = Arc::new(QuantizedExperts::new(Arc::clone(&experts), weight_type).unwrap());
+            divergence(&checkpoint, Arc::clone(&experts), quantized).unwrap()
+        };
+        let (same, near, far) = (against(WeightType::F32), against(WeightType::Q8_0), against(WeightType::Q4_0));
+        assert!(same.is_none() && same.tokens > 100, "{same:?}");
+        assert!(near.largest > 0.0 && near.largest < far.largest, "{near:?} {far:?}");
+    }
 }

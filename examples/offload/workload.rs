@@ -49,6 +49,18 @@ struct Prompt {
     text: String,
 }
 
+/// The prompts of the default model in a model's tokens, at most `room` of each.
+pub(crate) fn prompts(checkpoint: &Checkpoint, room: usize) -> Result<Vec<Vec<u32>>> {
+    let tokenizer = checkpoint.tokenizer()?;
+    let texts: Vec<Prompt> = serde_json::from_str(include_str!("../../models/default/prompts.json"))?;
+    let prompt = |prompt: &Prompt| -> Result<Vec<u32>> {
+        let mut tokens = tokenizer.encode(&prompt.text)?;
+        tokens.truncate(room);
+        Ok(tokens)
+    };
+    texts.iter().map(prompt).collect()
+}
+
 impl Workload {
     /// Continues the prompts of the default model with a checkpoint and these experts.
     pub(crate) fn text(checkpoint: &Checkpoint, store: MappedStore, new_tokens: usize) -> Result<Workload> {
@@ -58,16 +70,9 @@ impl Workload {
             found == expected,
             "the weights are {found:?}, the model's {expected:?}; give the --model that they are of, or a --trace to replay"
         );
-        let tokenizer = checkpoint.tokenizer()?;
-        let texts: Vec<Prompt> = serde_json::from_str(include_str!("../../models/default/prompts.json"))?;
         let room = config.params().max_position_embeddings.saturating_sub(new_tokens);
         ensure!(room > 0, "--new-tokens is {new_tokens}, the model has not so many positions");
-        let prompt = |prompt: &Prompt| -> Result<Vec<u32>> {
-            let mut tokens = tokenizer.encode(&prompt.text)?;
-            tokens.truncate(room);
-            Ok(tokens)
-        };
-        let prompts = texts.iter().map(prompt).collect::<Result<_>>()?;
+        let prompts = prompts(checkpoint, room)?;
         let vb = checkpoint.var_builder(DType::F32, &Device::Cpu)?;
         Ok(Workload::new(store, Kind::Text { config, vb, prompts, new_tokens }))
     }
