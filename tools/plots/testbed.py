@@ -29,6 +29,8 @@ PAPER = {
     "fewer-top-k": 27.13,
 }
 
+MARKERS = "os^vDP*X<>"
+
 Points = dict[str, dict[str, tuple[float, float]]]
 
 
@@ -46,7 +48,7 @@ def over_scopes(axes: plt.Axes, points: Points, figure: str, label: str, scale: 
         values = [points[f"{router}-{scope}"][figure] for scope in SCOPES]
         means, errors = ([scale * value[i] for value in values] for i in range(2))
         axes.errorbar(SCOPES, means, errors, marker="o", capsize=3, label=router)
-    for point in ["reference", "expert-choice", "hash", "random"]:
+    for point in ["reference", "hash", "random"]:
         axes.axhline(scale * points[point][figure][0], color="grey", linewidth=0.8, linestyle=":")
         axes.annotate(point, (3.05, scale * points[point][figure][0]), fontsize=7, color="grey")
     axes.set_xlabel("balancing scope")
@@ -54,9 +56,9 @@ def over_scopes(axes: plt.Axes, points: Points, figure: str, label: str, scale: 
 
 
 def scatter(axes: plt.Axes, x: dict[str, float], y: dict[str, float], labels: tuple[str, str]) -> None:
-    for point in x:
-        axes.plot(x[point], y[point], "o", markersize=4, color="tab:blue")
-        axes.annotate(point, (x[point], y[point]), fontsize=7, xytext=(3, 3), textcoords="offset points")
+    for point in y:
+        if point in x:
+            axes.plot(x[point], y[point], MARKERS[sorted(y).index(point) % len(MARKERS)], label=point)
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
 
@@ -93,9 +95,9 @@ def main() -> None:
     srp = {point: 100 * figures["srp_16"][0] for point, figures in ablations.items()}
     deviation = {point: figures["load_deviation_percent"][0] for point, figures in ablations.items()}
     figure, panels = plt.subplots(1, 2, figsize=(10, 4))
-    ours = {point: srp[point] for point in PAPER}
-    scatter(panels[0], PAPER, ours, ("SRP over 16 tokens of the paper, %", "SRP over 16 tokens here, %"))
+    scatter(panels[0], PAPER, srp, ("SRP over 16 tokens of the paper, %", "SRP over 16 tokens here, %"))
     scatter(panels[1], deviation, srp, ("standard deviation of the load, % points", "SRP over 16 tokens, %"))
+    panels[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     save(figure, arguments.out / "testbed-ablations.svg")
 
 
