@@ -85,7 +85,7 @@ pub(crate) fn calibrate(served: &Served<'_>, prices: &mut Prices, resident: &Ste
     Ok(())
 }
 
-/// The median of some numbers, of which there is at least one.
+/// The median of some numbers, of which there is at least one; of an even count the upper of the two in the middle.
 pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_unstable_by(f64::total_cmp);
