@@ -7,6 +7,7 @@ use candle_nn::{Init, VarBuilder};
 
 use crate::kernels::{CausalMask, Kernels};
 use crate::kv_cache::KvCache;
+use crate::linear::Linear;
 use crate::norm::RmsNorm;
 use crate::rope::Rope;
 use crate::{OlmoeConfig, Result};
@@ -17,10 +18,10 @@ const QUERY_BLOCK: usize = 512;
 /// Self-attention of one layer.
 #[derive(Clone, Debug)]
 pub(crate) struct Attention {
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
     /// Over all query heads together.
     query_norm: RmsNorm,
     /// Over all key heads together.
@@ -70,12 +71,14 @@ impl Attention {
         let (hidden, head_dim) = (params.hidden_size, config.head_dim());
         let kv_width = params.num_key_value_heads * head_dim;
         let init = Init::Randn { mean: 0.0, stdev: params.initializer_range };
-        let matrix = |name: &str, out| vb.pp(name).get_with_hints((out, hidden), "weight", init);
+        let linear = |name: &str, out| -> Result<Linear> {
+            Ok(Linear::new(vb.pp(name).get_with_hints((out, hidden), "weight", init)?))
+        };
         Ok(Attention {
-            query: matrix("q_proj", hidden)?,
-            key: matrix("k_proj", kv_width)?,
-            value: matrix("v_proj", kv_width)?,
-            output: matrix("o_proj", hidden)?,
+            query: linear("q_proj", hidden)?,
+            key: linear("k_proj", kv_width)?,
+            value: linear("v_proj", kv_width)?,
+            output: linear("o_proj", hidden)?,
             query_norm: RmsNorm::new(hidden, params.rms_norm_eps, &vb.pp("q_norm"))?,
             key_norm: RmsNorm::new(kv_width, params.rms_norm_eps, &vb.pp("k_norm"))?,
             clip: params.clip_qkv,
@@ -93,7 +96,7 @@ impl Attention {
         let keys = rope.rotate(&split_heads(&keys, batch, self.kv_heads)?, 0, kernels)?;
         let values = split_heads(&values, batch, self.kv_heads)?;
         let mixed = self.attend(&queries, &keys, &values, mask, kernels)?;
-        Ok(merge_heads(&mixed)?.matmul(&self.output.t()?)?)
+        self.output.forward(&merge_heads(&mixed)?)
     }
 
     /// Attention of each sequence over its own past: `x` is `[tokens, hidden]`, `spans` and `caches` say whose rows.
@@ -120,14 +123,14 @@ impl Attention {
                 mixed.push(merge_heads(&self.attend(&queries, &keys, &values, &block.mask, kernels)?)?);
             }
         }
-        Ok(Tensor::cat(&mixed, 0)?.matmul(&self.output.t()?)?)
+        self.output.forward(&Tensor::cat(&mixed, 0)?)
     }
 
     /// Queries, keys and values of `x`, `[tokens, hidden]`: `[tokens, heads x head_dim]`, normalised and clipped.
     fn project(&self, x: &Tensor, kernels: Kernels) -> Result<[Tensor; 3]> {
-        let queries = self.query_norm.forward(&x.matmul(&self.query.t()?)?, kernels)?;
-        let keys = self.key_norm.forward(&x.matmul(&self.key.t()?)?, kernels)?;
-        let values = x.matmul(&self.value.t()?)?;
+        let queries = self.query_norm.forward(&self.query.forward(x)?, kernels)?;
+        let keys = self.key_norm.forward(&self.key.forward(x)?, kernels)?;
+        let values = self.value.forward(x)?;
         Ok(match self.clip {
             None => [queries, keys, values],
             Some(bound) => [queries.clamp(-bound, bound)?, keys.clamp(-bound, bound)?, values.clamp(-bound, bound)?],

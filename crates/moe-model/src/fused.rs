@@ -9,6 +9,9 @@ use rayon::prelude::*;
 /// Rows that one task handles. Fixed, so that sums over rows do not depend on the number of threads.
 const ROWS: usize = 64;
 
+/// Numbers from which on threads share an operation: below, waking them takes longer.
+const SHARED: usize = 1 << 14;
+
 /// Whether the operations here take a tensor.
 pub(crate) fn takes(x: &Tensor) -> bool {
     x.dtype() == DType::F32 && x.device().is_cpu()
@@ -28,6 +31,14 @@ pub(crate) fn with_slice<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Res
     match &*storage {
         Storage::Cpu(storage) => Ok(f(slice(storage, layout)?)),
         _ => bail!("a fused operation needs a tensor on the CPU"),
+    }
+}
+
+/// Calls `f` with each `len` numbers of `out` and those of `xs`.
+fn for_each_part(out: &mut [f32], xs: &[f32], len: usize, f: impl Fn(&mut [f32], &[f32]) + Sync) {
+    match out.len() < SHARED {
+        true => out.chunks_mut(len).zip(xs.chunks(len)).for_each(|(out, xs)| f(out, xs)),
+        false => out.par_chunks_mut(len).zip(xs.par_chunks(len)).for_each(|(out, xs)| f(out, xs)),
     }
 }
 
@@ -70,7 +81,7 @@ impl CustomOp2 for RmsNorm {
         let (xs, w) = (slice(x, lx)?, slice(w, lw)?);
         let width = w.len();
         let mut out = vec![0f32; xs.len()];
-        out.par_chunks_mut(ROWS * width).zip(xs.par_chunks(ROWS * width)).for_each(|(out, xs)| {
+        for_each_part(&mut out, xs, ROWS * width, |out, xs| {
             for (out, x) in out.chunks_exact_mut(width).zip(xs.chunks_exact(width)) {
                 let inverse = self.inverse_root(x);
                 for ((out, x), w) in out.iter_mut().zip(x).zip(w) {
@@ -156,7 +167,7 @@ impl Rotate {
     fn rotate(&self, xs: &[f32], [length, width]: [usize; 2], cos: &[f32], sin: &[f32]) -> Vec<f32> {
         let (head, half) = (length * width, width / 2);
         let mut out = vec![0f32; xs.len()];
-        out.par_chunks_mut(head).zip(xs.par_chunks(head)).for_each(|(out, xs)| {
+        for_each_part(&mut out, xs, head, |out, xs| {
             let rows = out.chunks_exact_mut(width).zip(xs.chunks_exact(width));
             for ((out, x), (cos, sin)) in rows.zip(cos.chunks_exact(half).zip(sin.chunks_exact(half))) {
                 let ((out_a, out_b), (a, b)) = (out.split_at_mut(half), x.split_at(half));
@@ -209,7 +220,7 @@ impl CustomOp1 for CausalSoftmax {
         let keys = last_dim(layout.shape());
         let mut out = vec![0f32; xs.len()];
         let matrix = self.queries * keys;
-        out.par_chunks_mut(matrix).zip(xs.par_chunks(matrix)).for_each(|(out, xs)| {
+        for_each_part(&mut out, xs, matrix, |out, xs| {
             for (query, (out, x)) in out.chunks_exact_mut(keys).zip(xs.chunks_exact(keys)).enumerate() {
                 let seen = keys + query + 1 - self.queries;
                 let max = x[..seen].iter().copied().fold(f32::NEG_INFINITY, f32::max);

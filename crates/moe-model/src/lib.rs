@@ -51,6 +51,7 @@ mod fused_experts;
 mod generate;
 mod kernels;
 mod kv_cache;
+mod linear;
 mod norm;
 mod olmoe;
 mod packed_experts;

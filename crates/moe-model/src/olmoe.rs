@@ -12,6 +12,7 @@ use crate::attention::Span;
 use crate::block::{Block, Pass};
 use crate::kernels::{CausalMask, Kernels};
 use crate::kv_cache::KvCache;
+use crate::linear::Linear;
 use crate::norm::RmsNorm;
 use crate::rope::Rope;
 use crate::router::{Choice, RouterOutput, TokenView};
@@ -26,7 +27,7 @@ pub struct Olmoe {
     rope: Rope,
     blocks: Vec<Block>,
     norm: RmsNorm,
-    head: Tensor,
+    head: Linear,
     bank: Arc<dyn ExpertBank>,
 }
 
@@ -134,7 +135,7 @@ impl Olmoe {
             rope: Rope::new(config, vb.dtype(), vb.device())?,
             config: config.clone(),
             embedding,
-            head,
+            head: Linear::new(head),
             bank,
         })
     }
@@ -282,7 +283,7 @@ impl Olmoe {
     }
 
     fn predict(&self, x: &Tensor, kernels: Kernels) -> Result<Tensor> {
-        Ok(self.norm.forward(x, kernels)?.matmul(&self.head.t()?)?)
+        self.head.forward(&self.norm.forward(x, kernels)?)
     }
 
     fn check(&self, chunk: &Chunk<'_>, phase: Phase) -> Result<()> {

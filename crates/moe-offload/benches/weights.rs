@@ -11,6 +11,7 @@ use moe_offload::{
     BlockMatrix, CpuSlots, ExpertShape, ExpertSlots, ExpertStore, HostStore, Projection, RandomExperts, WeightType,
 };
 use moe_trace::{ExpertId, LayerId};
+use rayon::prelude::*;
 
 /// Experts that take turns, so that what is copied is not in the processor's caches.
 const EXPERTS: u16 = 32;
@@ -97,6 +98,42 @@ fn matmul(c: &mut Criterion) {
     group.finish();
 }
 
+/// One token through experts that take turns, so that their weights come from memory; beside reading the same bytes.
+fn from_memory(c: &mut Criterion) {
+    let mut group = c.benchmark_group("an expert from memory");
+    for (model, hidden, intermediate) in [("gpt-oss", 2880usize, 2880), ("OLMoE", 2048, 1024), ("Qwen3", 2048, 768)] {
+        for weights in [WeightType::Q4_0, WeightType::Q8_0, WeightType::Q4K, WeightType::F32] {
+            if !hidden.is_multiple_of(weights.block_weights()) {
+                continue;
+            }
+            let shape = ExpertShape { layers: 1, experts: EXPERTS.into(), hidden, intermediate };
+            let random = RandomExperts::new(shape, weights, 1).expect("a shape of models");
+            let store = HostStore::from_store(&random).expect("memory");
+            let token: Vec<f32> = (0..hidden).map(|i| (i as f32 * 0.37).sin()).collect();
+            let token = Tensor::from_vec(token, (1, hidden), &Device::Cpu).expect("sizes agree");
+            group.throughput(Throughput::Bytes(shape.expert_bytes(weights) as u64));
+            let mut turn = 0..;
+            let mut next = || store.fetch(LayerId(0), expert(turn.next().expect("endless"))).expect("exists");
+            group.bench_function(BenchmarkId::new(format!("ours, {model}"), weights), |b| {
+                b.iter(|| black_box(next().forward(&token).expect("sizes agree")));
+            });
+            group.bench_function(BenchmarkId::new(format!("read, {model}"), weights), |b| {
+                b.iter(|| next().with_bytes(&mut |bytes| Ok(black_box(bytes.into_iter().for_each(add_up)))));
+            });
+        }
+    }
+    group.finish();
+}
+
+/// Reads bytes on all threads.
+fn add_up(bytes: &[u8]) {
+    let sum = |part: &[u8]| {
+        let words = part.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("8 bytes")));
+        words.fold(0u64, u64::wrapping_add)
+    };
+    black_box(bytes.par_chunks(1 << 18).map(sum).reduce(|| 0, u64::wrapping_add));
+}
+
 /// The same weights as candle holds them; it rearranges some types when it first multiplies them, which is not timed.
 fn candle_matrix(blocks: &BlockMatrix) -> QTensor {
     let ggml = blocks.weight_type().ggml().expect("blocks are quantized");
@@ -113,6 +150,6 @@ criterion_group! {
         .sample_size(20)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1));
-    targets = loads, matmul
+    targets = loads, matmul, from_memory
 }
 criterion_main!(weights);

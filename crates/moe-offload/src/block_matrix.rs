@@ -10,6 +10,7 @@ use memmap2::Mmap;
 
 #[cfg(target_arch = "x86_64")]
 use crate::block_dot::{WeightsQ4_0, WeightsQ8_0};
+use crate::block_matmul::{RowBlocks, matmul};
 use crate::{OffloadError, Result, WeightType};
 
 /// Calls a generic function with the block type that belongs to a [`GgmlDType`].
@@ -244,17 +245,11 @@ impl CustomOp1 for BlockMatrix {
     }
 
     fn cpu_fwd(&self, tokens: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        fn multiply<T: GgmlType>(
-            (m, k, n): (usize, usize, usize),
-            tokens: &[f32],
-            bytes: &[u8],
-        ) -> candle_core::Result<Vec<f32>> {
-            let mut out = vec![0f32; m * n];
-            match even_rows::<T>(k, tokens, blocks(bytes)) {
-                Some((k, tokens, rows)) => k_quants::matmul::<T>((m, k, n), &tokens, &rows, &mut out)?,
-                None => k_quants::matmul::<T>((m, k, n), tokens, blocks(bytes), &mut out)?,
+        fn multiply<T: RowBlocks>(columns: usize, tokens: &[f32], bytes: &[u8]) -> Vec<f32> {
+            match even_rows::<T>(columns, tokens, blocks(bytes)) {
+                Some((columns, tokens, rows)) => matmul::<T>(columns, &tokens, &rows),
+                None => matmul::<T>(columns, tokens, blocks(bytes)),
             }
-            Ok(out)
         }
         let (m, k) = layout.shape().dims2()?;
         let Some((start, end)) = layout.contiguous_offsets() else { candle_core::bail!("tokens are not contiguous") };
@@ -264,11 +259,11 @@ impl CustomOp1 for BlockMatrix {
         let tokens = &tokens.as_slice::<f32>()?[start..end];
         let out = match self.ggml {
             #[cfg(target_arch = "x86_64")]
-            GgmlDType::Q8_0 => multiply::<WeightsQ8_0>((m, k, self.rows), tokens, self.bytes()),
+            GgmlDType::Q8_0 => multiply::<WeightsQ8_0>(k, tokens, self.bytes()),
             #[cfg(target_arch = "x86_64")]
-            GgmlDType::Q4_0 => multiply::<WeightsQ4_0>((m, k, self.rows), tokens, self.bytes()),
-            ggml => with_blocks!(ggml, multiply((m, k, self.rows), tokens, self.bytes())),
-        }?;
+            GgmlDType::Q4_0 => multiply::<WeightsQ4_0>(k, tokens, self.bytes()),
+            ggml => with_blocks!(ggml, multiply(k, tokens, self.bytes())),
+        };
         Ok((CpuStorage::F32(out), (m, self.rows).into()))
     }
 }

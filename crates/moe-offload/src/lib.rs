@@ -47,9 +47,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod ask_ahead;
 mod bank;
 #[cfg(target_arch = "x86_64")]
 mod block_dot;
+mod block_matmul;
 mod block_matrix;
 mod capacity;
 mod counters;
@@ -70,6 +72,7 @@ mod gguf_experts;
 mod host;
 mod host_cache;
 mod mapped;
+mod matvec;
 mod measure;
 mod meter;
 mod miss_seconds;

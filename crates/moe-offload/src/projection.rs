@@ -7,6 +7,7 @@ use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Storage, Tensor};
 
 use half::{bf16, f16};
 
+use crate::matvec::Matvec;
 use crate::{BlockMatrix, OffloadError, Result, WeightType};
 
 /// A matrix `[out, in]` that tokens are multiplied with.
@@ -51,9 +52,13 @@ impl Projection {
     /// A tensor operation that failed.
     pub fn forward(&self, tokens: &Tensor) -> Result<Tensor> {
         Ok(match self {
-            Projection::Dense(tensor) if tensor.dtype() == tokens.dtype() => tokens.matmul(&tensor.t()?)?,
             Projection::Dense(tensor) => {
-                tokens.to_dtype(tensor.dtype())?.matmul(&tensor.t()?)?.to_dtype(tokens.dtype())?
+                let same = tokens.to_dtype(tensor.dtype())?;
+                let product = match Matvec::takes(&same, tensor) {
+                    true => same.apply_op2(tensor, Matvec)?,
+                    false => same.matmul(&tensor.t()?)?,
+                };
+                product.to_dtype(tokens.dtype())?
             }
             Projection::Blocks(blocks) => blocks.forward(tokens)?,
             Projection::Quantized(tensor) => tokens.contiguous()?.apply_op1_no_bwd(tensor.as_ref())?,

@@ -22,6 +22,7 @@ pub(crate) use choice::Choice;
 pub use kind::{RouterKind, reference_experts};
 pub(crate) use strategy::TokenView;
 
+use crate::linear::Linear;
 use crate::{ModelError, OlmoeConfig, Result};
 use choice::TopK;
 use drawn::{Drawn, DrawnBy};
@@ -38,7 +39,7 @@ const SMALLEST_SUM: f32 = 1e-20;
 #[derive(Clone, Debug)]
 pub(crate) struct Router {
     /// `[experts, hidden]`; none where experts are drawn.
-    gate: Option<Tensor>,
+    gate: Option<Linear>,
     strategy: Arc<dyn Strategy>,
     top_k: TopK,
     layer: LayerId,
@@ -68,7 +69,8 @@ impl Router {
         let params = config.params();
         let (experts, kind) = (params.num_experts, params.router);
         let init = Init::Randn { mean: 0.0, stdev: params.initializer_range };
-        let gate = || vb.get_with_hints((experts, params.hidden_size), "weight", init);
+        let gate =
+            || -> Result<Linear> { Ok(Linear::new(vb.get_with_hints((experts, params.hidden_size), "weight", init)?)) };
         let top_k = TopK { experts, top_k: params.num_experts_per_tok, normalise: params.norm_topk_prob };
         let drawn = |by| Drawn { by, seed: params.router_seed, layer, top_k };
         let strategy: Arc<dyn Strategy> = match kind {
@@ -88,7 +90,7 @@ impl Router {
     /// Logits of tokens `[tokens, hidden]`, f32 `[tokens, experts]`, and their values; these are empty without a gate.
     fn logits(&self, x: &Tensor) -> Result<(Option<Tensor>, Vec<f32>)> {
         let Some(gate) = &self.gate else { return Ok((None, Vec::new())) };
-        let logits = x.matmul(&gate.t()?)?.to_dtype(DType::F32)?;
+        let logits = gate.forward(x)?.to_dtype(DType::F32)?;
         let values = logits.flatten_all()?.to_vec1::<f32>()?;
         if let Some(index) = values.iter().position(|logit| !logit.is_finite()) {
             let (token, expert) = (index / self.top_k.experts, index % self.top_k.experts);
