@@ -1,4 +1,4 @@
-//! Tests that every policy passes, and twins that recompute what a policy keeps.
+//! Tests that every policy passes, and exhaustive optima.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -6,7 +6,6 @@ use std::sync::Arc;
 use moe_trace::{Geometry, LayerId, MemoryTrace, Phase, SequenceBuf};
 use proptest::prelude::*;
 
-use super::twins::Twin;
 use crate::{
     EvictionPolicy, ExpertCache, ExpertKey, Oversize, Plan, PolicyKind, Pool, PoolShape, RequestBuffer, Requests,
 };
@@ -93,84 +92,6 @@ fn keeps_the_rules(kind: PolicyKind, shape: PoolShape, history: &[Vec<usize>], c
     }
 }
 
-/// Priority of `expert` at request `now`, from the history alone; the lowest is evicted.
-fn naive_priority(kind: PolicyKind, history: &[Vec<usize>], now: usize, expert: usize) -> [i64; 3] {
-    let number = |value: usize| i64::try_from(value).unwrap();
-    let has = |request: &Vec<usize>| request.contains(&expert);
-    let last_use = history[..=now].iter().rposition(has).map_or(0, |at| at + 1);
-    match kind {
-        PolicyKind::Lfu => [0, number(history[..=now].iter().filter(|r| has(r)).count()), number(last_use)],
-        PolicyKind::Belady => [-number(history[now + 1..].iter().position(has).unwrap_or(history.len())), 0, 0],
-        PolicyKind::LookAhead { window } => {
-            let end = (now + window).min(history.len());
-            [0, number(history[now..end].iter().filter(|r| has(r)).count()), number(last_use)]
-        }
-        _ => unreachable!("{kind} has another twin"),
-    }
-}
-
-/// Counts of hits, loads and bypasses by the rules, slowly, and who is resident after each request.
-fn naive_run(
-    kind: PolicyKind,
-    history: &[Vec<usize>],
-    capacity: usize,
-    oversize: Oversize,
-) -> Vec<([usize; 3], BTreeSet<usize>)> {
-    let mut resident: Vec<usize> = Vec::new();
-    let mut outcomes = Vec::new();
-    for (now, wanted) in history.iter().enumerate() {
-        let (hits, missing): (Vec<usize>, Vec<usize>) = wanted.iter().partition(|expert| resident.contains(expert));
-        let mut pinned = wanted.clone();
-        let mut in_wave = hits.len();
-        let mut bypasses = 0;
-        for &expert in &missing {
-            if in_wave == capacity && oversize == Oversize::Waves {
-                (pinned, in_wave) = (Vec::new(), 0);
-            }
-            pinned.push(expert);
-            if resident.len() == capacity {
-                let victims = resident.iter().copied().filter(|e| !pinned.contains(e));
-                let victim = victims.min_by_key(|&e| (naive_priority(kind, history, now, e), e));
-                let Some(victim) = victim else {
-                    bypasses += 1;
-                    continue;
-                };
-                resident.retain(|&e| e != victim);
-            }
-            resident.push(expert);
-            in_wave += 1;
-        }
-        let counts = [hits.len(), missing.len() - bypasses, bypasses];
-        outcomes.push((counts, resident.iter().copied().collect()));
-    }
-    outcomes
-}
-
-/// The policy against its twin: one that recomputes priorities, or a textbook form.
-fn agrees_with_the_twin(
-    kind: PolicyKind,
-    shape: PoolShape,
-    history: &[Vec<usize>],
-    capacity: usize,
-    oversize: Oversize,
-) {
-    let mut ours = cache(kind, shape, capacity, oversize, history);
-    if let Some(twin) = Twin::new(kind, shape, capacity) {
-        let mut twin = ExpertCache::new(twin, shape.universe(), capacity, oversize).unwrap();
-        for (number, wanted) in history.iter().enumerate() {
-            let plans = (serve(&mut ours, shape, wanted), serve(&mut twin, shape, wanted));
-            assert_eq!(plans.0, plans.1, "{kind} at capacity {capacity}, request {number}");
-        }
-        return;
-    }
-    for (wanted, (expected, resident)) in history.iter().zip(naive_run(kind, history, capacity, oversize)) {
-        let plan = serve(&mut ours, shape, wanted);
-        let outcome = [plan.hits().len(), plan.loads().len(), plan.bypasses().len()];
-        assert_eq!(outcome, expected, "{kind} at capacity {capacity}");
-        assert_eq!(ours.resident().iter().collect::<BTreeSet<_>>(), resident, "{kind} at capacity {capacity}");
-    }
-}
-
 /// After a rollback the cache holds exactly what the executed loads left, and goes on.
 fn rolls_back(
     kind: PolicyKind,
@@ -207,11 +128,11 @@ fn histories(shape: PoolShape) -> impl Strategy<Value = Vec<Vec<usize>>> {
     proptest::collection::vec(set.prop_map(request), 1..60)
 }
 
-fn shapes_and_histories() -> impl Strategy<Value = (PoolShape, Vec<Vec<usize>>)> {
+pub(super) fn shapes_and_histories() -> impl Strategy<Value = (PoolShape, Vec<Vec<usize>>)> {
     prop_oneof![Just(ONE_LAYER), Just(THREE_LAYERS)].prop_flat_map(|shape| (Just(shape), histories(shape)))
 }
 
-fn oversizes() -> impl Strategy<Value = Oversize> {
+pub(super) fn oversizes() -> impl Strategy<Value = Oversize> {
     prop_oneof![Just(Oversize::Waves), Just(Oversize::Bypass)]
 }
 
@@ -276,60 +197,6 @@ policy_suite! {
     layer_lru: PolicyKind::LayerLru;
     hysteresis: PolicyKind::Hysteresis { dwell: 4 };
     hysteresis_0: PolicyKind::Hysteresis { dwell: 0 };
-}
-
-macro_rules! twin_suite {
-    ($($name:ident: $kind:expr;)*) => {$(
-        proptest! {
-            #[test]
-            fn $name(
-                (shape, history) in shapes_and_histories(),
-                capacity in 1usize..=12,
-                oversize in oversizes(),
-            ) {
-                agrees_with_the_twin($kind, shape, &history, capacity, oversize);
-            }
-        }
-    )*};
-}
-
-mod agrees_with_the_twin {
-    use super::*;
-
-    twin_suite! {
-        lru: PolicyKind::Lru;
-        lfu: PolicyKind::Lfu;
-        lfu_in_cache: PolicyKind::LfuInCache;
-        lfu_aged: PolicyKind::LfuAged;
-        fifo: PolicyKind::Fifo;
-        clock: PolicyKind::Clock;
-        slru: PolicyKind::Slru;
-        two_queue: PolicyKind::TwoQueue;
-        arc: PolicyKind::Arc;
-        lirs: PolicyKind::Lirs;
-        s3_fifo: PolicyKind::S3Fifo;
-        sieve: PolicyKind::Sieve;
-        belady: PolicyKind::Belady;
-        look_ahead_1: PolicyKind::LookAhead { window: 1 };
-        look_ahead_3: PolicyKind::LookAhead { window: 3 };
-        layer_lru: PolicyKind::LayerLru;
-    }
-
-    proptest! {
-        /// Long histories of single experts over a larger pool, where segments and histories have more than one entry.
-        #[test]
-        fn long_single_requests(
-            history in proptest::collection::vec((0usize..48, 0usize..48), 300),
-            capacity in 20usize..40,
-        ) {
-            let shape = PoolShape { layers: 1, experts: 48 };
-            // The lower of two draws: low keys are popular.
-            let history: Vec<Vec<usize>> = history.into_iter().map(|(a, b)| vec![a.min(b)]).collect();
-            for kind in [PolicyKind::S3Fifo, PolicyKind::Arc, PolicyKind::Lirs, PolicyKind::TwoQueue, PolicyKind::Slru] {
-                super::agrees_with_the_twin(kind, shape, &history, capacity, Oversize::Waves);
-            }
-        }
-    }
 }
 
 proptest! {

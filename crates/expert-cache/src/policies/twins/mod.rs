@@ -1,9 +1,11 @@
 //! Textbook forms of the policies, slow and written with plain vectors (oldest first), to compare with.
 
 mod adaptive;
+mod agreement;
 mod distances;
 mod layers;
 mod one_list;
+mod priorities;
 mod queues;
 
 use std::fmt;

@@ -1,0 +1,85 @@
+//! Every policy beside its twin: one that recomputes priorities, or a textbook form.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::Twin;
+use super::priorities::naive_run;
+use crate::policies::suite::{cache, oversizes, serve, shapes_and_histories};
+use crate::{ExpertCache, Oversize, PolicyKind, PoolShape};
+
+/// The policy against its twin, request by request.
+fn agrees_with_the_twin(
+    kind: PolicyKind,
+    shape: PoolShape,
+    history: &[Vec<usize>],
+    capacity: usize,
+    oversize: Oversize,
+) {
+    let mut ours = cache(kind, shape, capacity, oversize, history);
+    if let Some(twin) = Twin::new(kind, shape, capacity) {
+        let mut twin = ExpertCache::new(twin, shape.universe(), capacity, oversize).unwrap();
+        for (number, wanted) in history.iter().enumerate() {
+            let plans = (serve(&mut ours, shape, wanted), serve(&mut twin, shape, wanted));
+            assert_eq!(plans.0, plans.1, "{kind} at capacity {capacity}, request {number}");
+        }
+        return;
+    }
+    for (wanted, (expected, resident)) in history.iter().zip(naive_run(kind, history, capacity, oversize)) {
+        let plan = serve(&mut ours, shape, wanted);
+        let outcome = [plan.hits().len(), plan.loads().len(), plan.bypasses().len()];
+        assert_eq!(outcome, expected, "{kind} at capacity {capacity}");
+        assert_eq!(ours.resident().iter().collect::<BTreeSet<_>>(), resident, "{kind} at capacity {capacity}");
+    }
+}
+
+macro_rules! twin_suite {
+    ($($name:ident: $kind:expr;)*) => {$(
+        proptest! {
+            #[test]
+            fn $name(
+                (shape, history) in shapes_and_histories(),
+                capacity in 1usize..=12,
+                oversize in oversizes(),
+            ) {
+                agrees_with_the_twin($kind, shape, &history, capacity, oversize);
+            }
+        }
+    )*};
+}
+
+twin_suite! {
+    lru: PolicyKind::Lru;
+    lfu: PolicyKind::Lfu;
+    lfu_in_cache: PolicyKind::LfuInCache;
+    lfu_aged: PolicyKind::LfuAged;
+    fifo: PolicyKind::Fifo;
+    clock: PolicyKind::Clock;
+    slru: PolicyKind::Slru;
+    two_queue: PolicyKind::TwoQueue;
+    arc: PolicyKind::Arc;
+    lirs: PolicyKind::Lirs;
+    s3_fifo: PolicyKind::S3Fifo;
+    sieve: PolicyKind::Sieve;
+    belady: PolicyKind::Belady;
+    look_ahead_1: PolicyKind::LookAhead { window: 1 };
+    look_ahead_3: PolicyKind::LookAhead { window: 3 };
+    layer_lru: PolicyKind::LayerLru;
+}
+
+proptest! {
+    /// Long histories of single experts over a larger pool, where segments and histories have more than one entry.
+    #[test]
+    fn long_single_requests(
+        history in proptest::collection::vec((0usize..48, 0usize..48), 300),
+        capacity in 20usize..40,
+    ) {
+        let shape = PoolShape { layers: 1, experts: 48 };
+        // The lower of two draws: low keys are popular.
+        let history: Vec<Vec<usize>> = history.into_iter().map(|(a, b)| vec![a.min(b)]).collect();
+        for kind in [PolicyKind::S3Fifo, PolicyKind::Arc, PolicyKind::Lirs, PolicyKind::TwoQueue, PolicyKind::Slru] {
+            agrees_with_the_twin(kind, shape, &history, capacity, Oversize::Waves);
+        }
+    }
+}
