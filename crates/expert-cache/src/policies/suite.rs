@@ -40,11 +40,20 @@ pub(super) fn cache(
 
 /// Serves a request whose experts have router weights.
 pub(super) fn serve<P: EvictionPolicy>(cache: &mut ExpertCache<P>, shape: PoolShape, wanted: &[usize]) -> Plan {
+    serve_from(Some(0.5), cache, shape, wanted)
+}
+
+/// Serves a request whose first expert has the given router weight, and each of the others half that of the one before.
+pub(super) fn serve_from<P: EvictionPolicy>(
+    weight: Option<f32>,
+    cache: &mut ExpertCache<P>,
+    shape: PoolShape,
+    wanted: &[usize],
+) -> Plan {
     let mut buffer = RequestBuffer::new(shape.universe());
-    let mut weight = 0.5;
-    for &expert in wanted {
-        buffer.want(ExpertKey::from_index(expert), Some(weight));
-        weight /= 2.0;
+    let weights = std::iter::successors(Some(weight), |&weight| Some(weight.map(|weight| weight / 2.0)));
+    for (&expert, weight) in wanted.iter().zip(weights) {
+        buffer.want(ExpertKey::from_index(expert), weight);
     }
     let layer = wanted.first().map_or(0, |expert| expert / shape.experts);
     cache.request(buffer.request(LayerId(u16::try_from(layer).unwrap()), Phase::Decode)).unwrap().clone()

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use moe_trace::ExpertSet;
 
 use super::{Textbook, take, take_oldest};
+use crate::Request;
 
 /// ARC by the cases of its source.
 #[derive(Debug, Default)]
@@ -40,7 +41,7 @@ impl Adaptive {
 }
 
 impl Textbook for Adaptive {
-    fn begin(&mut self) {
+    fn begin(&mut self, _request: &Request<'_>) {
         self.from_b1.clear();
         self.from_b2.clear();
     }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::Twin;
 use super::priorities::naive_run;
-use crate::policies::suite::{cache, oversizes, serve, shapes_and_histories};
+use crate::policies::suite::{cache, oversizes, serve, serve_from, shapes_and_histories};
 use crate::{ExpertCache, Oversize, PolicyKind, PoolShape};
 
 /// The policy against its twin, request by request.
@@ -21,8 +21,16 @@ fn agrees_with_the_twin(
     if let Some(twin) = Twin::new(kind, shape, capacity) {
         let mut twin = ExpertCache::new(twin, shape.universe(), capacity, oversize).unwrap();
         for (number, wanted) in history.iter().enumerate() {
-            let plans = (serve(&mut ours, shape, wanted), serve(&mut twin, shape, wanted));
-            assert_eq!(plans.0, plans.1, "{kind} at capacity {capacity}, request {number}");
+            // Every third request comes without router weights.
+            let weight = (number % 3 < 2).then_some(0.5);
+            let ours_and_twin =
+                (serve_from(weight, &mut ours, shape, wanted), serve_from(weight, &mut twin, shape, wanted));
+            assert_eq!(ours_and_twin.0, ours_and_twin.1, "{kind} at capacity {capacity}, request {number}");
+            // Sequences have four and seven requests in turn.
+            if [3, 10].contains(&(number % 11)) {
+                ours.sequence_end();
+                twin.sequence_end();
+            }
         }
         return;
     }
@@ -78,7 +86,14 @@ proptest! {
         let shape = PoolShape { layers: 1, experts: 48 };
         // The lower of two draws: low keys are popular.
         let history: Vec<Vec<usize>> = history.into_iter().map(|(a, b)| vec![a.min(b)]).collect();
-        for kind in [PolicyKind::S3Fifo, PolicyKind::Arc, PolicyKind::Lirs, PolicyKind::TwoQueue, PolicyKind::Slru] {
+        let kinds = [
+            PolicyKind::S3Fifo,
+            PolicyKind::Arc,
+            PolicyKind::Lirs,
+            PolicyKind::TwoQueue,
+            PolicyKind::Slru,
+        ];
+        for kind in kinds {
             agrees_with_the_twin(kind, shape, &history, capacity, Oversize::Waves);
         }
     }

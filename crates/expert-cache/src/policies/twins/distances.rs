@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use moe_trace::ExpertSet;
 
 use super::{Textbook, take, take_oldest};
+use crate::Request;
 
 /// LIRS.
 #[derive(Debug, Default)]
@@ -58,7 +59,7 @@ impl Distances {
 }
 
 impl Textbook for Distances {
-    fn begin(&mut self) {
+    fn begin(&mut self, _request: &Request<'_>) {
         self.evicted.extend(std::mem::take(&mut self.returning));
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use moe_trace::ExpertSet;
 
 use super::{Textbook, take};
-use crate::PoolShape;
+use crate::{PoolShape, Request};
 
 /// Layer-aware LRU: every resident is judged by its age, its layer and its place in the order of use.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl Layers {
 }
 
 impl Textbook for Layers {
-    fn begin(&mut self) {
+    fn begin(&mut self, _request: &Request<'_>) {
         self.running.1 = false;
     }
 

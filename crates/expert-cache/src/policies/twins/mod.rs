@@ -22,13 +22,16 @@ use crate::{EvictionPolicy, ExpertKey, PolicyKind, PoolShape, Request};
 /// A policy as textbooks tell it: on a hit, on a miss, evict, insert.
 pub(super) trait Textbook: fmt::Debug + Send {
     /// A request begins.
-    fn begin(&mut self) {}
+    fn begin(&mut self, _request: &Request<'_>) {}
     fn is_resident(&self, expert: usize) -> bool;
     fn hit(&mut self, expert: usize);
     fn miss(&mut self, _expert: usize) {}
-    /// Removes a resident that is not pinned, if there is one, and does with it what is done with evicted experts.
+    /// Removes a resident that is not pinned, if there is one, and does with it what is done with evicted experts;
+    /// `None` bypasses.
     fn evict(&mut self, incoming: usize, pinned: &ExpertSet) -> Option<usize>;
     fn insert(&mut self, expert: usize);
+    /// The next request is another sequence's.
+    fn sequence_end(&mut self) {}
 }
 
 #[derive(Debug)]
@@ -56,7 +59,7 @@ impl Twin {
 
 impl EvictionPolicy for Twin {
     fn step(&mut self, request: &Request<'_>) {
-        self.0.begin();
+        self.0.begin(request);
         for expert in request.wanted().iter() {
             if self.0.is_resident(expert) { self.0.hit(expert) } else { self.0.miss(expert) }
         }
@@ -72,6 +75,10 @@ impl EvictionPolicy for Twin {
 
     fn victim(&mut self, incoming: ExpertKey, pinned: &ExpertSet) -> Option<ExpertKey> {
         self.0.evict(incoming.index(), pinned).map(ExpertKey::from_index)
+    }
+
+    fn sequence_end(&mut self) {
+        self.0.sequence_end();
     }
 }
 

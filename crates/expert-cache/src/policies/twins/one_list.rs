@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use moe_trace::ExpertSet;
 
 use super::{Textbook, take, take_oldest};
+use crate::Request;
 
 #[derive(Debug, Default)]
 pub(super) struct Recency(Vec<usize>);
@@ -143,7 +144,7 @@ pub(super) struct Counts {
 }
 
 impl Textbook for Counts {
-    fn begin(&mut self) {
+    fn begin(&mut self, _request: &Request<'_>) {
         self.clock += 1;
     }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 use moe_trace::ExpertSet;
 
 use super::{Textbook, take, take_oldest};
+use crate::Request;
 
 #[derive(Debug, Default)]
 pub(super) struct Segments {
@@ -52,7 +53,7 @@ pub(super) struct TwoQueues {
 }
 
 impl Textbook for TwoQueues {
-    fn begin(&mut self) {
+    fn begin(&mut self, _request: &Request<'_>) {
         self.returning.clear();
     }
 
@@ -141,7 +142,7 @@ impl ThreeQueues {
 }
 
 impl Textbook for ThreeQueues {
-    fn begin(&mut self) {
+    fn begin(&mut self, _request: &Request<'_>) {
         self.returning.clear();
     }
 
