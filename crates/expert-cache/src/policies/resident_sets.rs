@@ -112,6 +112,20 @@ fn segments() {
 }
 
 #[test]
+fn counters_stop_at_15() {
+    // 1 and 2 are protected, 4 takes the place of 0 when it comes; when 5 comes, 4 with its 17 requests must beat 3.
+    let resident = |times: usize| {
+        let mut cache = cache(PolicyKind::WTinyLfu, POOL, 4, Oversize::Waves, &[]);
+        for wanted in [&[0, 1, 2], &vec![3; times][..], &[1, 2], &[4; 17], &[5]].concat() {
+            serve(&mut cache, POOL, &[wanted]);
+        }
+        cache.resident().iter().collect::<Vec<_>>()
+    };
+    assert_eq!(resident(14), [1, 2, 4, 5]);
+    assert_eq!(resident(15), [1, 2, 3, 5]);
+}
+
+#[test]
 fn histories() {
     // T1 = 1, T2 = 0 when 2 comes: T1 gives 1 to B1. 1 comes back: the share of T1 becomes 1, T2 gives 0 to B2. 0 comes
     // back: the share becomes 0, T1 gives 2.

@@ -6,13 +6,14 @@ use super::list::Lists;
 use crate::{EvictionPolicy, ExpertKey, Request};
 
 /// Lets newcomers into a small window by recency; what leaves the window enters a segmented LRU only if it was requested
-/// more often, lately, than the expert that it would displace. The loser is evicted.
+/// more often, lately, than the expert that it would displace. The loser is evicted. While the cache fills nobody has to
+/// lose.
 ///
 /// The window has a hundredth of the slots, at least one; four fifths of the others are protected. As keys are dense,
-/// requests are counted exactly where the source uses a sketch: counters stop at 15 and are halved whenever ten requests
-/// a slot have been counted. A request with several newcomers makes the window as large as it needs. State: three lists
-/// of the residents and a counter an expert. An access costs O(1) amortized as long as the pool is not hundreds of times
-/// the cache, a victim O(1).
+/// requests are counted exactly where the source uses a sketch: counters stop at 15; when ten requests a slot have been
+/// counted, they are halved, and so is that number. A request with several newcomers makes the window as large as it
+/// needs, and so it stays. State: three lists of the residents and a counter an expert. An access costs O(1) amortized
+/// as long as the pool is not hundreds of times the cache, a victim O(1).
 ///
 /// Source: G. Einziger, R. Friedman, B. Manes, "TinyLFU: a highly efficient cache admission policy", ACM TOS 13(4), 2017.
 #[derive(Clone, Debug)]
@@ -81,7 +82,6 @@ impl EvictionPolicy for WTinyLfu {
 
     fn admit(&mut self, expert: ExpertKey) {
         self.residents.put(WINDOW, expert.index());
-        // While the cache fills nobody has to lose.
         if !self.has_evicted
             && self.residents.len(WINDOW) > self.window_slots
             && let Some(oldest) = self.residents.oldest(WINDOW)

@@ -74,6 +74,7 @@ twin_suite! {
     look_ahead_1: PolicyKind::LookAhead { window: 1 };
     look_ahead_3: PolicyKind::LookAhead { window: 3 };
     layer_lru: PolicyKind::LayerLru;
+    w_tiny_lfu: PolicyKind::WTinyLfu;
 }
 
 proptest! {
@@ -92,9 +93,36 @@ proptest! {
             PolicyKind::Lirs,
             PolicyKind::TwoQueue,
             PolicyKind::Slru,
+            PolicyKind::WTinyLfu,
         ];
         for kind in kinds {
             agrees_with_the_twin(kind, shape, &history, capacity, Oversize::Waves);
         }
+    }
+
+    /// Experts requested several times in a row.
+    #[test]
+    fn repeated_requests(
+        runs in proptest::collection::vec((0usize..8, 1usize..20), 1..16),
+        capacity in 1usize..8,
+    ) {
+        let shape = PoolShape { layers: 1, experts: 8 };
+        let history: Vec<Vec<usize>> = runs.iter().flat_map(|&(expert, times)| vec![vec![expert]; times]).collect();
+        agrees_with_the_twin(PolicyKind::WTinyLfu, shape, &history, capacity, Oversize::Waves);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    /// Windows of two slots.
+    #[test]
+    fn large_caches(
+        history in proptest::collection::vec(proptest::collection::btree_set(0usize..250, 1..4), 400),
+        capacity in 200usize..230,
+    ) {
+        let shape = PoolShape { layers: 1, experts: 250 };
+        let history: Vec<Vec<usize>> = history.into_iter().map(|set| set.into_iter().collect()).collect();
+        agrees_with_the_twin(PolicyKind::WTinyLfu, shape, &history, capacity, Oversize::Waves);
     }
 }

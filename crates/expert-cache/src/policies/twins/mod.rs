@@ -2,6 +2,7 @@
 
 mod adaptive;
 mod agreement;
+mod contest;
 mod distances;
 mod layers;
 mod one_list;
@@ -13,6 +14,7 @@ use std::fmt;
 use moe_trace::ExpertSet;
 
 use self::adaptive::Adaptive;
+use self::contest::Contest;
 use self::distances::Distances;
 use self::layers::Layers;
 use self::one_list::{Counts, Hand, Queue, Recency, Ring};
@@ -52,6 +54,7 @@ impl Twin {
             PolicyKind::Arc => Box::new(Adaptive { capacity, ..Adaptive::default() }),
             PolicyKind::LayerLru => Box::new(Layers::new(shape)),
             PolicyKind::Lirs => Box::new(Distances { capacity, ..Distances::default() }),
+            PolicyKind::WTinyLfu => Box::new(Contest { capacity, ..Contest::default() }),
             _ => return None,
         }))
     }
