@@ -6,13 +6,13 @@ use super::list::Lists;
 use crate::{EvictionPolicy, ExpertKey, PoolShape, Request};
 
 /// Evicts first, and in the order in which they became stale, the experts that are stale: their layer has run since their
-/// last use, without them. Only if there are none it evicts fresh ones, of the layer whose turn comes again latest, the one
-/// used longest ago.
+/// last use, without them. Of those that became stale together, the one used longest ago leaves first. Only if nobody is
+/// stale it evicts fresh ones, of the layer whose turn comes again latest, the one used longest ago.
 ///
-/// Whoever is stale is older than all that is fresh, so it differs from LRU only while nobody is stale, that is, where the
-/// pool holds less than one token wants: there LRU evicts experts of the layer that is about to run. State: one list a layer
-/// and the queue of the stale. An access costs O(1) amortized, a victim O(1), or O(layers) if nobody is stale. In the pool
-/// of one layer it is LRU.
+/// A request for nothing runs no layer. While layers run in a cycle, whoever is stale is older than all that is fresh,
+/// so it differs from LRU only while nobody is stale, that is, where the pool holds less than one token wants: there LRU
+/// evicts experts of the layer that is about to run. State: one list a layer and the queue of the stale. An access costs
+/// O(1) amortized, a victim O(1), or O(layers) if nobody is stale. In the pool of one layer it is LRU.
 ///
 /// Source: the idea of Least-Stale, arXiv 2602.03921 (staleness against the running forward pass); the rules here are
 /// these.

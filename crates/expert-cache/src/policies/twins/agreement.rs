@@ -75,6 +75,7 @@ twin_suite! {
     look_ahead_3: PolicyKind::LookAhead { window: 3 };
     layer_lru: PolicyKind::LayerLru;
     w_tiny_lfu: PolicyKind::WTinyLfu;
+    least_stale: PolicyKind::LeastStale;
 }
 
 proptest! {

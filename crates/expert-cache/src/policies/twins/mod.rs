@@ -8,6 +8,7 @@ mod layers;
 mod one_list;
 mod priorities;
 mod queues;
+mod staleness;
 
 use std::fmt;
 
@@ -19,6 +20,7 @@ use self::distances::Distances;
 use self::layers::Layers;
 use self::one_list::{Counts, Hand, Queue, Recency, Ring};
 use self::queues::{Segments, ThreeQueues, TwoQueues};
+use self::staleness::Staleness;
 use crate::{EvictionPolicy, ExpertKey, PolicyKind, PoolShape, Request};
 
 /// A policy as textbooks tell it: on a hit, on a miss, evict, insert.
@@ -55,6 +57,7 @@ impl Twin {
             PolicyKind::LayerLru => Box::new(Layers::new(shape)),
             PolicyKind::Lirs => Box::new(Distances { capacity, ..Distances::default() }),
             PolicyKind::WTinyLfu => Box::new(Contest { capacity, ..Contest::default() }),
+            PolicyKind::LeastStale => Box::new(Staleness::new(shape)),
             _ => return None,
         }))
     }
