@@ -2,7 +2,8 @@
 
 use std::num::NonZeroUsize;
 
-/// A score an expert, whose contributions fade by `1 / e` in about `memory` tokens.
+/// A score an expert, whose contributions fade to about `1 / e` in `memory` tokens: in each of the `n` requests of that
+/// time by the factor `1 + 1 / n`.
 ///
 /// All scores fade alike, which leaves their order as it is; so instead of shrinking the old, new contributions grow,
 /// and everything is scaled down by a power of two when they become large.

@@ -12,9 +12,10 @@ use crate::{EvictionPolicy, ExpertKey, PoolShape, Request};
 /// Replaces the expert requested least, lately, only by one requested clearly more, and none within `dwell` tokens after
 /// it was loaded; all other misses are bypassed.
 ///
-/// Requests count `1 / e` for every 32 tokens that they are old; the newcomer must have 1.25 times the score of the
-/// expert that it displaces. For devices where a miss can be served without a load, and loads are dear. State: a score an
-/// expert, a queue of the residents that dwell, a heap of the others. An access and a victim cost O(log resident).
+/// Requests count about `1 / e` for every 32 tokens that they are old, exactly as in [`Lfru`](crate::Lfru); the newcomer
+/// must have more than 1.25 times the score of the expert that it displaces. For devices where a miss can be served
+/// without a load, and loads are dear. State: a score an expert, a queue of the residents that dwell, a heap of the
+/// others. An access and a victim cost O(log resident).
 ///
 /// Source: hysteresis and minimum dwell time as in control loops that must not chatter.
 #[derive(Clone, Debug)]

@@ -69,14 +69,14 @@ pub enum PolicyKind {
     },
     /// `lfru-N`, [`Lfru`]: least combined frequency and recency.
     Lfru {
-        /// Tokens after which a request counts `1 / e`.
+        /// Tokens after which a request counts about `1 / e`.
         memory: usize,
     },
     /// `least-stale`, [`LeastStale`]: passed over by the running token.
     LeastStale,
     /// `router-mass-N`, [`RouterMass`]: least router probability lately.
     RouterMass {
-        /// Tokens after which probability counts `1 / e`.
+        /// Tokens after which probability counts about `1 / e`.
         memory: usize,
     },
     /// `activation-aware-N`, [`ActivationAware`]: least expected from similar sequences.

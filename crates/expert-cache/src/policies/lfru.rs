@@ -8,11 +8,13 @@ use super::decayed::{DecayedScores, Score};
 use super::heap::PriorityHeap;
 use crate::{EvictionPolicy, ExpertKey, PoolShape, Request};
 
-/// Evicts the expert with the least combined frequency and recency: the number of its requests, each counted `1 / e` for
-/// every `memory` tokens that it is old.
+/// Evicts the expert with the least combined frequency and recency: the number of its requests, each counted about `1 / e`
+/// for every `memory` tokens that it is old.
 ///
-/// A short memory makes it LRU, a long one LFU. Scores survive eviction. State: a score an expert, and a heap of the
-/// residents. An access and a victim cost O(log resident).
+/// Exactly, a request counts `(1 + 1 / m)^-a` at an age of `a` requests to the pool, for a memory of `m` of them:
+/// `memory` times the layers. In one layer and with a memory of 1, that is half as much with every token. A short memory
+/// makes it LRU, a long one LFU. Scores survive eviction. State: a score an expert, and a heap of the residents. An
+/// access and a victim cost O(log resident).
 ///
 /// Source: D. Lee et al., "LRFU: a spectrum of policies that subsumes the least recently used and least frequently used
 /// policies", IEEE Transactions on Computers 50(12), 2001.

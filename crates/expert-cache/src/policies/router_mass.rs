@@ -9,10 +9,10 @@ use super::heap::PriorityHeap;
 use crate::{EvictionPolicy, ExpertKey, PoolShape, Request};
 
 /// Keeps the experts that carried the most router probability lately: evicts the one of the least mass, where mass counts
-/// `1 / e` for every `memory` tokens that it is old.
+/// about `1 / e` for every `memory` tokens that it is old, exactly as requests do in [`Lfru`](crate::Lfru).
 ///
-/// It reads the mass of requests; in a request without router weights all experts count alike. Scores survive eviction.
-/// State: a score an expert, and a heap of the residents. An access and a victim cost O(log resident).
+/// It reads the mass of requests; in a request without router weights all experts have the same share of 1. Scores survive
+/// eviction. State: a score an expert, and a heap of the residents. An access and a victim cost O(log resident).
 ///
 /// Source: the score-aware caching of HybriMoE, arXiv 2504.05897, here from the weights of the chosen experts only.
 #[derive(Clone, Debug)]

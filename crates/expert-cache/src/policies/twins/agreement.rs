@@ -76,6 +76,14 @@ twin_suite! {
     layer_lru: PolicyKind::LayerLru;
     w_tiny_lfu: PolicyKind::WTinyLfu;
     least_stale: PolicyKind::LeastStale;
+    lfru_1: PolicyKind::Lfru { memory: 1 };
+    lfru_3: PolicyKind::Lfru { memory: 3 };
+    lfru_32: PolicyKind::Lfru { memory: 32 };
+    router_mass_1: PolicyKind::RouterMass { memory: 1 };
+    router_mass_3: PolicyKind::RouterMass { memory: 3 };
+    router_mass_32: PolicyKind::RouterMass { memory: 32 };
+    hysteresis_0: PolicyKind::Hysteresis { dwell: 0 };
+    hysteresis_4: PolicyKind::Hysteresis { dwell: 4 };
 }
 
 proptest! {
@@ -95,6 +103,8 @@ proptest! {
             PolicyKind::TwoQueue,
             PolicyKind::Slru,
             PolicyKind::WTinyLfu,
+            PolicyKind::Lfru { memory: 3 },
+            PolicyKind::Hysteresis { dwell: 4 },
         ];
         for kind in kinds {
             agrees_with_the_twin(kind, shape, &history, capacity, Oversize::Waves);
@@ -125,5 +135,16 @@ proptest! {
         let shape = PoolShape { layers: 1, experts: 250 };
         let history: Vec<Vec<usize>> = history.into_iter().map(|set| set.into_iter().collect()).collect();
         agrees_with_the_twin(PolicyKind::WTinyLfu, shape, &history, capacity, Oversize::Waves);
+    }
+
+    /// Enough requests for scores to be scaled down: with a memory of one request twice, with one of 32 once.
+    #[test]
+    fn scaled_scores(history in proptest::collection::vec(0usize..12, 7600), capacity in 2usize..10) {
+        let shape = PoolShape { layers: 1, experts: 12 };
+        let history: Vec<Vec<usize>> = history.into_iter().map(|expert| vec![expert]).collect();
+        for kind in [PolicyKind::Lfru { memory: 1 }, PolicyKind::RouterMass { memory: 1 }] {
+            agrees_with_the_twin(kind, shape, &history[..700], capacity, Oversize::Waves);
+        }
+        agrees_with_the_twin(PolicyKind::Hysteresis { dwell: 4 }, shape, &history, capacity, Oversize::Waves);
     }
 }

@@ -4,6 +4,8 @@ mod adaptive;
 mod agreement;
 mod contest;
 mod distances;
+mod dwelling;
+mod fading;
 mod layers;
 mod one_list;
 mod priorities;
@@ -17,6 +19,8 @@ use moe_trace::ExpertSet;
 use self::adaptive::Adaptive;
 use self::contest::Contest;
 use self::distances::Distances;
+use self::dwelling::Dwelling;
+use self::fading::{Fading, LeastScore};
 use self::layers::Layers;
 use self::one_list::{Counts, Hand, Queue, Recency, Ring};
 use self::queues::{Segments, ThreeQueues, TwoQueues};
@@ -58,6 +62,9 @@ impl Twin {
             PolicyKind::Lirs => Box::new(Distances { capacity, ..Distances::default() }),
             PolicyKind::WTinyLfu => Box::new(Contest { capacity, ..Contest::default() }),
             PolicyKind::LeastStale => Box::new(Staleness::new(shape)),
+            PolicyKind::Lfru { memory } => Box::new(LeastScore::new(Fading::new(shape, memory), false)),
+            PolicyKind::RouterMass { memory } => Box::new(LeastScore::new(Fading::new(shape, memory), true)),
+            PolicyKind::Hysteresis { dwell } => Box::new(Dwelling::new(shape, dwell)),
             _ => return None,
         }))
     }
