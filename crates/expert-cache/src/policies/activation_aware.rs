@@ -11,10 +11,10 @@ use crate::{EvictionPolicy, ExpertKey, PoolShape, Request};
 /// the last `sequences` sequences, weighted as if that one had been the running sequence for 16 tokens; of those, the one
 /// whose last request is longest ago.
 ///
-/// Similarity is the cosine between the uses of all experts, looked at once a token. While nothing of a sequence is
-/// known, the last one serves. State: a count an expert for the running and each remembered sequence, and a heap of the
-/// residents. An access costs O(sequences + log resident), a token at which another sequence becomes the most similar
-/// O(resident), a victim O(log resident), the end of a sequence O(pool).
+/// Similarity is the cosine between the uses of all experts, looked at once a token; of equally similar sequences, and so
+/// while nothing of the running one is known, the last serves. State: a count an expert for the running and each
+/// remembered sequence, and a heap of the residents. An access costs O(sequences + log resident), a token at which another
+/// sequence becomes the most similar O(resident), a victim O(log resident), the end of a sequence O(pool).
 ///
 /// Source: the sequence-level expert activation matrices of MoE-Infinity, arXiv 2401.14361; without its preference for
 /// early layers, which serves its prefetching.
@@ -72,10 +72,11 @@ impl ActivationAware {
     fn look_for_nearest(&mut self) {
         let cosine = |&sequence: &usize| match self.norms[sequence] {
             norm if norm > 0.0 => self.products[sequence] / norm,
-            _ => -1.0,
+            _ => 0.0,
         };
-        // The first of equal ones.
-        let nearest = (0..self.sequences).rev().max_by(|a, b| cosine(a).total_cmp(&cosine(b)));
+        // From the oldest to the last, which is taken of equal ones.
+        let by_age = (self.newest..self.sequences).chain(0..self.newest);
+        let nearest = by_age.max_by(|a, b| cosine(a).total_cmp(&cosine(b)));
         self.settle_on(nearest.unwrap_or(0));
     }
 

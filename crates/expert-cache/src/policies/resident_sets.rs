@@ -190,6 +190,18 @@ fn similar_sequences() {
     assert_eq!([4, 3, 6].map(&mut resident), [vec![4, 5], vec![3, 4], vec![4, 6]]);
 }
 
+#[test]
+fn equally_similar_sequences() {
+    let mut cache = cache(PolicyKind::ActivationAware { sequences: 2 }, POOL, 2, Oversize::Waves, &[]);
+    for expert in [0, 1] {
+        serve(&mut cache, POOL, &[expert]);
+        cache.sequence_end();
+    }
+    // 5 is in neither of them: the last one serves, in which 1 was used.
+    serve(&mut cache, POOL, &[5]);
+    assert_eq!(cache.resident().iter().collect::<Vec<_>>(), [1, 5]);
+}
+
 /// Whoever is drawn is drawn uniformly: of 4,000 victims among four, each is about a quarter (standard deviation 27).
 #[test]
 fn random_choices_are_uniform_and_repeatable() {

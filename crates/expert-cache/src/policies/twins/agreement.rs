@@ -84,6 +84,9 @@ twin_suite! {
     router_mass_32: PolicyKind::RouterMass { memory: 32 };
     hysteresis_0: PolicyKind::Hysteresis { dwell: 0 };
     hysteresis_4: PolicyKind::Hysteresis { dwell: 4 };
+    activation_aware_1: PolicyKind::ActivationAware { sequences: 1 };
+    activation_aware_2: PolicyKind::ActivationAware { sequences: 2 };
+    activation_aware_16: PolicyKind::ActivationAware { sequences: 16 };
 }
 
 proptest! {

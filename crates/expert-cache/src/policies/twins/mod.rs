@@ -10,6 +10,7 @@ mod layers;
 mod one_list;
 mod priorities;
 mod queues;
+mod similarity;
 mod staleness;
 
 use std::fmt;
@@ -24,6 +25,7 @@ use self::fading::{Fading, LeastScore};
 use self::layers::Layers;
 use self::one_list::{Counts, Hand, Queue, Recency, Ring};
 use self::queues::{Segments, ThreeQueues, TwoQueues};
+use self::similarity::Similarity;
 use self::staleness::Staleness;
 use crate::{EvictionPolicy, ExpertKey, PolicyKind, PoolShape, Request};
 
@@ -65,6 +67,7 @@ impl Twin {
             PolicyKind::Lfru { memory } => Box::new(LeastScore::new(Fading::new(shape, memory), false)),
             PolicyKind::RouterMass { memory } => Box::new(LeastScore::new(Fading::new(shape, memory), true)),
             PolicyKind::Hysteresis { dwell } => Box::new(Dwelling::new(shape, dwell)),
+            PolicyKind::ActivationAware { sequences } => Box::new(Similarity::new(shape, sequences)),
             _ => return None,
         }))
     }
