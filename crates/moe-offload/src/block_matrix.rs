@@ -11,6 +11,7 @@ use memmap2::Mmap;
 #[cfg(target_arch = "x86_64")]
 use crate::block_dot::{WeightsQ4_0, WeightsQ8_0};
 use crate::block_matmul::{RowBlocks, matmul};
+use crate::file_reads::{UncachedFile, room_for};
 use crate::{OffloadError, Result, WeightType};
 
 /// Calls a generic function with the block type that belongs to a [`GgmlDType`].
@@ -32,6 +33,9 @@ macro_rules! with_blocks {
     };
 }
 
+/// Bytes from which on blocks are read where they stay: below, the pages around them would cost more memory than they save.
+const DIRECT_BYTES: usize = 1 << 20;
+
 /// A matrix `[rows, columns]` of quantized blocks in host memory: its own, or a part of a mapped file.
 ///
 /// Tokens are multiplied with the blocks as they lie. candle's `QTensor` rearranges the weights when it first multiplies
@@ -49,9 +53,10 @@ pub struct BlockMatrix {
 /// Where the blocks lie, aligned to 2 bytes.
 #[derive(Clone)]
 enum BlockBytes {
-    /// The words hold `len` bytes.
+    /// The words hold `len` bytes of blocks, the first at byte `start`.
     Owned {
         words: Arc<[u128]>,
+        start: usize,
         len: usize,
     },
     Mapped {
@@ -66,7 +71,7 @@ impl BlockMatrix {
     pub(crate) fn zeros(weight_type: WeightType, (rows, columns): (usize, usize)) -> Result<BlockMatrix> {
         let ggml = block_type(weight_type, columns)?;
         let len = weight_type.bytes(rows, columns);
-        let bytes = BlockBytes::Owned { words: vec![0; len.div_ceil(size_of::<u128>())].into(), len };
+        let bytes = BlockBytes::Owned { words: vec![0; len.div_ceil(size_of::<u128>())].into(), start: 0, len };
         Ok(BlockMatrix { weight_type, ggml, rows, columns, bytes })
     }
 
@@ -132,7 +137,7 @@ impl BlockMatrix {
     /// The blocks, row by row.
     pub fn bytes(&self) -> &[u8] {
         match &self.bytes {
-            BlockBytes::Owned { words, len } => &bytemuck::cast_slice(words)[..*len],
+            BlockBytes::Owned { words, start, len } => &bytemuck::cast_slice(words)[*start..*start + *len],
             BlockBytes::Mapped { map, range } => &map[range.clone()],
         }
     }
@@ -155,10 +160,36 @@ impl BlockMatrix {
         Ok(())
     }
 
+    /// Whether [`read`](Self::read) takes the blocks of a part of a file: it needs some pages of memory more, and blocks on
+    /// even places.
+    pub(crate) fn reads(&self, part: &Range<usize>) -> bool {
+        part.len() >= DIRECT_BYTES && part.len() == self.bytes().len() && part.start.is_multiple_of(align_of::<u16>())
+    }
+
+    /// Replaces the blocks by those that [`reads`](Self::reads) allows, without a copy between. They are undefined after
+    /// an error.
+    pub(crate) fn read(&mut self, file: &UncachedFile, part: &Range<usize>) -> std::io::Result<()> {
+        let (len, room) = (part.len(), room_for(part.len()).div_ceil(size_of::<u128>()));
+        let mut memory = match &mut self.bytes {
+            BlockBytes::Owned { words, .. } if words.len() >= room => std::mem::replace(words, Arc::new([])),
+            _ => vec![0; room].into(),
+        };
+        if Arc::get_mut(&mut memory).is_none() {
+            memory = vec![0; room].into();
+        }
+        let words = Arc::get_mut(&mut memory).expect("nobody shares it");
+        let start = file.read_to(bytemuck::cast_slice_mut(words), part);
+        // Bytes that were not read are blocks, too.
+        self.bytes = BlockBytes::Owned { words: memory, start: *start.as_ref().unwrap_or(&0), len };
+        start.map(|_| ())
+    }
+
     /// The blocks, unless a clone shares them or they lie in a mapped file.
     fn bytes_mut(&mut self) -> Option<&mut [u8]> {
         match &mut self.bytes {
-            BlockBytes::Owned { words, len } => Some(&mut bytemuck::cast_slice_mut(Arc::get_mut(words)?)[..*len]),
+            BlockBytes::Owned { words, start, len } => {
+                Some(&mut bytemuck::cast_slice_mut(Arc::get_mut(words)?)[*start..*start + *len])
+            }
             BlockBytes::Mapped { .. } => None,
         }
     }

@@ -1,15 +1,17 @@
 //! Slots in host memory.
 
-use std::sync::{PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 
 use candle_core::Tensor;
 use expert_cache::SlotId;
+use moe_trace::{ExpertId, LayerId};
 
 use crate::dispatch::gather;
 use crate::slots::SlotGroup;
-use crate::{ExpertShape, ExpertSlots, ExpertTypes, ExpertWeights, Result};
+use crate::{ExpertShape, ExpertSlots, ExpertStore, ExpertTypes, ExpertWeights, Result};
 
-/// [`ExpertSlots`] for computing on the CPU; each slot owns one storage a projection, and a load is one copy into each.
+/// [`ExpertSlots`] for computing on the CPU; each slot owns one storage a projection, and a load is one copy into each, or where
+/// the store can do that, one read from disk.
 #[derive(Debug)]
 pub struct CpuSlots {
     slots: Vec<RwLock<ExpertWeights>>,
@@ -29,6 +31,10 @@ impl CpuSlots {
             (0..capacity).map(|_| Ok(RwLock::new(ExpertWeights::zeros(shape, types)?))).collect::<Result<_>>()?;
         Ok(CpuSlots { slots })
     }
+
+    fn write(&self, slot: SlotId) -> RwLockWriteGuard<'_, ExpertWeights> {
+        self.slots[slot.index()].write().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl ExpertSlots for CpuSlots {
@@ -37,7 +43,11 @@ impl ExpertSlots for CpuSlots {
     }
 
     fn load(&self, slot: SlotId, expert: [&[u8]; 3]) -> Result<()> {
-        self.slots[slot.index()].write().unwrap_or_else(PoisonError::into_inner).overwrite(expert)
+        self.write(slot).overwrite(expert)
+    }
+
+    fn load_from(&self, slot: SlotId, store: &dyn ExpertStore, layer: LayerId, expert: ExpertId) -> Result<()> {
+        self.write(slot).load(store, layer, expert)
     }
 
     fn forward(&self, hidden: &Tensor, groups: &[SlotGroup<'_>]) -> Result<Vec<Tensor>> {

@@ -2,8 +2,9 @@
 
 use candle_core::{Device, Tensor};
 use candle_nn::ops::silu;
+use moe_trace::{ExpertId, LayerId};
 
-use crate::{ExpertTypes, OffloadError, Projection, Result};
+use crate::{BlockMatrix, ExpertStore, ExpertTypes, OffloadError, Projection, Result};
 
 /// Sizes of the experts of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +113,15 @@ impl ExpertWeights {
         ExpertWeights::from_projections([gate?, up?, down?])
     }
 
+    /// Replaces weights in host memory by those of an expert of the same types, in place. They are undefined after an
+    /// error.
+    pub(crate) fn load(&mut self, store: &dyn ExpertStore, layer: LayerId, expert: ExpertId) -> Result<()> {
+        match store.read_to(layer, expert, self)? {
+            true => Ok(()),
+            false => store.with_bytes(layer, expert, &mut |bytes| self.overwrite(bytes)),
+        }
+    }
+
     /// Replaces weights in host memory by others of the same types, in place.
     pub(crate) fn overwrite(&mut self, bytes: [&[u8]; 3]) -> Result<()> {
         self.projections.iter_mut().zip(bytes).try_for_each(|(projection, bytes)| projection.overwrite(bytes))
@@ -124,6 +134,14 @@ impl ExpertWeights {
     pub fn types(&self) -> Result<ExpertTypes> {
         let [gate, up, down] = self.projections.each_ref().map(Projection::weight_type);
         Ok([gate?, up?, down?].into())
+    }
+
+    /// Gate, up and down projection as blocks, where all of them are.
+    pub(crate) fn blocks_mut(&mut self) -> Option<[&mut BlockMatrix; 3]> {
+        match &mut self.projections {
+            [Projection::Blocks(gate), Projection::Blocks(up), Projection::Blocks(down)] => Some([gate, up, down]),
+            _ => None,
+        }
     }
 
     /// The projections: gate, up, down.

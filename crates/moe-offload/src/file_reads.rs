@@ -18,13 +18,30 @@ pub enum FileReads {
     /// Copied from the mapped file: the operating system keeps what was read until it needs the memory. The fastest where
     /// everything fits; where it does not, slots and page cache hold the same experts and compete for memory.
     Cached,
-    /// Read past the page cache into a buffer of the reading thread, so that an expert in a slot is not held twice. Where
-    /// a file system cannot do that, what was copied is dropped from the page cache right after.
+    /// Read past the page cache, so that an expert in a slot is not held twice: quantized projections of a MiB or more
+    /// straight into slots in host memory, others into a buffer of the reading thread first. Where a file system cannot
+    /// do that, what was read is dropped from the page cache right after.
     Direct,
 }
 
 /// What place, length and buffer of a read past the page cache must be multiples of.
 const ALIGNMENT: usize = 4096;
+
+/// Bytes that memory must have for [`UncachedFile::read_to`] to fill it with a part of `len` bytes from anywhere.
+pub(crate) fn room_for(len: usize) -> usize {
+    len + 3 * ALIGNMENT
+}
+
+/// The whole pages around a part of a file.
+fn around(part: &Range<usize>) -> Range<usize> {
+    part.start / ALIGNMENT * ALIGNMENT..part.end.next_multiple_of(ALIGNMENT)
+}
+
+/// How far behind an address the next page begins.
+fn to_page(memory: &[u8]) -> usize {
+    let address = memory.as_ptr().addr();
+    address.next_multiple_of(ALIGNMENT) - address
+}
 
 /// Memory that a direct read may write to.
 #[derive(Debug, Default)]
@@ -35,8 +52,7 @@ impl AlignedBuffer {
         if self.0.len() < len + ALIGNMENT {
             self.0.resize(len + ALIGNMENT, 0);
         }
-        let address = self.0.as_ptr().addr();
-        let skip = address.next_multiple_of(ALIGNMENT) - address;
+        let skip = to_page(&self.0);
         &mut self.0[skip..skip + len]
     }
 }
@@ -58,6 +74,13 @@ impl UncachedFile {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Reads a part of the file somewhere into `memory`, which has [room](room_for); returns where it begins.
+    pub(crate) fn read_to(&self, memory: &mut [u8], part: &Range<usize>) -> Result<usize> {
+        let (around, skip) = (around(part), to_page(memory));
+        self.fill(&mut memory[skip..skip + around.len()], around.start, part.end - around.start)?;
+        Ok(skip + part.start - around.start)
     }
 
     /// Fills `buffer`, which begins with the byte at `start`, at least up to `needed` bytes; both are aligned.
@@ -83,7 +106,6 @@ pub(crate) fn read_parts<'b, const N: usize>(
     parts: [(&UncachedFile, Range<usize>); N],
     buffer: &'b mut AlignedBuffer,
 ) -> [Result<&'b [u8]>; N] {
-    let around = |range: &Range<usize>| range.start / ALIGNMENT * ALIGNMENT..range.end.next_multiple_of(ALIGNMENT);
     let mut rest = buffer.bytes(parts.iter().map(|(_, range)| around(range).len()).sum());
     parts.map(|(file, range)| {
         let around = around(&range);

@@ -39,7 +39,7 @@ impl HostStore {
             for expert in (0..).take(shape.experts).map(ExpertId) {
                 store.read_ahead(layer, expert)?;
                 let mut weights = ExpertWeights::zeros(shape, types)?;
-                store.with_bytes(layer, expert, &mut |bytes| weights.overwrite(bytes))?;
+                weights.load(store, layer, expert)?;
                 experts.push(weights);
                 done += shape.expert_bytes(types) as u64;
                 progress(done, needed);

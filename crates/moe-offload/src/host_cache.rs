@@ -217,7 +217,7 @@ impl HostCache {
             Some(storage) => storage,
             None => ExpertWeights::zeros(self.store.shape(), types)?,
         };
-        self.store.with_bytes(layer, expert, &mut |bytes| weights.overwrite(bytes))?;
+        weights.load(&*self.store, layer, expert)?;
         let weights = Arc::new(weights);
         ending.arrived = Some((Arc::clone(&weights), purpose == Purpose::Compute));
         Ok(weights)

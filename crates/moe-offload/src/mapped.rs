@@ -238,6 +238,22 @@ impl ExpertStore for MappedStore {
         })
     }
 
+    fn read_to(&self, layer: LayerId, expert: ExpertId, weights: &mut ExpertWeights) -> Result<bool> {
+        let stored = self.stored(layer, expert)?;
+        let (Some(direct), Some(blocks)) = (&self.direct, weights.blocks_mut()) else { return Ok(false) };
+        let fits = |(stored, blocks): (&Stored, &&mut BlockMatrix)| {
+            stored.weight_type == blocks.weight_type() && blocks.reads(&stored.bytes)
+        };
+        if !stored.iter().zip(&blocks).all(fits) {
+            return Ok(false);
+        }
+        for (stored, blocks) in stored.iter().zip(blocks) {
+            let read = blocks.read(&direct.files[stored.file], &stored.bytes);
+            read.map_err(|source| self.files[stored.file].failed(source))?;
+        }
+        Ok(true)
+    }
+
     fn read_ahead(&self, layer: LayerId, expert: ExpertId) -> Result<()> {
         let stored = self.stored(layer, expert)?;
         if self.direct.is_some() {

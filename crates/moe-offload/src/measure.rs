@@ -196,6 +196,10 @@ impl ExpertStore for FirstLayers {
     ) -> Result<()> {
         self.store.with_bytes(layer, expert, read)
     }
+
+    fn read_to(&self, layer: LayerId, expert: ExpertId, weights: &mut ExpertWeights) -> Result<bool> {
+        self.store.read_to(layer, expert, weights)
+    }
 }
 
 /// Measures reading experts from the checkpoint `files` for a second, in an order that looks random, as loads want them;
@@ -283,7 +287,7 @@ impl Sample {
         }
     }
 
-    /// Seconds from bytes that were lent to a slot.
+    /// Seconds from bytes that were lent to a slot; none where the store reads into slots.
     fn copy(
         self,
         store: &Arc<dyn ExpertStore>,
@@ -291,6 +295,10 @@ impl Sample {
         types: ExpertTypes,
         device: &Device,
     ) -> Result<f64> {
+        let mut weights = ExpertWeights::zeros(store.shape(), types)?;
+        if device.is_cpu() && store.read_to(experts[0].0, experts[0].1, &mut weights)? {
+            return Ok(0.0);
+        }
         let slots = new_slots(1, store.shape(), types, device)?;
         let mut seconds = Vec::with_capacity(experts.len());
         for &(layer, expert) in experts {

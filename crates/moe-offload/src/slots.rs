@@ -4,8 +4,9 @@ use std::fmt;
 
 use candle_core::Tensor;
 use expert_cache::SlotId;
+use moe_trace::{ExpertId, LayerId};
 
-use crate::Result;
+use crate::{ExpertStore, Result};
 
 /// Slots for experts on a compute device.
 ///
@@ -22,6 +23,14 @@ pub trait ExpertSlots: fmt::Debug + Send + Sync {
     /// # Errors
     /// Bytes that do not fit; a device that failed. The slot's content is undefined then.
     fn load(&self, slot: SlotId, expert: [&[u8]; 3]) -> Result<()>;
+
+    /// [Loads](Self::load) an expert of a store.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and what the store says.
+    fn load_from(&self, slot: SlotId, store: &dyn ExpertStore, layer: LayerId, expert: ExpertId) -> Result<()> {
+        store.with_bytes(layer, expert, &mut |bytes| self.load(slot, bytes))
+    }
 
     /// Sends groups of tokens through the experts in their slots; returns the output of each group,
     /// `[rows of the group, hidden]`.

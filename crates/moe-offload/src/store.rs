@@ -48,6 +48,15 @@ pub trait ExpertStore: fmt::Debug + Send + Sync {
         self.fetch(layer, expert)?.with_bytes(read)
     }
 
+    /// Reads an expert from disk straight into `weights` in host memory, of the expert's types, and says whether it did: a
+    /// store that cannot, or has it in memory, leaves them as they are.
+    ///
+    /// # Errors
+    /// An expert that does not exist; weights that cannot be read. What `weights` are then is undefined.
+    fn read_to(&self, layer: LayerId, expert: ExpertId, _weights: &mut ExpertWeights) -> Result<bool> {
+        expert_index(self.shape(), layer, expert).map(|_| false)
+    }
+
     /// Brings the weights of an expert from disk into memory that the operating system may take back, and returns when they
     /// are there: a later [`with_bytes`](Self::with_bytes) does not wait for the disk then. A store without a disk does
     /// nothing, nor does one that reads past such memory. [`ReadAhead`](crate::ReadAhead) calls this on threads of its own.

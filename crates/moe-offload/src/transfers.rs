@@ -142,7 +142,7 @@ impl Engine {
         let started = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let slots = &self.slots[job.place.pool];
-            self.store.with_bytes(layer, expert, &mut |bytes| slots.load(job.place.slot, bytes))
+            slots.load_from(job.place.slot, &*self.store, layer, expert)
         }));
         let ended = Instant::now();
         drop(span);

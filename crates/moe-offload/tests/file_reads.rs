@@ -11,10 +11,10 @@ use candle_core::{DType, Device, Tensor};
 use common::{SHAPE, resident, serve, trace};
 use expert_cache::{MissPolicy, PolicyKind, PrefetcherKind, Serving};
 use moe_offload::{
-    ExpertShape, ExpertStore, FileReads, HostStore, MappedStore, OffloadError, OffloadOptions, OffloadedExperts,
-    RandomExperts, Transfers, WeightType, measure_disk, write_gguf,
+    ExpertBank, ExpertShape, ExpertStore, FileReads, HostStore, MappedStore, OffloadError, OffloadOptions,
+    OffloadedExperts, RandomExperts, Routes, Transfers, WeightType, measure_disk, write_gguf,
 };
-use moe_trace::{ExpertId, LayerId};
+use moe_trace::{ExpertId, LayerId, Phase};
 
 const READS: [FileReads; 2] = [FileReads::Cached, FileReads::Direct];
 
@@ -98,6 +98,53 @@ fn banks_compute_what_resident_experts_do_from_disk() {
                 assert_eq!(serve(&bank, &trace, serving).unwrap(), expected, "{reads:?}, {threads} threads");
             }
         }
+    }
+}
+
+/// Experts whose projections are large enough to be read where they stay, at places that differ modulo a page.
+#[test]
+fn experts_are_read_straight_into_slots_where_that_pays() {
+    let directory = tempfile::tempdir().unwrap();
+    let shape = ExpertShape { layers: 1, experts: 4, hidden: 1056, intermediate: 992 };
+    for (weight_type, hidden, straight) in
+        [(WeightType::Q8_0, 1056, true), (WeightType::Q8_0, 512, false), (WeightType::F16, 1056, false)]
+    {
+        let shape = ExpertShape { hidden, ..shape };
+        let path = [file(directory.path(), shape, weight_type)];
+        let random = RandomExperts::new(shape, weight_type, 3).unwrap();
+        let store = MappedStore::open_gguf(&path).unwrap().with_reads(FileReads::Direct).unwrap();
+        let store: Arc<dyn ExpertStore> = Arc::new(store);
+        let mut weights = random.fetch(LayerId(0), ExpertId(0)).unwrap();
+        // The memory of the third is read to again while somebody still holds what it had.
+        for expert in [1, 2, 3, 3, 0] {
+            let held = (expert == 3).then(|| weights.clone());
+            assert_eq!(store.read_to(LayerId(0), ExpertId(expert), &mut weights).unwrap(), straight);
+            let mut found = Vec::new();
+            let keep = &mut |parts: [&[u8]; 3]| {
+                found = parts.concat();
+                Ok(())
+            };
+            weights.with_bytes(keep).unwrap();
+            let expected = bytes(&random, 0, if straight { expert } else { 0 });
+            assert!(found == expected, "{weight_type}: expert {expert}");
+            drop(held);
+        }
+        let bank = OffloadedExperts::new(store.clone(), &Device::Cpu, OffloadOptions::slots(2)).unwrap();
+        let all = resident(&random);
+        let hidden = Tensor::ones((1, hidden), weight_type.activations(), &Device::Cpu).unwrap();
+        for experts in [[0, 1], [1, 2], [3, 0], [2, 1]] {
+            let weights = Tensor::ones((1, 2), weight_type.activations(), &Device::Cpu).unwrap();
+            let routes = Routes::new(experts.to_vec(), weights, Phase::Decode).unwrap();
+            let of = |bank: &dyn ExpertBank| {
+                let output = bank.forward(LayerId(0), &hidden, &routes).unwrap().to_dtype(DType::F32).unwrap();
+                output.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            };
+            assert_eq!(of(&bank), of(&all), "{weight_type}");
+        }
+        let whole = std::fs::read(&path[0]).unwrap();
+        std::fs::write(&path[0], &whole[..whole.len() / 8]).unwrap();
+        let error = store.read_to(LayerId(0), ExpertId(3), &mut weights).unwrap_err();
+        assert!(matches!(error, OffloadError::Shrunk { .. }), "{error}");
     }
 }
 
