@@ -55,6 +55,25 @@ pub struct LayerCounters {
     pub called_off: u64,
 }
 
+/// What a [`HostCache`](crate::HostCache) did for the experts of one layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostCounters {
+    /// Experts that were in host memory when they were wanted.
+    pub hits: u64,
+    /// Bytes of those.
+    pub hit_bytes: u64,
+    /// Experts that were brought from the store below.
+    pub loads: u64,
+    /// Experts that the policy declined to keep: they were used from the store below.
+    pub bypasses: u64,
+    /// Bytes that came from the store below.
+    pub loaded_bytes: u64,
+    /// Loads that failed.
+    pub failed_loads: u64,
+    /// Seconds of loads, of all threads together.
+    pub load_seconds: f64,
+}
+
 impl PhaseCounters {
     /// Adds other counters.
     pub fn merge(&mut self, other: &PhaseCounters) {
@@ -77,6 +96,19 @@ impl PrefetchCounters {
         self.loaded_bytes += other.loaded_bytes;
         self.load_seconds += other.load_seconds;
         self.failed_loads += other.failed_loads;
+    }
+}
+
+impl HostCounters {
+    /// Adds other counters.
+    pub fn merge(&mut self, other: &HostCounters) {
+        self.hits += other.hits;
+        self.hit_bytes += other.hit_bytes;
+        self.loads += other.loads;
+        self.bypasses += other.bypasses;
+        self.loaded_bytes += other.loaded_bytes;
+        self.failed_loads += other.failed_loads;
+        self.load_seconds += other.load_seconds;
     }
 }
 

@@ -7,43 +7,11 @@ use expert_cache::{
     CacheError, ExpertCache, ExpertKey, ExpertSizes, Load, Oversize, Partition, PolicyKind, Request, SlotId,
 };
 use moe_trace::{ExpertId, ExpertSet, Geometry, LayerId, Phase};
-use serde::{Deserialize, Serialize};
 
 use crate::engine::Cache;
+use crate::host_meter::HostMeter;
 use crate::store::expert_index;
-use crate::{ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, Result};
-
-/// What a [`HostCache`] did for the experts of one layer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct HostCounters {
-    /// Experts that were in host memory when they were wanted.
-    pub hits: u64,
-    /// Bytes of those.
-    pub hit_bytes: u64,
-    /// Experts that were brought from the store below.
-    pub loads: u64,
-    /// Experts that the policy declined to keep: they were used from the store below.
-    pub bypasses: u64,
-    /// Bytes that came from the store below.
-    pub loaded_bytes: u64,
-    /// Loads that failed.
-    pub failed_loads: u64,
-    /// Seconds of loads, of all threads together.
-    pub load_seconds: f64,
-}
-
-impl HostCounters {
-    /// Adds other counters.
-    pub fn merge(&mut self, other: &HostCounters) {
-        self.hits += other.hits;
-        self.hit_bytes += other.hit_bytes;
-        self.loads += other.loads;
-        self.bypasses += other.bypasses;
-        self.loaded_bytes += other.loaded_bytes;
-        self.failed_loads += other.failed_loads;
-        self.load_seconds += other.load_seconds;
-    }
-}
+use crate::{ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, HostCounters, HostReports, Result};
 
 /// An [`ExpertStore`] that keeps the experts of a slower one in host memory, within a number of bytes and under a policy
 /// of `expert_cache`.
@@ -92,7 +60,7 @@ struct Books {
     /// Number of the last load that began.
     loads: u64,
     /// Of each layer.
-    counters: Vec<HostCounters>,
+    meters: Vec<HostMeter>,
 }
 
 /// Where the weights of an expert are.
@@ -148,14 +116,22 @@ impl HostCache {
             places: (0..pool.universe()).map(|_| Held::Below).collect(),
             types: store.weight_types().to_vec(),
             loads: 0,
-            counters: vec![HostCounters::default(); shape.layers],
+            meters: (0..shape.layers).map(|_| HostMeter::default()).collect(),
         };
         Ok(HostCache { store, books: Mutex::new(books), ended: Condvar::new() })
     }
 
     /// Counters of each layer since the cache was made.
     pub fn counters(&self) -> Vec<HostCounters> {
-        self.lock().counters.clone()
+        self.lock().meters.iter().map(|meter| *meter.counters()).collect()
+    }
+
+    /// Counters and latencies since the cache was made.
+    pub fn reports(&self) -> HostReports {
+        let books = self.lock();
+        let mut total = HostMeter::default();
+        books.meters.iter().for_each(|meter| total.merge(meter));
+        HostReports { layers: books.meters.iter().map(HostMeter::report).collect(), total: total.report() }
     }
 
     /// Bytes that experts may take.
@@ -210,6 +186,8 @@ impl HostCache {
                 self.cache.ended.notify_all();
             }
         }
+        let ahead = purpose == Purpose::Foresight;
+        let _span = tracing::trace_span!("host load", layer = layer.0, expert = expert.0, ahead).entered();
         let Begun { number, slot, storage } = begun;
         let mut ending = Ending { cache: self, layer, key, number, slot, started: Instant::now(), arrived: None };
         let types = self.store.weight_types()[layer.index()];
@@ -226,9 +204,7 @@ impl HostCache {
     /// Counts bytes that were used from the store below.
     fn passed(&self, layer: LayerId) {
         let bytes = self.expert_bytes(layer);
-        let counters = &mut self.lock().counters[layer.index()];
-        counters.bypasses += 1;
-        counters.loaded_bytes += bytes;
+        self.lock().meters[layer.index()].bypassed(bytes);
     }
 
     fn expert_bytes(&self, layer: LayerId) -> u64 {
@@ -264,9 +240,7 @@ impl Books {
         if let Held::Here { weights, lent } = &mut self.places[key] {
             *lent |= purpose == Purpose::Compute;
             if purpose != Purpose::Foresight {
-                let counters = &mut self.counters[layer.index()];
-                counters.hits += 1;
-                counters.hit_bytes += bytes;
+                self.meters[layer.index()].hit(bytes);
             }
             return Ok(Step::Use(Arc::clone(weights)));
         }
@@ -296,15 +270,8 @@ impl Books {
         arrived: Option<(Arc<ExpertWeights>, bool)>,
     ) {
         let expert = expert_key(key);
-        let counters = &mut self.counters[layer.index()];
-        counters.load_seconds += time.as_secs_f64();
-        match arrived {
-            Some(_) => {
-                counters.loads += 1;
-                counters.loaded_bytes += self.cache.sizes().of(expert);
-            }
-            None => counters.failed_loads += 1,
-        }
+        let bytes = self.cache.sizes().of(expert);
+        self.meters[layer.index()].loaded(arrived.is_some(), bytes, time);
         // Another load may have taken its room meanwhile.
         if matches!(self.places[key], Held::Coming(running) if running == number) {
             self.places[key] = match arrived {
@@ -358,7 +325,7 @@ impl ExpertStore for HostCache {
         self.obtain(layer, expert, Purpose::Foresight).map(drop)
     }
 
-    fn host_counters(&self) -> Option<Vec<HostCounters>> {
-        Some(self.counters())
+    fn host_reports(&self) -> Option<HostReports> {
+        Some(self.reports())
     }
 }

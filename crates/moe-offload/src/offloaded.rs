@@ -18,8 +18,8 @@ use crate::prefetches::Prefetches;
 use crate::slot_order::{Job, Place, Reason, SlotOrder};
 use crate::transfers::Workers;
 use crate::{
-    BankReport, CpuSlots, ExpertBank, ExpertShape, ExpertSlots, ExpertStore, ExpertTypes, HostCounters, LayerCounters,
-    OffloadError, OffloadOptions, Result, Routes, RunTimeline, Transfers,
+    BankReport, CpuSlots, ExpertBank, ExpertShape, ExpertSlots, ExpertStore, ExpertTypes, LayerCounters, OffloadError,
+    OffloadOptions, Result, Routes, RunTimeline, Transfers,
 };
 
 /// An [`ExpertBank`] of a cache a pool of layers: slots on the compute device, all weights in an [`ExpertStore`].
@@ -156,13 +156,9 @@ impl OffloadedExperts {
             layer.prefetch.counts = state.counters(number).prefetch.counts;
             report.total.prefetch.counts.merge(&layer.prefetch.counts);
         }
-        if let Some(counters) = self.engine.store.host_counters() {
-            let mut total = HostCounters::default();
-            for (layer, counters) in report.layers.iter_mut().zip(counters) {
-                layer.host = Some(counters);
-                total.merge(&counters);
-            }
-            report.total.host = Some(total);
+        if let Some(host) = self.engine.store.host_reports() {
+            report.layers.iter_mut().zip(host.layers).for_each(|(layer, host)| layer.host = Some(host));
+            report.total.host = Some(host.total);
         }
         Ok(report)
     }

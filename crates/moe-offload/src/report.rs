@@ -31,6 +31,25 @@ pub struct PhaseReport {
     pub stall: Latency,
 }
 
+/// A layer of a [`HostCache`](crate::HostCache).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostReport {
+    /// Counts, bytes and seconds.
+    #[serde(flatten)]
+    pub counters: HostCounters,
+    /// Single loads from the store below, failed ones too; not what was bypassed.
+    pub load: Latency,
+}
+
+/// A [`HostCache`](crate::HostCache) since it was made.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostReports {
+    /// Each layer.
+    pub layers: Vec<HostReport>,
+    /// All layers.
+    pub total: HostReport,
+}
+
 /// A layer.
 ///
 /// Where an expert was found: hits were in slots; loads and bypasses came from the store, that is where it is a
@@ -48,7 +67,7 @@ pub struct LayerReport {
     /// Prefetches that this layer's calls evicted before anybody had begun to load them.
     pub called_off: u64,
     /// What a cache in host memory did below the slots, of this bank and of others that share it.
-    pub host: Option<HostCounters>,
+    pub host: Option<HostReport>,
 }
 
 /// A bank since it was made.

@@ -5,7 +5,7 @@ use std::fmt;
 use candle_core::DType;
 use moe_trace::{ExpertId, LayerId};
 
-use crate::{ExpertShape, ExpertTypes, ExpertWeights, HostCounters, OffloadError, Result};
+use crate::{ExpertShape, ExpertTypes, ExpertWeights, HostReports, OffloadError, Result};
 
 /// A place that holds every expert of a model.
 pub trait ExpertStore: fmt::Debug + Send + Sync {
@@ -67,8 +67,8 @@ pub trait ExpertStore: fmt::Debug + Send + Sync {
         expert_index(self.shape(), layer, expert).map(|_| ())
     }
 
-    /// What a [`HostCache`](crate::HostCache) did, layer by layer; `None` from other stores.
-    fn host_counters(&self) -> Option<Vec<HostCounters>> {
+    /// What a [`HostCache`](crate::HostCache) did; `None` from other stores.
+    fn host_reports(&self) -> Option<HostReports> {
         None
     }
 }

@@ -13,9 +13,9 @@ use expert_cache::{
     ExpertCache, ExpertKey, MissPolicy, Oversize, Partition, PolicyKind, PrefetcherKind, Request, Serving, Simulation,
 };
 use moe_offload::{
-    ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, FileReads, HostCache, HostCounters, MappedStore,
-    OffloadError, OffloadOptions, OffloadedExperts, QuantizedExperts, RandomExperts, ReadAhead, Result, Transfers,
-    WeightType, write_gguf,
+    BankReport, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, FileReads, HostCache, HostCounters, HostReport,
+    MappedStore, OffloadError, OffloadOptions, OffloadedExperts, QuantizedExperts, RandomExperts, ReadAhead, Result,
+    Transfers, WeightType, write_gguf,
 };
 use moe_trace::{ExpertId, ExpertSet, LayerId, Phase};
 
@@ -100,14 +100,22 @@ fn hits_of_every_tier_are_the_simulated_ones() {
         simulation.observe(&trace, observe).unwrap();
         let report = bank.report().unwrap();
         for (layer, (counters, expected)) in report.layers.iter().zip(&expected).enumerate() {
-            let host = counters.host.unwrap();
+            let HostReport { counters: host, load } = counters.host.unwrap();
+            assert_eq!(load.samples, host.loads);
+            assert!(load.p50_seconds <= load.p99_seconds && load.p99_seconds <= load.max_seconds);
             assert_eq!((host.hits, host.loads), *expected, "layer {layer}");
             let (prefill, decode) = (&counters.prefill.counters, &counters.decode.counters);
             assert_eq!(host.hits + host.loads, prefill.counts.loads + decode.counts.loads);
             assert_eq!(host.hit_bytes + host.loaded_bytes, prefill.loaded_bytes + decode.loaded_bytes);
         }
         let sum = report.total.host.unwrap();
-        assert!(sum.hits > 0 && sum == total(&cache));
+        assert!(sum.counters.hits > 0 && sum.counters == total(&cache));
+        let longest = report.layers.iter().map(|layer| layer.host.unwrap().load.max_seconds).fold(0.0, f64::max);
+        assert_eq!((sum.load.samples, sum.load.max_seconds), (sum.counters.loads, longest));
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["total"]["host"]["hits"], sum.counters.hits);
+        assert_eq!(json["layers"][1]["host"]["load"]["samples"], report.layers[1].host.unwrap().load.samples);
+        assert_eq!(serde_json::from_value::<BankReport>(json).unwrap(), report);
     }
 }
 
@@ -170,6 +178,9 @@ fn a_failed_load_leaves_room_and_is_tried_again() {
     let total = total(&cache);
     assert_eq!((total.hits, total.loads, total.failed_loads, total.loaded_bytes), (2, 3, 3, 3 * EXPERT));
     assert_eq!(below.reads.load(Ordering::Relaxed), 6);
+    let reports = cache.reports();
+    assert_eq!(reports.layers.iter().map(|layer| layer.load.samples).collect::<Vec<_>>(), [6, 0, 0]);
+    assert_eq!((reports.total.load, reports.total.counters), (reports.layers[0].load, total));
 }
 
 #[test]
@@ -215,12 +226,9 @@ fn read_ahead_fills_it_and_no_expert_is_read_twice_at_a_time() {
             });
         }
     });
-    let counters = cache.host_counters().unwrap();
+    let counters = cache.host_reports().unwrap().total.counters;
     assert_eq!(below.reads.load(Ordering::Relaxed), 24);
-    assert_eq!(
-        counters.iter().map(|layer| (layer.hits, layer.loads)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1)),
-        (1984, 24)
-    );
+    assert_eq!((counters.hits, counters.loads), (1984, 24));
 }
 
 #[test]
