@@ -42,6 +42,15 @@ pub struct PrefetchCounters {
     pub failed_loads: u64,
 }
 
+/// Counters of the experts of one layer that a bank wished to be read ahead.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadAheadCounters {
+    /// Wishes.
+    pub issued: u64,
+    /// Of those, the ones that nobody took up, for the queue was full.
+    pub dropped: u64,
+}
+
 /// Counters of one layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LayerCounters {
@@ -64,6 +73,8 @@ pub struct HostCounters {
     pub hit_bytes: u64,
     /// Experts that were brought from the store below.
     pub loads: u64,
+    /// Of those, the ones that were read ahead: nobody had wanted them when the load began.
+    pub ahead: u64,
     /// Experts that the policy declined to keep: they were used from the store below.
     pub bypasses: u64,
     /// Bytes that came from the store below.
@@ -100,15 +111,41 @@ impl PrefetchCounters {
 }
 
 impl HostCounters {
+    /// Experts in host memory an expert that was wanted; 0 if none was.
+    ///
+    /// # Formula
+    /// `hits / (hits + bypasses + loads - ahead)`
+    ///
+    /// ```
+    /// use moe_offload::HostCounters;
+    ///
+    /// let counters = HostCounters { hits: 3, loads: 4, ahead: 3, ..HostCounters::default() };
+    /// assert_eq!(counters.hit_rate(), 0.75);
+    /// ```
+    #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
+    pub fn hit_rate(&self) -> f64 {
+        let wanted = self.hits + self.bypasses + self.loads.saturating_sub(self.ahead);
+        self.hits as f64 / wanted.max(1) as f64
+    }
+
     /// Adds other counters.
     pub fn merge(&mut self, other: &HostCounters) {
         self.hits += other.hits;
         self.hit_bytes += other.hit_bytes;
         self.loads += other.loads;
+        self.ahead += other.ahead;
         self.bypasses += other.bypasses;
         self.loaded_bytes += other.loaded_bytes;
         self.failed_loads += other.failed_loads;
         self.load_seconds += other.load_seconds;
+    }
+}
+
+impl ReadAheadCounters {
+    /// Adds other counters.
+    pub fn merge(&mut self, other: &ReadAheadCounters) {
+        self.issued += other.issued;
+        self.dropped += other.dropped;
     }
 }
 

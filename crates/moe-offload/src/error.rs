@@ -140,6 +140,12 @@ pub enum OffloadError {
         /// The choice.
         choice: &'static str,
     },
+    /// Experts are to be read ahead, but nobody says which.
+    #[error("{per_request} experts are to be read ahead after every request, but no prefetcher predicts them")]
+    NothingPredicts {
+        /// Experts that [`OffloadOptions::read_ahead`](crate::OffloadOptions::read_ahead) asks for.
+        per_request: usize,
+    },
     /// A load failed.
     #[error("{layer}, {expert} cannot be loaded")]
     Load {

@@ -176,20 +176,22 @@ impl HostCache {
             number: u64,
             slot: SlotId,
             started: Instant,
-            arrived: Option<(Arc<ExpertWeights>, bool)>,
+            purpose: Purpose,
+            arrived: Option<Arc<ExpertWeights>>,
         }
         impl Drop for Ending<'_> {
             fn drop(&mut self) {
                 let time = self.started.elapsed();
                 let load = (self.number, self.slot);
-                self.cache.lock().ended((self.layer, self.key), load, time, self.arrived.take());
+                self.cache.lock().ended((self.layer, self.key), load, (self.purpose, time), self.arrived.take());
                 self.cache.ended.notify_all();
             }
         }
         let ahead = purpose == Purpose::Foresight;
         let _span = tracing::trace_span!("host load", layer = layer.0, expert = expert.0, ahead).entered();
         let Begun { number, slot, storage } = begun;
-        let mut ending = Ending { cache: self, layer, key, number, slot, started: Instant::now(), arrived: None };
+        let mut ending =
+            Ending { cache: self, layer, key, number, slot, started: Instant::now(), purpose, arrived: None };
         let types = self.store.weight_types()[layer.index()];
         let mut weights = match storage {
             Some(storage) => storage,
@@ -197,7 +199,7 @@ impl HostCache {
         };
         weights.load(&*self.store, layer, expert)?;
         let weights = Arc::new(weights);
-        ending.arrived = Some((Arc::clone(&weights), purpose == Purpose::Compute));
+        ending.arrived = Some(Arc::clone(&weights));
         Ok(weights)
     }
 
@@ -266,16 +268,16 @@ impl Books {
         &mut self,
         (layer, key): (LayerId, usize),
         (number, slot): (u64, SlotId),
-        time: Duration,
-        arrived: Option<(Arc<ExpertWeights>, bool)>,
+        (purpose, time): (Purpose, Duration),
+        arrived: Option<Arc<ExpertWeights>>,
     ) {
         let expert = expert_key(key);
         let bytes = self.cache.sizes().of(expert);
-        self.meters[layer.index()].loaded(arrived.is_some(), bytes, time);
+        self.meters[layer.index()].loaded(arrived.is_some(), purpose == Purpose::Foresight, bytes, time);
         // Another load may have taken its room meanwhile.
         if matches!(self.places[key], Held::Coming(running) if running == number) {
             self.places[key] = match arrived {
-                Some((weights, lent)) => Held::Here { weights, lent },
+                Some(weights) => Held::Here { weights, lent: purpose == Purpose::Compute },
                 None => {
                     self.cache.forget(expert, slot);
                     Held::Below

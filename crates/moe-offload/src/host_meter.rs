@@ -29,12 +29,13 @@ impl HostMeter {
         self.counters.loaded_bytes += bytes;
     }
 
-    /// A load has ended.
-    pub(crate) fn loaded(&mut self, success: bool, bytes: u64, time: Duration) {
+    /// A load has ended; `ahead` if nobody had wanted it when it began.
+    pub(crate) fn loaded(&mut self, success: bool, ahead: bool, bytes: u64, time: Duration) {
         self.counters.load_seconds += time.as_secs_f64();
         match success {
             true => {
                 self.counters.loads += 1;
+                self.counters.ahead += u64::from(ahead);
                 self.counters.loaded_bytes += bytes;
             }
             false => self.counters.failed_loads += 1,
@@ -60,10 +61,10 @@ mod tests {
     fn layers_merge_into_the_latencies_of_all_their_loads() {
         let mut layers = [HostMeter::default(), HostMeter::default()];
         layers[0].hit(5);
-        layers[0].loaded(true, 5, Duration::from_millis(1));
-        layers[0].loaded(false, 5, Duration::from_millis(30));
+        layers[0].loaded(true, true, 5, Duration::from_millis(1));
+        layers[0].loaded(false, true, 5, Duration::from_millis(30));
         layers[1].bypassed(7);
-        (0..98).for_each(|_| layers[1].loaded(true, 7, Duration::from_millis(2)));
+        (0..98).for_each(|_| layers[1].loaded(true, false, 7, Duration::from_millis(2)));
         let mut all = HostMeter::default();
         layers.iter().for_each(|layer| all.merge(layer));
         let HostReport { counters, load } = all.report();
@@ -71,6 +72,7 @@ mod tests {
             hits: 1,
             hit_bytes: 5,
             loads: 99,
+            ahead: 1,
             bypasses: 1,
             loaded_bytes: 5 + 99 * 7,
             failed_loads: 1,

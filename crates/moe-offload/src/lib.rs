@@ -8,7 +8,7 @@
 //! Experts outside of the slots are in host memory ([`HostStore`]), in checkpoint files ([`MappedStore`], which reads past
 //! the page cache where not all fit in memory), or in those with a part of host memory before them ([`HostCache`]).
 //!
-//! [`OffloadOptions`] chooses pools, policy, capacity, prefetcher and threads; [`OffloadedExperts::report`] tells what
+//! [`OffloadOptions`] chooses pools, policy, capacity, prefetcher, threads and what is read ahead; [`OffloadedExperts::report`] tells what
 //! they did, [`RunTimeline`] when, and [`measure`] what to expect of a machine.
 //!
 //! ```
@@ -99,12 +99,13 @@ mod times;
 mod transfers;
 mod weight_location;
 mod weight_type;
+mod wishes;
 mod write_gguf;
 
 pub use bank::ExpertBank;
 pub use block_matrix::BlockMatrix;
 pub use capacity::{Capacity, free_bytes};
-pub use counters::{HostCounters, LayerCounters, PhaseCounters, PrefetchCounters};
+pub use counters::{HostCounters, LayerCounters, PhaseCounters, PrefetchCounters, ReadAheadCounters};
 pub use cpu_slots::CpuSlots;
 #[cfg(any(test, feature = "cuda"))]
 pub use cuda::{CopiedBytes, Pinning};

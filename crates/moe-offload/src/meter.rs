@@ -7,7 +7,7 @@ use moe_trace::Phase;
 
 use crate::slot_order::Reason;
 use crate::times::Times;
-use crate::{LayerCounters, LayerReport, PhaseCounters, PhaseReport};
+use crate::{LayerCounters, LayerReport, PhaseCounters, PhaseReport, ReadAheadCounters};
 
 /// Counters and histograms of one layer.
 #[derive(Debug, Default)]
@@ -109,6 +109,7 @@ impl LayerMeter {
             prefetch: self.counters.prefetch,
             prefetch_load: self.prefetch_load.latency(),
             called_off: self.counters.called_off,
+            read_ahead: ReadAheadCounters::default(),
             host: None,
         }
     }

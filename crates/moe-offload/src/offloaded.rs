@@ -17,6 +17,7 @@ use crate::options::{ChosenPrefetcher, Prefetch};
 use crate::prefetches::Prefetches;
 use crate::slot_order::{Job, Place, Reason, SlotOrder};
 use crate::transfers::Workers;
+use crate::wishes::{Wishes, Wishing};
 use crate::{
     BankReport, CpuSlots, ExpertBank, ExpertShape, ExpertSlots, ExpertStore, ExpertTypes, LayerCounters, OffloadError,
     OffloadOptions, Result, Routes, RunTimeline, Transfers,
@@ -69,7 +70,7 @@ impl OffloadedExperts {
     /// # Errors
     /// [`OffloadError::Cache`] for a capacity of 0 or above the experts of a pool, for a profile of other pools, or from
     /// a policy; [`OffloadError::PoolCapacities`], [`OffloadError::PoolShape`], [`OffloadError::Inexact`],
-    /// [`OffloadError::WhatIf`] for options that do not fit; [`OffloadError::Device`], or [`OffloadError::Tensor`] if the
+    /// [`OffloadError::WhatIf`], [`OffloadError::NothingPredicts`] for options that do not fit; [`OffloadError::Size`]; [`OffloadError::Device`], or [`OffloadError::Tensor`] if the
     /// device has no room; [`OffloadError::Thread`]; [`OffloadError::Load`] for a resident of the profile.
     pub fn new(
         store: Arc<dyn ExpertStore>,
@@ -105,7 +106,7 @@ impl OffloadedExperts {
             found.expect("a partition covers every layer")
         };
         let places: Vec<(usize, u32)> = geometry.layer_ids().map(place).collect();
-        let prefetches = prefetches_of(geometry, options.prefetch, &places)?;
+        let prefetches = prefetches_of(&store, geometry, (options.prefetch, options.read_ahead), &places)?;
         let turn = |(pool, cache): (&Pool, &Cache)| {
             let reads_mass = cache.policy().reads_mass() || cache.misses().needs_mass();
             Mutex::new(Turn { reads_mass, request: RequestBuffer::new(pool.universe()), scratch: Scratch::default() })
@@ -155,6 +156,11 @@ impl OffloadedExperts {
         for (number, layer) in report.layers.iter_mut().enumerate() {
             layer.prefetch.counts = state.counters(number).prefetch.counts;
             report.total.prefetch.counts.merge(&layer.prefetch.counts);
+        }
+        let wished = state.prefetches.as_ref().and_then(Prefetches::wished).unwrap_or_default();
+        for (layer, &wished) in report.layers.iter_mut().zip(wished) {
+            layer.read_ahead = wished;
+            report.total.read_ahead.merge(&wished);
         }
         if let Some(host) = self.engine.store.host_reports() {
             report.layers.iter_mut().zip(host.layers).for_each(|(layer, host)| layer.host = Some(host));
@@ -229,17 +235,26 @@ fn caches_of(pools: &[Pool], capacities: &[usize], options: &mut OffloadOptions<
 
 /// The prefetcher at work for a model, if there is one.
 fn prefetches_of(
+    store: &Arc<dyn ExpertStore>,
     geometry: &Geometry,
-    prefetch: Option<Prefetch>,
+    (prefetch, read_ahead): (Option<Prefetch>, Option<Wishing>),
     places: &[(usize, u32)],
 ) -> Result<Option<Prefetches>> {
-    let Some(Prefetch { prefetcher, per_request }) = prefetch else { return Ok(None) };
-    let prefetcher = match prefetcher {
-        ChosenPrefetcher::Kind { kind, ahead } => kind.build(geometry, ahead, None, 0)?,
-        ChosenPrefetcher::Made(prefetcher) => Some(prefetcher),
+    let (chosen, for_slots) = prefetch.map_or((None, 0), |chosen| (Some(chosen.prefetcher), chosen.per_request));
+    let prefetcher = match chosen {
+        Some(ChosenPrefetcher::Kind { kind, ahead }) => kind.build(geometry, ahead, None, 0)?,
+        Some(ChosenPrefetcher::Made(prefetcher)) => Some(prefetcher),
+        None => None,
     };
+    let Some(prefetcher) = prefetcher else {
+        return match read_ahead {
+            Some(Wishing { per_request, .. }) => Err(OffloadError::NothingPredicts { per_request }),
+            None => Ok(None),
+        };
+    };
+    let wishes = read_ahead.map(|wishing| Wishes::new(store, wishing)).transpose()?;
     let pool_of = places.iter().map(|&(pool, _)| pool).collect();
-    Ok(prefetcher.map(|prefetcher| Prefetches::new(prefetcher, per_request, pool_of)))
+    Ok(Some(Prefetches::new(prefetcher, for_slots, wishes, pool_of)))
 }
 
 /// Allocates slots on a device.

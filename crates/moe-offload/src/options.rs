@@ -8,6 +8,7 @@ use expert_cache::{
     EvictionPolicy, MissPolicy, Oversize, Partition, PolicyKind, Pool, Prefetcher, PrefetcherKind, ResidentProfile,
 };
 
+use crate::wishes::Wishing;
 use crate::{Capacity, Exactness, Result, Transfers};
 
 /// Makes the policy of a pool of so many slots.
@@ -42,6 +43,7 @@ pub struct OffloadOptions<'a> {
     pub(crate) exactness: Exactness,
     pub(crate) transfers: Transfers,
     pub(crate) prefetch: Option<Prefetch>,
+    pub(crate) read_ahead: Option<Wishing>,
     pub(crate) timeline_events: usize,
     pub(crate) patience: Option<Duration>,
 }
@@ -76,6 +78,7 @@ impl<'a> OffloadOptions<'a> {
             exactness: Exactness::Strict,
             transfers: Transfers::Inline,
             prefetch: None,
+            read_ahead: None,
             timeline_events: 0,
             patience: None,
         }
@@ -161,6 +164,24 @@ impl<'a> OffloadOptions<'a> {
 
     fn chosen_prefetcher(mut self, prefetcher: ChosenPrefetcher, per_request: usize) -> OffloadOptions<'a> {
         self.prefetch = Some(Prefetch { prefetcher, per_request });
+        self
+    }
+
+    /// Reads ahead, after every request, up to `per_request` experts without giving slots to them: of the predictions, those
+    /// ranked directly behind the ones that [`prefetch`](Self::prefetch) considers for slots, unless they are in slots.
+    /// `threads` threads bring them from disk into host memory as [`ReadAhead`](crate::ReadAhead) does: into a
+    /// [`HostCache`](crate::HostCache), or through the page cache if the store reads through it. A store that reads past the
+    /// page cache ([`FileReads::Direct`](crate::FileReads)) without such a cache before it does nothing, nor does one
+    /// without a disk.
+    ///
+    /// Outputs, hits of slots and loads into slots stay as they are. Which experts are in host memory then depends on timing,
+    /// so that no simulation tells the hits of a `HostCache`. A call waits for no wish: one that finds the queue full, which
+    /// holds `per_request` experts, is dropped. A load waits for the read of its own expert if that is under way, and shares
+    /// the disk with the others; one that fails is left to the load.
+    ///
+    /// Needs a prefetcher, which may consider 0 predictions for slots.
+    pub fn read_ahead(mut self, threads: usize, per_request: usize) -> OffloadOptions<'a> {
+        self.read_ahead = Some(Wishing { threads, per_request });
         self
     }
 

@@ -3,14 +3,17 @@
 use expert_cache::{Eviction, ExpertKey, Load, Plan, Pool, Prediction, PrefetchCounts, Prefetcher, Request, Routing};
 use moe_trace::{ExpertId, Phase};
 
-use crate::Result;
 use crate::engine::Cache;
+use crate::wishes::Wishes;
+use crate::{ReadAheadCounters, Result};
 
 /// A prefetcher at work.
 #[derive(Debug)]
 pub(crate) struct Prefetches {
     prefetcher: Box<dyn Prefetcher>,
     per_request: usize,
+    /// What becomes of the predictions that come next.
+    wishes: Option<Wishes>,
     /// One entry a layer of the model.
     counts: Vec<PrefetchCounts>,
     /// The pool of each layer.
@@ -21,13 +24,23 @@ pub(crate) struct Prefetches {
 
 impl Prefetches {
     /// Prefetches for a model; `pool_of` names the pool of each of its layers.
-    pub(crate) fn new(prefetcher: Box<dyn Prefetcher>, per_request: usize, pool_of: Vec<usize>) -> Prefetches {
+    pub(crate) fn new(
+        prefetcher: Box<dyn Prefetcher>,
+        per_request: usize,
+        wishes: Option<Wishes>,
+        pool_of: Vec<usize>,
+    ) -> Prefetches {
         let counts = vec![PrefetchCounts::default(); pool_of.len()];
-        Prefetches { prefetcher, per_request, counts, pool_of, experts: Vec::new(), predictions: Vec::new() }
+        Prefetches { prefetcher, per_request, wishes, counts, pool_of, experts: Vec::new(), predictions: Vec::new() }
     }
 
     pub(crate) fn counts(&self) -> &[PrefetchCounts] {
         &self.counts
+    }
+
+    /// One entry a layer of the model, if experts are read ahead.
+    pub(crate) fn wished(&self) -> Option<&[ReadAheadCounters]> {
+        self.wishes.as_ref().map(Wishes::counters)
     }
 
     pub(crate) fn sequence_end(&mut self) {
@@ -56,7 +69,8 @@ impl Prefetches {
         }
     }
 
-    /// Decides what to load while a request is executed, and hands it to `load`, with the number of its pool.
+    /// Decides what to load while a request is executed, and hands it to `load`, with the number of its pool; wishes for
+    /// what comes next by rank.
     pub(crate) fn issue(
         &mut self,
         number: usize,
@@ -75,17 +89,17 @@ impl Prefetches {
         let best = |a: &Prediction, b: &Prediction| {
             b.score.total_cmp(&a.score).then(a.layer.cmp(&b.layer)).then(a.expert.cmp(&b.expert))
         };
-        if self.predictions.len() > self.per_request {
-            self.predictions.select_nth_unstable_by(self.per_request, best);
-            self.predictions.truncate(self.per_request);
+        let considered = self.per_request.saturating_add(self.wishes.as_ref().map_or(0, Wishes::per_request));
+        if self.predictions.len() > considered {
+            self.predictions.select_nth_unstable_by(considered, best);
+            self.predictions.truncate(considered);
         }
         self.predictions.sort_unstable_by(best);
         // What is there already is held before anything is loaded.
         for resident in [true, false] {
-            for at in 0..self.predictions.len() {
+            for at in 0..self.per_request.min(self.predictions.len()) {
                 let prediction = self.predictions[at];
-                let Some(&number) = self.pool_of.get(prediction.layer.index()) else { continue };
-                let Some(key) = pools[number].key(prediction.layer, prediction.expert) else { continue };
+                let Some((number, key)) = self.key(pools, &prediction) else { continue };
                 if caches[number].resident().contains(key.index()) == resident {
                     let within = requests_until(&pools[number], request, prediction);
                     if let Some(planned) =
@@ -96,7 +110,27 @@ impl Prefetches {
                 }
             }
         }
+        self.wish(pools, caches)
+    }
+
+    /// Wishes for predictions that no slot was considered for, unless they are in one.
+    fn wish(&mut self, pools: &[Pool], caches: &[Cache]) -> Result<()> {
+        for at in self.per_request..self.predictions.len() {
+            let prediction = self.predictions[at];
+            let Some((number, key)) = self.key(pools, &prediction) else { continue };
+            if let Some(wishes) = &mut self.wishes
+                && !caches[number].resident().contains(key.index())
+            {
+                wishes.want(prediction.layer, prediction.expert)?;
+            }
+        }
         Ok(())
+    }
+
+    /// The pool of a predicted expert and its key there, if the model has it.
+    fn key(&self, pools: &[Pool], prediction: &Prediction) -> Option<(usize, ExpertKey)> {
+        let &number = self.pool_of.get(prediction.layer.index())?;
+        Some((number, pools[number].key(prediction.layer, prediction.expert)?))
     }
 
     fn prefetch(

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{HostCounters, PhaseCounters, PrefetchCounters};
+use crate::{HostCounters, PhaseCounters, PrefetchCounters, ReadAheadCounters};
 
 /// How long something took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -66,6 +66,8 @@ pub struct LayerReport {
     pub prefetch_load: Latency,
     /// Prefetches that this layer's calls evicted before anybody had begun to load them.
     pub called_off: u64,
+    /// Experts of this layer wished to be read ahead.
+    pub read_ahead: ReadAheadCounters,
     /// What a cache in host memory did below the slots, of this bank and of others that share it.
     pub host: Option<HostReport>,
 }

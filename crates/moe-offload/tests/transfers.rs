@@ -4,139 +4,18 @@
 
 mod common;
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
-use common::{SHAPE, host_store, resident};
-use expert_cache::{Oversize, Prediction, Prefetcher, Routing};
+use common::fated::{Expects, Fate, Fated, forward};
+use common::{SHAPE, resident};
+use expert_cache::{Oversize, PolicyKind};
 use moe_offload::{
-    Activity, ExpertBank, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, OffloadError, OffloadOptions,
-    OffloadedExperts, Result, Routes, TimelineEvent, Transfers,
+    Activity, ExpertBank, ExpertShape, HostCache, OffloadError, OffloadOptions, OffloadedExperts, Routes,
+    TimelineEvent, Transfers,
 };
 use moe_trace::{ExpertId, LayerId, Phase};
-
-/// What befalls a load.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    /// It waits until it is let go.
-    Held,
-    Slow,
-    Fails,
-    FailsOnce,
-    Panics,
-}
-
-/// A store on which loads meet their fate, by layer and expert.
-#[derive(Debug)]
-struct Fated {
-    store: Arc<dyn ExpertStore>,
-    fates: Mutex<HashMap<(u16, u16), Fate>>,
-    /// Loads that have begun.
-    begun: Mutex<HashSet<(u16, u16)>>,
-    changed: Condvar,
-}
-
-impl Fated {
-    fn new(shape: ExpertShape) -> Arc<Fated> {
-        let (fates, begun, changed) = (Mutex::default(), Mutex::default(), Condvar::new());
-        Arc::new(Fated { store: host_store(shape), fates, begun, changed })
-    }
-
-    fn set(&self, layer: u16, expert: u16, fate: Option<Fate>) {
-        let mut fates = self.fates.lock().unwrap();
-        match fate {
-            Some(fate) => fates.insert((layer, expert), fate),
-            None => fates.remove(&(layer, expert)),
-        };
-        self.changed.notify_all();
-    }
-
-    fn has_begun(&self, layer: u16, expert: u16) -> bool {
-        self.begun.lock().unwrap().contains(&(layer, expert))
-    }
-
-    fn wait_until_begun(&self, layer: u16, expert: u16) {
-        while !self.has_begun(layer, expert) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-impl ExpertStore for Fated {
-    fn shape(&self) -> ExpertShape {
-        self.store.shape()
-    }
-
-    fn weight_types(&self) -> &[ExpertTypes] {
-        self.store.weight_types()
-    }
-
-    fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights> {
-        let fate = self.fates.lock().unwrap().get(&(layer.0, expert.0)).copied();
-        assert_ne!(fate, Some(Fate::Panics), "what a store");
-        self.store.fetch(layer, expert)
-    }
-
-    fn with_bytes(
-        &self,
-        layer: LayerId,
-        expert: ExpertId,
-        read: &mut dyn FnMut([&[u8]; 3]) -> Result<()>,
-    ) -> Result<()> {
-        let which = (layer.0, expert.0);
-        self.begun.lock().unwrap().insert(which);
-        let fates = self.fates.lock().unwrap();
-        match fates.get(&which).copied() {
-            Some(Fate::Held) => {
-                let mut fates = self.changed.wait_while(fates, |fates| fates.get(&which) == Some(&Fate::Held)).unwrap();
-                if fates.get(&which) == Some(&Fate::FailsOnce) {
-                    fates.remove(&which);
-                    return Err(OffloadError::NotOnHost);
-                }
-            }
-            Some(Fate::Slow) => {
-                drop(fates);
-                std::thread::sleep(Duration::from_millis(30));
-            }
-            Some(Fate::Fails | Fate::FailsOnce) => {
-                let source = std::io::Error::other("device is gone");
-                return Err(OffloadError::Io { path: "model.safetensors".into(), source });
-            }
-            Some(Fate::Panics) => {
-                drop(fates);
-                panic!("what a store");
-            }
-            None => drop(fates),
-        }
-        self.store.with_bytes(layer, expert, read)
-    }
-}
-
-/// Expects certain experts of the next layer.
-#[derive(Debug)]
-struct Expects(Vec<(u16, u16)>);
-
-impl Prefetcher for Expects {
-    fn predict(&mut self, served: &Routing<'_>, out: &mut Vec<Prediction>) {
-        if served.layer == LayerId(0) {
-            out.extend(self.0.iter().enumerate().map(|(rank, &(layer, expert))| Prediction {
-                layer: LayerId(layer),
-                expert: ExpertId(expert),
-                score: 1.0 / (rank + 1) as f32,
-            }));
-        }
-    }
-}
-
-/// Sends a token, or one a row, through experts.
-fn forward(bank: &dyn ExpertBank, layer: u16, experts: &[u16]) -> Result<Vec<f32>> {
-    let hidden = Tensor::from_vec(common::noise(7, SHAPE.hidden), (1, SHAPE.hidden), &Device::Cpu)?;
-    let weights = Tensor::ones((1, experts.len()), DType::F32, &Device::Cpu)?;
-    let routes = Routes::new(experts.to_vec(), weights, Phase::Decode)?;
-    Ok(bank.forward(LayerId(layer), &hidden, &routes)?.flatten_all()?.to_vec1()?)
-}
 
 fn bank(store: &Arc<Fated>, options: OffloadOptions<'_>) -> OffloadedExperts {
     OffloadedExperts::new(store.clone(), &Device::Cpu, options).unwrap()
@@ -445,5 +324,13 @@ fn what_happens_is_told_to_tracing() {
     });
     // Two loads, each computed when it has come; the prefetch fails, and so does the call that wants it.
     let expected = ["load", "compute", "load", "compute", "load", "prefetch failed", "load", "rollback"];
+    assert_eq!(std::mem::take(&mut *names.0.lock().unwrap()), expected);
+    // Below the slots, only what does not come from host memory is a load.
+    let host = HostCache::new(store, u64::MAX, PolicyKind::Lru).unwrap();
+    let bank = OffloadedExperts::new(Arc::new(host), &Device::Cpu, OffloadOptions::slots(1)).unwrap();
+    tracing::subscriber::with_default(names.clone(), || {
+        [4, 5, 4].iter().for_each(|&expert| drop(forward(&bank, 0, &[expert]).unwrap()));
+    });
+    let expected = ["load", "host load", "compute", "load", "host load", "compute", "load", "compute"];
     assert_eq!(*names.0.lock().unwrap(), expected);
 }

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "every test uses its part")]
 
+pub(crate) mod fated;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 
