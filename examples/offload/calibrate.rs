@@ -68,6 +68,7 @@ pub(crate) fn calibrate(served: &Served<'_>, prices: &mut Prices, resident: &Ste
         policy: PolicyKind::Lru,
         prefetcher: PrefetcherKind::None,
         per_request: 1,
+        ahead: None,
         misses: Misses::Load,
         transfers: Transfers::Inline,
     };

@@ -12,7 +12,7 @@ use moe_offload::{MissSeconds, OffloadOptions, Transfers};
 use moe_trace::{ExpertSet, Geometry, Phase, RoutingSource};
 
 use crate::calibrate::Prices;
-use crate::stores::HostTier;
+use crate::stores::{Ahead, HostTier};
 
 /// A cache to measure.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,6 +23,8 @@ pub(crate) struct Case {
     pub(crate) prefetcher: PrefetcherKind,
     /// Predictions considered after every request.
     pub(crate) per_request: usize,
+    /// Of the predictions behind those.
+    pub(crate) ahead: Option<Ahead>,
     pub(crate) misses: Misses,
     pub(crate) transfers: Transfers,
 }
@@ -69,9 +71,9 @@ impl Case {
         slots(self.rho, geometry)
     }
 
-    /// Whether prefetches go on between steps.
+    /// Whether prefetches or reads ahead go on between steps.
     pub(crate) fn prefetches_beside_compute(&self) -> bool {
-        self.prefetcher != PrefetcherKind::None && self.transfers != Transfers::Inline
+        self.prefetcher != PrefetcherKind::None && (self.transfers != Transfers::Inline || self.ahead.is_some())
     }
 }
 
@@ -111,15 +113,22 @@ pub(crate) fn cases(
     policies: &[PolicyKind],
     prefetchers: &[PrefetcherKind],
     misses: &[Misses],
-    per_request: usize,
+    (per_request, ahead): (usize, Option<Ahead>),
     transfers: Transfers,
 ) -> Result<Vec<Case>> {
     check_rho(rhos)?;
-    ensure!(per_request > 0, "--per-request is 0, give at least 1, or --prefetchers none");
+    ensure!(
+        per_request > 0 || ahead.is_some(),
+        "--per-request is 0, give at least 1, --read-ahead or --prefetchers none"
+    );
+    let predicts = prefetchers.iter().any(|&kind| kind != PrefetcherKind::None);
+    ensure!(predicts || ahead.is_none(), "--read-ahead reads what --prefetchers predict, give one that is not none");
     let mut cases = Vec::new();
     for (&misses, &prefetcher) in misses.iter().flat_map(|misses| prefetchers.iter().map(move |one| (misses, one))) {
+        let ahead = ahead.filter(|_| prefetcher != PrefetcherKind::None);
         for &policy in policies {
-            cases.extend(rhos.iter().map(|&rho| Case { rho, policy, prefetcher, per_request, misses, transfers }));
+            let case = |&rho| Case { rho, policy, prefetcher, per_request, ahead, misses, transfers };
+            cases.extend(rhos.iter().map(case));
         }
     }
     Ok(cases)
@@ -168,7 +177,13 @@ impl<'a> Served<'a> {
             .misses(self.misses(case)?)
             .transfers(case.transfers);
         Ok(match self.prefetcher(case)? {
-            Some(prefetcher) => options.prefetch_with(prefetcher, case.per_request),
+            Some(prefetcher) => {
+                let options = options.prefetch_with(prefetcher, case.per_request);
+                match case.ahead {
+                    Some(Ahead { experts, threads }) => options.read_ahead(threads, experts),
+                    None => options,
+                }
+            }
             None => options,
         })
     }

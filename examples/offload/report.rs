@@ -4,12 +4,13 @@ use std::fmt;
 
 use expert_cache::Speed;
 use moe_examples::{per_cent, table};
-use moe_offload::LayerReport;
+use moe_offload::{HostReport, Latency, LayerReport};
 use serde::Serialize;
 
 use crate::calibrate::{Prices, median};
 use crate::case::{Case, Predicted};
 use crate::steps::Steps;
+use crate::stores::Ahead;
 
 /// Everything that `offload speed` found.
 #[derive(Serialize)]
@@ -40,9 +41,11 @@ pub(crate) struct Row {
     pub(crate) policy: String,
     pub(crate) prefetcher: String,
     pub(crate) misses: String,
+    /// What is read ahead, if anything.
+    pub(crate) read_ahead: Option<Ahead>,
     /// Hits an access of decoded tokens.
     pub(crate) hit_rate: f64,
-    /// Hits an access of a cache in host memory, simulated.
+    /// Hits an access of a cache in host memory, simulated without reading ahead.
     pub(crate) host_hit_rate: Option<f64>,
     pub(crate) predicted: Speeds,
     pub(crate) measured: Speeds,
@@ -79,6 +82,7 @@ impl Row {
             policy: case.policy.to_string(),
             prefetcher: case.prefetcher.to_string(),
             misses: case.misses.to_string(),
+            read_ahead: case.ahead,
             hit_rate: predicted.counts.hit_rate(),
             host_hit_rate: predicted.host_hit_rate,
             predicted: Speeds::predicted(&predicted.speed),
@@ -106,6 +110,47 @@ impl Report {
             mapped: mapped.map(Speeds::measured),
             rows,
         }
+    }
+
+    /// What the last run of each case counted of host memory and of reads ahead, if there was either.
+    fn below_the_slots(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.rows.iter().all(|row| row.bank.host.is_none() && row.read_ahead.is_none()) {
+            return Ok(());
+        }
+        let mut table = table([
+            "rho",
+            "policy",
+            "prefetch",
+            "misses",
+            "counted host hit %",
+            "wished ahead",
+            "dropped",
+            "loads from disk",
+            "read ahead",
+            "p50 ms",
+            "p99 ms",
+            "max ms",
+        ]);
+        for row in &self.rows {
+            let host = |show: &dyn Fn(&HostReport) -> String| row.bank.host.as_ref().map_or("-".to_owned(), show);
+            let milliseconds = |seconds: fn(&Latency) -> f64| host(&|host| format!("{:.2}", 1e3 * seconds(&host.load)));
+            let wished = |count: u64| row.read_ahead.map_or("-".to_owned(), |_| count.to_string());
+            table.add_row([
+                row.rho.to_string(),
+                row.policy.clone(),
+                row.prefetcher.clone(),
+                row.misses.clone(),
+                host(&|host| per_cent(host.counters.hit_rate())),
+                wished(row.bank.read_ahead.issued),
+                wished(row.bank.read_ahead.dropped),
+                host(&|host| host.counters.loads.to_string()),
+                host(&|host| host.counters.ahead.to_string()),
+                milliseconds(|load| load.p50_seconds),
+                milliseconds(|load| load.p99_seconds),
+                milliseconds(|load| load.max_seconds),
+            ]);
+        }
+        writeln!(f, "{table}")
     }
 }
 
@@ -153,6 +198,7 @@ impl fmt::Display for Report {
             ]);
         }
         writeln!(f, "{table}")?;
+        self.below_the_slots(f)?;
         let (memory, disk) = (1e6 * self.load_seconds, 1e6 * self.disk_seconds);
         let resident =
             format!("{} decoded and {} prefilled tokens/s", speed(self.resident.decode), speed(self.resident.prefill));

@@ -137,9 +137,9 @@ struct Source {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     ensure!(arguments.rounds > 0, "--rounds is 0, give at least 1");
     let transfers = Transfers::threads(arguments.transfers);
-    let tier = arguments.store.host_tier()?;
+    let (tier, ahead) = (arguments.store.host_tier()?, arguments.store.ahead()?);
     let Arguments { rho, policies, prefetchers, misses, per_request, .. } = arguments;
-    let cases = cases(rho, policies, prefetchers, misses, *per_request, transfers)?;
+    let cases = cases(rho, policies, prefetchers, misses, (*per_request, ahead), transfers)?;
     let mut workload = open(arguments)?;
     let from_disk = arguments.store.store == Place::Disk;
     workload.too_large &= from_disk;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use expert_cache::{CacheError, ExpertCache, ExpertSizes, Oversize, PolicyKind, Pool};
 use moe_offload::{ExpertStore, FileReads, HostCache};
+use serde::Serialize;
 
 #[derive(clap::Args)]
 pub(crate) struct StoreArguments {
@@ -23,6 +24,16 @@ pub(crate) struct StoreArguments {
     /// Policy of that cache, any of docs/policies.md that need not know the future.
     #[arg(long, value_name = "POLICY", default_value = "lru", requires = "host_gib")]
     host_policy: PolicyKind,
+
+    /// Experts that are read ahead after every layer: predictions ranked behind those of `--per-request`, into the cache of
+    /// `--host-gib` or through the page cache. Where loads read past the page cache and no such cache is, nothing is read.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    read_ahead: Option<u16>,
+
+    /// Threads that read them.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..),
+        requires = "read_ahead")]
+    read_ahead_threads: u16,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -50,6 +61,14 @@ pub(crate) struct HostTier {
     pub(crate) policy: PolicyKind,
 }
 
+/// Experts that are read from disk before they are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct Ahead {
+    /// After every layer.
+    pub(crate) experts: usize,
+    pub(crate) threads: usize,
+}
+
 impl StoreArguments {
     pub(crate) fn reads(&self) -> FileReads {
         match self.reads {
@@ -66,6 +85,12 @@ impl StoreArguments {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "above 0; too many saturate")]
         let bytes = (gib * f64::from(1 << 30)) as u64;
         Ok(Some(HostTier { bytes, policy: self.host_policy }))
+    }
+
+    pub(crate) fn ahead(&self) -> Result<Option<Ahead>> {
+        let Some(experts) = self.read_ahead else { return Ok(None) };
+        ensure!(self.store == Place::Disk, "--read-ahead reads what is on disk, give --store disk too");
+        Ok(Some(Ahead { experts: experts.into(), threads: self.read_ahead_threads.into() }))
     }
 }
 

@@ -9,7 +9,8 @@ use moe_trace::{ExpertId, LayerId};
 
 use crate::{ExpertStore, OffloadError, Result};
 
-/// Threads that call [`ExpertStore::read_ahead`], so that a load that follows finds the weights in memory.
+/// Threads that call [`ExpertStore::read_ahead`], so that a load that follows finds the weights in memory;
+/// [`OffloadOptions::read_ahead`](crate::OffloadOptions::read_ahead) gives them to a bank.
 ///
 /// Wishes wait in a queue of fixed length; one too many is dropped, since a hint that comes late helps nobody. What cannot
 /// be read ahead is left to the load, which tells why. Dropping this waits for the reads under way and forgets the others.
