@@ -12,7 +12,8 @@ use common::fated::{Expects, Fate, Fated, forward};
 use common::{SHAPE, host_store, resident, serve, trace};
 use expert_cache::{PolicyKind, PrefetcherKind, Serving};
 use moe_offload::{
-    HostCache, HostCounters, LayerReport, OffloadError, OffloadOptions, OffloadedExperts, ReadAheadCounters, Transfers,
+    ExpertStore, FileReads, HostCache, HostCounters, LayerReport, MappedStore, OffloadError, OffloadOptions,
+    OffloadedExperts, ReadAheadCounters, Transfers, write_gguf,
 };
 
 const EXPERT: u64 = 3 * 8 * 4 * 4;
@@ -81,18 +82,25 @@ fn slots_and_outputs_are_those_without_it() {
         let counts = [layer.prefill, layer.decode].map(|phase| phase.counters.counts);
         (counts, prefetches.issued, prefetches.useless, prefetches.polluting, found)
     };
-    for threads in [0, 2] {
+    let directory = tempfile::tempdir().unwrap();
+    let path = [directory.path().join("experts.gguf")];
+    write_gguf(&*host_store(SHAPE), &path[0], &mut |_, _| {}).unwrap();
+    let mapped = |reads| Arc::new(MappedStore::open_gguf(&path).unwrap().with_reads(reads).unwrap());
+    let stores: [&dyn Fn() -> Arc<dyn ExpertStore>; 3] = [
+        &|| Arc::new(HostCache::new(host_store(SHAPE), 5 * EXPERT, PolicyKind::Lru).unwrap()),
+        &|| mapped(FileReads::Cached),
+        // Nowhere to read ahead to.
+        &|| mapped(FileReads::Direct),
+    ];
+    for (store, threads) in stores.iter().flat_map(|store| [0, 2].map(|threads| (store, threads))) {
         let run = |ahead: Option<(usize, usize)>| {
-            let cache = Arc::new(HostCache::new(host_store(SHAPE), 5 * EXPERT, PolicyKind::Lru).unwrap());
             let options = OffloadOptions::slots(2).transfers(Transfers::threads(threads));
             let options = options.prefetch(PrefetcherKind::Markov, 1, 1);
-            let bank = bank(
-                &cache,
-                match ahead {
-                    Some((threads, per_request)) => options.read_ahead(threads, per_request),
-                    None => options,
-                },
-            );
+            let options = match ahead {
+                Some((threads, per_request)) => options.read_ahead(threads, per_request),
+                None => options,
+            };
+            let bank = OffloadedExperts::new(store(), &Device::Cpu, options).unwrap();
             assert_eq!(serve(&bank, &trace, Serving::default()).unwrap(), expected);
             let report = bank.report().unwrap();
             (report.layers.iter().map(slots).collect::<Vec<_>>(), report.total.read_ahead.issued)
