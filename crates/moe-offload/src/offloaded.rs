@@ -32,6 +32,9 @@ use crate::{
 /// allows otherwise.
 ///
 /// Several threads may share a bank. Calls of layers of different pools run side by side, those of one pool take turns.
+/// They must not be workers of rayon: candle multiplies matrices on rayon's threads, and one that waits for that with a
+/// pool's turn in hand may pick up another call of the same pool, which waits for the turn forever.
+///
 /// Two models of equally shaped experts share one pool if a store holds the layers of both, one after the other, and a
 /// [`Partition`] puts them together.
 ///
