@@ -1,6 +1,6 @@
 //! Dot products of blocks of 32 weights with one half-precision scale, for x86-64.
 //!
-//! Whole numbers are multiplied exactly, so every instruction set gives the same bits: lane `i` of a sum belongs to the weights
+//! Whole numbers are multiplied exactly, so all vector instructions give the same bits: lane `i` of a sum belongs to the weights
 //! `4 i..4 i + 4` of every block, and lanes are added at the end.
 
 use std::arch::x86_64::{
@@ -382,7 +382,9 @@ mod tests {
         });
         let one = f16::ONE.to_bits();
         let rows = [[i8::MIN; BLOCK], [127; BLOCK]].map(|quants| vec![WeightsQ8_0 { scale: one, quants }]);
-        for instructions in [Instructions::detect(), Instructions::Portable] {
+        let best = Instructions::detect();
+        let avx2 = if best == Instructions::Portable { best } else { Instructions::Avx2 };
+        for instructions in [best, avx2, Instructions::Portable] {
             let rows = rows.each_ref().map(Vec::as_slice);
             let totals = dots(instructions, rows, tokens.each_ref().map(Vec::as_slice));
             let (least, most) = ((128 * 127 * BLOCK) as f32, (127 * 127 * BLOCK) as f32);

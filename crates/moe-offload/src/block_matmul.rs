@@ -1,10 +1,11 @@
 //! Products of tokens and matrices of quantized blocks, on all threads.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use candle_core::quantized::{GgmlType, k_quants};
 use candle_core::utils::barrier_pool;
+
+use crate::products::Products;
 
 /// Rows that are multiplied together.
 pub(crate) const QUAD: usize = 4;
@@ -49,11 +50,10 @@ pub(crate) fn matmul<T: RowBlocks>(columns: usize, tokens: &[f32], weights: &[T]
     assert_eq!((tokens.len(), weights.len()), (count * columns, rows * blocks), "whole tokens and rows");
     let mut rounded = vec![T::VecDotType::zeros(); count * blocks];
     T::VecDotType::from_float(tokens, &mut rounded);
-    // Every product is written once, by whichever thread.
-    let out: Vec<AtomicU32> = (0..count * rows).map(|_| AtomicU32::new(0)).collect();
+    let out = Products::new(count * rows);
     let token = |number: usize| &rounded[number * blocks..(number + 1) * blocks];
     let row = |number: usize| &weights[number * blocks..(number + 1) * blocks];
-    let put = |token: usize, row: usize, value: f32| out[token * rows + row].store(value.to_bits(), Ordering::Relaxed);
+    let put = |token: usize, row: usize, value: f32| out.put(token * rows + row, value);
     let quads = rows / QUAD;
     let shared = size_of_val(weights) * count >= SHARED_BYTES;
     for start in (0..count).step_by(BATCH) {
@@ -82,5 +82,48 @@ pub(crate) fn matmul<T: RowBlocks>(columns: usize, tokens: &[f32], weights: &[T]
     for last in quads * QUAD..rows {
         (0..count).for_each(|number| put(number, last, T::vec_dot(columns, row(last), token(number))));
     }
-    out.into_iter().map(|bits| f32::from_bits(bits.into_inner())).collect()
+    out.into_values()
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::quantized::k_quants::{BlockQ4K, BlockQ5_0};
+    use proptest::prelude::*;
+
+    use super::*;
+    #[cfg(target_arch = "x86_64")]
+    use crate::block_dot::{WeightsQ4_0, WeightsQ8_0};
+
+    /// Compares with products one by one.
+    fn agree<T: RowBlocks>(count: usize, rows: usize, blocks: usize) {
+        let columns = blocks * T::BLCK_SIZE;
+        let numbers = |len: usize, salt: f32| (0..len).map(|i| (i as f32 * salt).sin()).collect::<Vec<f32>>();
+        let tokens = numbers(count * columns, 0.37);
+        let mut weights = vec![T::zeros(); rows * blocks];
+        T::from_float(&numbers(rows * columns, 0.73), &mut weights);
+        let found = matmul(columns, &tokens, &weights);
+        for (number, token) in tokens.chunks_exact(columns).enumerate() {
+            let mut rounded = vec![T::VecDotType::zeros(); blocks];
+            T::VecDotType::from_float(token, &mut rounded);
+            let dots = weights.chunks_exact(blocks).map(|row| T::vec_dot(columns, row, &rounded).to_bits());
+            let found = found[number * rows..(number + 1) * rows].iter().map(|value| value.to_bits());
+            assert!(found.eq(dots), "token {number} of {count}, {rows} rows of {blocks} blocks of {:?}", T::DTYPE);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        // Up to twice the rows times tokens from which on threads share them, and three batches.
+        #[test]
+        fn products_are_what_they_are_one_by_one(count in 0usize..140, rows in 0usize..70, blocks in 1usize..9) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                agree::<WeightsQ4_0>(count, rows, blocks);
+                agree::<WeightsQ8_0>(count, rows, blocks);
+            }
+            agree::<BlockQ5_0>(count, rows, 2 * blocks);
+            agree::<BlockQ4K>(count, rows, blocks);
+        }
+    }
 }

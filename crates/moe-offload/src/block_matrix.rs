@@ -66,12 +66,14 @@ enum BlockBytes {
 }
 
 impl BlockMatrix {
-    /// Allocates a matrix of zeros and touches its memory, so that a later [overwrite](Self::overwrite) does not wait for
-    /// the operating system to find some.
+    /// Allocates a matrix of zeros, with room to be [read](Self::read) to if it is large, and touches its memory, so that a
+    /// later [overwrite](Self::overwrite) does not wait for the operating system to find some.
     pub(crate) fn zeros(weight_type: WeightType, (rows, columns): (usize, usize)) -> Result<BlockMatrix> {
         let ggml = block_type(weight_type, columns)?;
         let len = weight_type.bytes(rows, columns);
-        let bytes = BlockBytes::Owned { words: vec![0; len.div_ceil(size_of::<u128>())].into(), start: 0, len };
+        // A reallocation when it is first read to would leave holes behind that nothing fits in.
+        let room = if len >= DIRECT_BYTES { room_for(len) } else { len };
+        let bytes = BlockBytes::Owned { words: vec![0; room.div_ceil(size_of::<u128>())].into(), start: 0, len };
         Ok(BlockMatrix { weight_type, ggml, rows, columns, bytes })
     }
 
@@ -224,7 +226,7 @@ fn block_type(weights: WeightType, columns: usize) -> Result<GgmlDType> {
     let ggml =
         weights.ggml().ok_or_else(|| OffloadError::WeightTypeName { name: format!("{weights} without blocks") })?;
     let block = weights.block_weights();
-    if !columns.is_multiple_of(block) {
+    if columns == 0 || !columns.is_multiple_of(block) {
         return Err(OffloadError::Blocks { weights, columns, block });
     }
     Ok(ggml)

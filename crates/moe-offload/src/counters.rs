@@ -67,7 +67,7 @@ pub struct LayerCounters {
 /// What a [`HostCache`](crate::HostCache) did for the experts of one layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HostCounters {
-    /// Experts that were in host memory when they were wanted.
+    /// Experts that were in host memory when they were wanted, or on their way there.
     pub hits: u64,
     /// Bytes of those.
     pub hit_bytes: u64,

@@ -18,7 +18,8 @@ pub struct CpuSlots {
 }
 
 impl CpuSlots {
-    /// Allocates `capacity` slots and touches their memory.
+    /// Allocates `capacity` slots and touches their memory: the bytes of the experts, and 12 KiB for each quantized
+    /// projection of a MiB or more.
     ///
     /// # Errors
     /// [`OffloadError::Size`](crate::OffloadError::Size) for a shape that no model has;

@@ -103,7 +103,9 @@ impl ExpertWeights {
                 return Err(OffloadError::Shape { name: name.to_owned(), found, expected });
             }
         }
-        Ok(ExpertWeights { projections })
+        // Slots hold rows one after the other, and kernels differ for others.
+        let [gate, up, down] = projections.map(Projection::contiguous);
+        Ok(ExpertWeights { projections: [gate?, up?, down?] })
     }
 
     /// Allocates an expert of zeros in host memory that is there to be [overwritten](Self::overwrite).

@@ -18,9 +18,9 @@ pub enum FileReads {
     /// Copied from the mapped file: the operating system keeps what was read until it needs the memory. The fastest where
     /// everything fits; where it does not, slots and page cache hold the same experts and compete for memory.
     Cached,
-    /// Read past the page cache, so that an expert in a slot is not held twice: quantized projections of a MiB or more
-    /// straight into slots in host memory, others into a buffer of the reading thread first. Where a file system cannot
-    /// do that, what was read is dropped from the page cache right after.
+    /// Read past the page cache, so that an expert in a slot is not held twice: experts whose projections are all
+    /// quantized and of a MiB or more straight into slots in host memory, others into a buffer of the reading thread
+    /// first. Where a file system cannot do that, what was read is dropped from the page cache right after.
     Direct,
 }
 

@@ -17,7 +17,7 @@ use crate::{ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, HostCounters, 
 /// of `expert_cache`.
 ///
 /// All layers share the bytes. What a bank finds in its slots does not come here: the policy sees the misses of the slots,
-/// one by one, as decoded tokens without router mass. An expert may be in a slot and here. While an expert that leaves is
+/// and what is read ahead and not here, one by one, as decoded tokens without router mass. An expert may be in a slot and here. While an expert that leaves is
 /// still being read, or was [fetched](ExpertStore::fetch), its memory is freed when nobody uses it any more.
 ///
 /// A store below that reads through the page cache would hold the same experts once more:
@@ -94,7 +94,8 @@ enum Step {
 }
 
 impl HostCache {
-    /// Caches the experts of a store in at most `bytes` of host memory.
+    /// Caches the experts of a store in at most `bytes` of host memory, and 12 KiB for each quantized projection of a MiB or
+    /// more.
     ///
     /// # Errors
     /// [`OffloadError::Size`](crate::OffloadError::Size) for a shape that no model has;

@@ -80,6 +80,7 @@ mod miss_seconds;
 mod offloaded;
 mod options;
 mod prefetches;
+mod products;
 mod projection;
 mod quantized;
 mod random;

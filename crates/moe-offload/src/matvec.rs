@@ -1,7 +1,6 @@
 //! One token times a matrix of numbers, on all threads.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use candle_core::utils::barrier_pool;
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Shape, Tensor};
@@ -11,6 +10,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 use crate::ask_ahead::{AHEAD_BYTES, ask_ahead};
 use crate::block_matmul::QUAD;
+use crate::products::Products;
 
 /// Bytes of a matrix from which on threads share it: below, waking them takes longer (measured with one such product a step).
 const SHARED_BYTES: usize = 1 << 22;
@@ -28,7 +28,7 @@ pub(crate) struct Matvec;
 impl Matvec {
     /// Whether it computes `tokens` times `weights`, which have one type; everything else is candle's.
     pub(crate) fn takes(tokens: &Tensor, weights: &Tensor) -> bool {
-        let one = tokens.rank() == 2 && tokens.elem_count() == tokens.dims()[1];
+        let one = matches!(tokens.dims(), &[1, columns] if columns > 0);
         let lies_here = tokens.device().is_cpu() && weights.device().is_cpu() && weights.is_contiguous();
         let known = matches!(weights.dtype(), DType::F32 | DType::F16 | DType::BF16);
         one && lies_here && known && tokens.is_contiguous()
@@ -87,14 +87,14 @@ impl CustomOp2 for Matvec {
 
 /// Weights that are numbers.
 trait Number: Copy + Sync {
-    /// Puts the dot products of rows, one after the other in memory, with a token where they belong; each is what it is by
-    /// itself.
-    fn multiply(rows: &[Self], token: &[f32], out: &[AtomicU32]);
+    /// Puts the dot products of rows, one after the other in memory, with a token where they belong, from place `first` on;
+    /// each is what it is by itself.
+    fn multiply(rows: &[Self], token: &[f32], out: &Products, first: usize);
 }
 
 impl Number for f32 {
-    fn multiply(rows: &[f32], token: &[f32], out: &[AtomicU32]) {
-        Arch::new().dispatch(Rows { rows, token, put: |row: usize, dot| put(&out[row], dot) });
+    fn multiply(rows: &[f32], token: &[f32], out: &Products, first: usize) {
+        Arch::new().dispatch(Rows { rows, token, put: |row: usize, dot| out.put(first + row, dot) });
     }
 }
 
@@ -102,16 +102,16 @@ impl Number for f32 {
 macro_rules! converted {
     ($type:ty) => {
         impl Number for $type {
-            fn multiply(rows: &[$type], token: &[f32], out: &[AtomicU32]) {
+            fn multiply(rows: &[$type], token: &[f32], out: &Products, first: usize) {
                 let mut wide = [0f32; CONVERTED];
-                for (row, out) in rows.chunks_exact(token.len()).zip(out) {
+                for (row, place) in rows.chunks_exact(token.len()).zip(first..) {
                     let mut sum = 0.0;
                     for (weights, token) in row.chunks(CONVERTED).zip(token.chunks(CONVERTED)) {
                         let wide = &mut wide[..weights.len()];
                         weights.convert_to_f32_slice(wide);
                         Arch::new().dispatch(Rows { rows: wide, token, put: |_, dot| sum += dot });
                     }
-                    put(out, sum);
+                    out.put(place, sum);
                 }
             }
         }
@@ -121,21 +121,18 @@ macro_rules! converted {
 converted!(f16);
 converted!(bf16);
 
-fn put(out: &AtomicU32, sum: f32) {
-    out.store(sum.to_bits(), Ordering::Relaxed);
-}
-
 /// Dot products of the rows of `weights` with a token.
 fn multiply<T: Number>(token: &[f32], weights: &[T]) -> Vec<f32> {
-    let columns = token.len().max(1);
-    // Every sum is written once, by whichever thread.
-    let out: Vec<AtomicU32> = weights.chunks_exact(columns).map(|_| AtomicU32::new(0)).collect();
-    let rows = |rows: Range<usize>| T::multiply(&weights[rows.start * columns..rows.end * columns], token, &out[rows]);
+    let columns = token.len();
+    let count = weights.len() / columns;
+    let out = Products::new(count);
+    let rows =
+        |rows: Range<usize>| T::multiply(&weights[rows.start * columns..rows.end * columns], token, &out, rows.start);
     match size_of_val(weights) < SHARED_BYTES {
-        true => rows(0..out.len()),
-        false => barrier_pool().execute_chunked(out.len(), rows),
+        true => rows(0..count),
+        false => barrier_pool().execute_chunked(count, rows),
     }
-    out.into_iter().map(|bits| f32::from_bits(bits.into_inner())).collect()
+    out.into_values()
 }
 
 /// Rows one after the other, a token as wide as one, and where the number of a row and its dot product go.

@@ -295,8 +295,9 @@ impl Sample {
         types: ExpertTypes,
         device: &Device,
     ) -> Result<f64> {
-        let mut weights = ExpertWeights::zeros(store.shape(), types)?;
-        if device.is_cpu() && store.read_to(experts[0].0, experts[0].1, &mut weights)? {
+        let (layer, expert) = experts[0];
+        let reads = || store.read_to(layer, expert, &mut ExpertWeights::zeros(store.shape(), types)?);
+        if device.is_cpu() && reads()? {
             return Ok(0.0);
         }
         let slots = new_slots(1, store.shape(), types, device)?;

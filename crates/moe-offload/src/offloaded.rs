@@ -109,13 +109,14 @@ impl OffloadedExperts {
             found.expect("a partition covers every layer")
         };
         let places: Vec<(usize, u32)> = geometry.layer_ids().map(place).collect();
+        let prefetching = options.prefetch.as_ref().is_some_and(|prefetch| prefetch.per_request > 0);
         let prefetches = prefetches_of(&store, geometry, (options.prefetch, options.read_ahead), &places)?;
         let turn = |(pool, cache): (&Pool, &Cache)| {
             let reads_mass = cache.policy().reads_mass() || cache.misses().needs_mass();
             Mutex::new(Turn { reads_mass, request: RequestBuffer::new(pool.universe()), scratch: Scratch::default() })
         };
         let turns = pools.iter().zip(&caches).map(turn).collect();
-        let prefetching = prefetches.is_some();
+        let prefetching = prefetching && prefetches.is_some();
         let meters = (0..shape.layers).map(|_| LayerMeter::default()).collect();
         let engine = Arc::new(Engine {
             expert_bytes: store.weight_types().iter().map(|&types| shape.expert_bytes(types) as u64).collect(),

@@ -46,6 +46,14 @@ impl Projection {
         }
     }
 
+    /// The same weights, row after row.
+    pub(crate) fn contiguous(self) -> Result<Projection> {
+        Ok(match self {
+            Projection::Dense(tensor) => Projection::Dense(tensor.contiguous()?),
+            blocks => blocks,
+        })
+    }
+
     /// Multiplies tokens `[tokens, in]`: `[tokens, out]`, in the type of the tokens.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! Threads that read experts from disk before they are wanted.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -70,7 +71,7 @@ fn read(store: &dyn ExpertStore, wishes: &Mutex<Receiver<(LayerId, ExpertId)>>, 
         match wish {
             Ok((layer, expert)) if !ending.load(Ordering::Relaxed) => {
                 // The load that follows meets the same error, and tells it.
-                let _ = store.read_ahead(layer, expert);
+                let _ = catch_unwind(AssertUnwindSafe(|| store.read_ahead(layer, expert)));
             }
             _ => return,
         }

@@ -156,6 +156,10 @@ fn what_cannot_be_read_ahead_fails_nobody() {
         below.set(1, 5, None);
         assert_eq!(forward(&bank, 1, &[5, 6]).unwrap(), forward(&all, 1, &[5, 6]).unwrap());
         assert_eq!(bank.report().unwrap().layers[1].decode.counters.failed_loads, 0);
+        // The thread goes on.
+        below.set(1, 5, None);
+        forward(&bank, 0, &[2, 3]).unwrap();
+        assert_eq!(bank.report().unwrap().total.read_ahead.dropped, 0);
     }
 }
 
