@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
-use moe_offload::{ExpertStore, OffloadError};
+use moe_offload::{ExpertStore, ExpertWeights, OffloadError};
 use moe_trace::{ExpertId, LayerId};
 
 /// Reads after every step: about as many as a layer loads at once.
@@ -12,13 +12,15 @@ const BETWEEN_STEPS: usize = 2;
 /// Reads without a run.
 const ALONE: usize = 64;
 
-/// Reads experts between the steps of a run, from all over the file, so that the speed of the disk is known for the time when
+/// Reads experts as loads do between the steps of a run, from all over the file, so that the speed of the disk is known for the time when
 /// the run needs it: what others do with the same disk makes it twice as fast or slow from one second to the next.
 pub(crate) struct DiskProbe {
     store: Arc<dyn ExpertStore>,
     /// All experts, one after the other from places far apart.
     order: Vec<(LayerId, ExpertId)>,
     next: usize,
+    /// Where experts are read to as into slots, if the store reads straight into those.
+    slot: Option<ExpertWeights>,
     reads: usize,
     seconds: f64,
     failed: Option<OffloadError>,
@@ -29,7 +31,7 @@ impl DiskProbe {
         let shape = store.shape();
         let experts = (0..).take(shape.experts).map(ExpertId);
         let order = experts.flat_map(|expert| (0..).take(shape.layers).map(move |layer| (LayerId(layer), expert)));
-        DiskProbe { order: order.collect(), store, next: 0, reads: 0, seconds: 0.0, failed: None }
+        DiskProbe { order: order.collect(), store, next: 0, slot: None, reads: 0, seconds: 0.0, failed: None }
     }
 
     /// Reads after a step.
@@ -53,15 +55,33 @@ impl DiskProbe {
     }
 
     fn read(&mut self, reads: usize) {
+        if let Err(error) = self.try_read(reads) {
+            self.failed = Some(error);
+        }
+    }
+
+    fn try_read(&mut self, reads: usize) -> Result<(), OffloadError> {
+        let experts = self.order.iter().cycle().skip(self.next).take(reads);
+        if self.slot.is_none()
+            && let Some(&(layer, expert)) = experts.clone().next()
+        {
+            // The first read finds memory for those that count.
+            let slot = self.slot.insert(self.store.fetch(layer, expert)?);
+            self.store.read_to(layer, expert, slot)?;
+        }
         let started = Instant::now();
-        for &(layer, expert) in self.order.iter().cycle().skip(self.next).take(reads) {
-            if let Err(error) = self.store.with_bytes(layer, expert, &mut |_| Ok(())) {
-                self.failed = Some(error);
-                return;
+        for &(layer, expert) in experts {
+            let straight = match &mut self.slot {
+                Some(slot) => self.store.read_to(layer, expert, slot)?,
+                None => false,
+            };
+            if !straight {
+                self.store.with_bytes(layer, expert, &mut |_| Ok(()))?;
             }
         }
         self.seconds += started.elapsed().as_secs_f64();
         self.reads += reads;
         self.next = (self.next + reads) % self.order.len().max(1);
+        Ok(())
     }
 }
