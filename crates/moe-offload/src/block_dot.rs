@@ -228,7 +228,7 @@ fn add_lanes(lanes: __m256) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
-/// Weights are multiplied only: their values are candle's business.
+/// What candle asks of blocks: dot products are our own, rounding to blocks is candle's.
 macro_rules! weights {
     ($own:ident, $candle:ident) => {
         impl GgmlType for $own {
