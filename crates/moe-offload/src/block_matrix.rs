@@ -12,6 +12,7 @@ use memmap2::Mmap;
 use crate::block_dot::{WeightsQ4_0, WeightsQ8_0};
 use crate::block_matmul::{RowBlocks, matmul};
 use crate::file_reads::{UncachedFile, room_for};
+use crate::host_memory::HostMemory;
 use crate::{OffloadError, Result, WeightType};
 
 /// Calls a generic function with the block type that belongs to a [`GgmlDType`].
@@ -53,27 +54,18 @@ pub struct BlockMatrix {
 /// Where the blocks lie, aligned to 2 bytes.
 #[derive(Clone)]
 enum BlockBytes {
-    /// The words hold `len` bytes of blocks, the first at byte `start`.
-    Owned {
-        words: Arc<[u128]>,
-        start: usize,
-        len: usize,
-    },
-    Mapped {
-        map: Arc<Mmap>,
-        range: Range<usize>,
-    },
+    Owned { memory: Arc<HostMemory>, range: Range<usize> },
+    Mapped { map: Arc<Mmap>, range: Range<usize> },
 }
 
 impl BlockMatrix {
-    /// Allocates a matrix of zeros, with room to be [read](Self::read) to if it is large, and touches its memory, so that a
-    /// later [overwrite](Self::overwrite) does not wait for the operating system to find some.
+    /// Allocates a matrix of zeros, with room to be [read](Self::read) to if it is large.
     pub(crate) fn zeros(weight_type: WeightType, (rows, columns): (usize, usize)) -> Result<BlockMatrix> {
         let ggml = block_type(weight_type, columns)?;
         let len = weight_type.bytes(rows, columns);
         // A reallocation when it is first read to would leave holes behind that nothing fits in.
         let room = if len >= DIRECT_BYTES { room_for(len) } else { len };
-        let bytes = BlockBytes::Owned { words: vec![0; room.div_ceil(size_of::<u128>())].into(), start: 0, len };
+        let bytes = BlockBytes::Owned { memory: HostMemory::zeros(room).into(), range: 0..len };
         Ok(BlockMatrix { weight_type, ggml, rows, columns, bytes })
     }
 
@@ -139,7 +131,7 @@ impl BlockMatrix {
     /// The blocks, row by row.
     pub fn bytes(&self) -> &[u8] {
         match &self.bytes {
-            BlockBytes::Owned { words, start, len } => &bytemuck::cast_slice(words)[*start..*start + *len],
+            BlockBytes::Owned { memory, range } => &memory[range.clone()],
             BlockBytes::Mapped { map, range } => &map[range.clone()],
         }
     }
@@ -171,27 +163,24 @@ impl BlockMatrix {
     /// Replaces the blocks by those that [`reads`](Self::reads) allows, without a copy between. They are undefined after
     /// an error.
     pub(crate) fn read(&mut self, file: &UncachedFile, part: &Range<usize>) -> std::io::Result<()> {
-        let (len, room) = (part.len(), room_for(part.len()).div_ceil(size_of::<u128>()));
-        let mut memory = match &mut self.bytes {
-            BlockBytes::Owned { words, .. } if words.len() >= room => std::mem::replace(words, Arc::new([])),
-            _ => vec![0; room].into(),
+        let (len, room) = (part.len(), room_for(part.len()));
+        let fits = match &mut self.bytes {
+            BlockBytes::Owned { memory, .. } => memory.len() >= room && Arc::get_mut(memory).is_some(),
+            BlockBytes::Mapped { .. } => false,
         };
-        if Arc::get_mut(&mut memory).is_none() {
-            memory = vec![0; room].into();
+        if !fits {
+            self.bytes = BlockBytes::Owned { memory: HostMemory::zeros(room).into(), range: 0..len };
         }
-        let words = Arc::get_mut(&mut memory).expect("nobody shares it");
-        let start = file.read_to(bytemuck::cast_slice_mut(words), part);
-        // Bytes that were not read are blocks, too.
-        self.bytes = BlockBytes::Owned { words: memory, start: *start.as_ref().unwrap_or(&0), len };
-        start.map(|_| ())
+        let BlockBytes::Owned { memory, range } = &mut self.bytes else { unreachable!("made above") };
+        let start = file.read_to(Arc::get_mut(memory).expect("nobody shares it"), part)?;
+        *range = start..start + len;
+        Ok(())
     }
 
     /// The blocks, unless a clone shares them or they lie in a mapped file.
     fn bytes_mut(&mut self) -> Option<&mut [u8]> {
         match &mut self.bytes {
-            BlockBytes::Owned { words, start, len } => {
-                Some(&mut bytemuck::cast_slice_mut(Arc::get_mut(words)?)[*start..*start + *len])
-            }
+            BlockBytes::Owned { memory, range } => Some(&mut Arc::get_mut(memory)?[range.clone()]),
             BlockBytes::Mapped { .. } => None,
         }
     }

@@ -5,6 +5,8 @@ use std::io::{ErrorKind, Result};
 use std::ops::Range;
 use std::path::Path;
 
+use crate::host_memory::HostMemory;
+
 /// How loads read experts from checkpoint files.
 ///
 /// Only loads are affected: an expert that is [fetched](crate::ExpertStore::fetch) to be computed in host memory is
@@ -45,15 +47,17 @@ fn to_page(memory: &[u8]) -> usize {
 
 /// Memory that a direct read may write to.
 #[derive(Debug, Default)]
-pub(crate) struct AlignedBuffer(Vec<u8>);
+pub(crate) struct AlignedBuffer(Option<HostMemory>);
 
 impl AlignedBuffer {
     fn bytes(&mut self, len: usize) -> &mut [u8] {
-        if self.0.len() < len + ALIGNMENT {
-            self.0.resize(len + ALIGNMENT, 0);
-        }
-        let skip = to_page(&self.0);
-        &mut self.0[skip..skip + len]
+        let memory = match self.0.take() {
+            Some(memory) if memory.len() >= len + ALIGNMENT => memory,
+            _ => HostMemory::zeros(len + ALIGNMENT),
+        };
+        let memory = self.0.insert(memory);
+        let skip = to_page(memory);
+        &mut memory[skip..skip + len]
     }
 }
 

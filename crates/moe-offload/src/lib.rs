@@ -71,6 +71,7 @@ mod gguf;
 mod gguf_experts;
 mod host;
 mod host_cache;
+mod host_memory;
 mod host_meter;
 mod mapped;
 mod matvec;
