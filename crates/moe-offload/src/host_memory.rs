@@ -1,6 +1,7 @@
 //! Host memory that is read into and multiplied from.
 
 use std::fmt;
+use std::hint::black_box;
 use std::ops::{Deref, DerefMut};
 
 use memmap2::MmapMut;
@@ -28,7 +29,10 @@ impl HostMemory {
         {
             return HostMemory(pages(map, len));
         }
-        HostMemory(Memory::Heap { words: vec![0; len.div_ceil(size_of::<u128>())].into(), len })
+        let mut words = vec![0; len.div_ceil(size_of::<u128>())].into_boxed_slice();
+        // The allocator knows that it is zero already; written to, it is there.
+        black_box(&mut *words).fill(0);
+        HostMemory(Memory::Heap { words, len })
     }
 }
 
