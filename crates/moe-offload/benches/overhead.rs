@@ -1,8 +1,9 @@
 //! What keeping the books of a cache costs a call that finds everything resident.
 //!
-//! A resident bank, and offloaded ones whose slots hold all experts, serve the same decoded tokens in turn; of every call the
-//! best of all rounds counts, for other work of the machine only ever adds to it. `small` or `large` as an argument leaves
-//! the other out.
+//! Two resident banks, and offloaded ones whose slots hold all experts, serve the same decoded tokens in turn; of every call
+//! the best of all rounds counts, for other work of the machine only ever adds to it. Each has its weights in memory of its
+//! own, and each is the first as often as the others: what the second resident bank differs from the first is what a
+//! difference must exceed to mean anything. `small` or `large` as an argument leaves the other out.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -31,23 +32,28 @@ fn main() -> Result<()> {
 
 fn compare(shape: ExpertShape, weight_type: WeightType, rounds: usize) -> Result<()> {
     let store = Arc::new(HostStore::from_store(&RandomExperts::new(shape, weight_type, 0)?)?);
-    let layers =
-        |layer| (0..).take(shape.experts).map(|expert| store.fetch(LayerId(layer), ExpertId(expert))).collect();
-    let resident = ResidentExperts::new((0..).take(shape.layers).map(layers).collect::<Result<_>>()?);
+    let resident = || -> Result<ResidentExperts> {
+        let copy = HostStore::from_store(&*store)?;
+        let layer =
+            |layer| (0..).take(shape.experts).map(|expert| copy.fetch(LayerId(layer), ExpertId(expert))).collect();
+        Ok(ResidentExperts::new((0..).take(shape.layers).map(layer).collect::<Result<_>>()?))
+    };
     let offloaded = |threads, prefetcher| {
         let options = OffloadOptions::slots(shape.experts).transfers(Transfers::threads(threads));
         OffloadedExperts::new(store.clone(), &Device::Cpu, options.prefetch(prefetcher, 1, 4))
     };
-    let banks: [(&str, Box<dyn ExpertBank>); 4] = [
-        ("resident", Box::new(resident)),
+    let banks: [(&str, Box<dyn ExpertBank>); 5] = [
+        ("resident", Box::new(resident()?)),
+        ("resident once more", Box::new(resident()?)),
         ("inline", Box::new(offloaded(0, PrefetcherKind::None)?)),
         ("1 thread", Box::new(offloaded(1, PrefetcherKind::None)?)),
         ("1 thread, next-layer prefetcher", Box::new(offloaded(1, PrefetcherKind::NextLayer)?)),
     ];
-    let mut best = [const { Vec::new() }; 4];
-    for _ in 0..rounds {
-        for ((_, bank), best) in banks.iter().zip(&mut best) {
-            turn(&**bank, shape, weight_type, best)?;
+    let mut best = banks.each_ref().map(|_| Vec::new());
+    for round in 0..rounds {
+        for number in 0..banks.len() {
+            let number = (round + number) % banks.len();
+            turn(&*banks[number].1, shape, weight_type, &mut best[number])?;
         }
     }
     let mean = |best: &[f64]| 1e6 * best.iter().sum::<f64>() / best.len() as f64;
