@@ -58,7 +58,8 @@ fn costs(profiles: &[HardwareProfile], size: &ModelSize) -> Result<CostModel> {
     Ok(all)
 }
 
-/// Chooses the costs of what is no expert so that the resident run takes as long as it did.
+/// Chooses the costs of what is no expert, and what an expert costs more for several tokens than for one, so that the resident
+/// run takes as long as it did.
 pub(crate) fn calibrate(served: &Served<'_>, prices: &mut Prices, resident: &Steps) -> Result<()> {
     let mut experts_alone = Prices { disk_seconds: 0.0, ..prices.clone() };
     experts_alone.memory.load_seconds.fill(0.0);
@@ -83,6 +84,20 @@ pub(crate) fn calibrate(served: &Served<'_>, prices: &mut Prices, resident: &Ste
     costs.dense.seconds_each = each.clamp(0.0, decode.max(0.0));
     costs.dense.call_seconds = (decode - costs.dense.seconds_each).max(0.0);
     costs.head = Linear::default();
+    // The rest is the experts': they were timed one by one, and several of them may share the threads better, or be in each
+    // other's way. Seconds move from a call to its tokens or back, which leaves decoding as it is.
+    let rest = (each - costs.dense.seconds_each) * (tokens - passes) * layers;
+    let expert = costs.device_expert;
+    let moved = |seconds: f64| Linear {
+        call_seconds: expert.call_seconds - seconds,
+        seconds_each: expert.seconds_each + seconds,
+    };
+    experts_alone.memory.device_expert = moved(expert.call_seconds);
+    let most = served.predict(&everything, &experts_alone)?.speed.prefill.seconds - speed.prefill.seconds;
+    if most > 0.0 {
+        let seconds = expert.call_seconds * rest / most;
+        costs.device_expert = moved(seconds.clamp(-expert.seconds_each, expert.call_seconds));
+    }
     Ok(())
 }
 

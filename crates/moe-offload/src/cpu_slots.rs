@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use expert_cache::SlotId;
 use moe_trace::{ExpertId, LayerId};
 
-use crate::dispatch::gather;
+use crate::expert_groups::forward_each;
 use crate::slots::SlotGroup;
 use crate::{ExpertShape, ExpertSlots, ExpertStore, ExpertTypes, ExpertWeights, Result};
 
@@ -52,11 +52,9 @@ impl ExpertSlots for CpuSlots {
     }
 
     fn forward(&self, hidden: &Tensor, groups: &[SlotGroup<'_>]) -> Result<Vec<Tensor>> {
-        let outputs = groups.iter().map(|group| {
-            let expert = self.slots[group.slot.index()].read().unwrap_or_else(PoisonError::into_inner);
-            expert.forward(&gather(hidden, group.rows)?)
-        });
-        outputs.collect()
+        let read = |slot: SlotId| self.slots[slot.index()].read().unwrap_or_else(PoisonError::into_inner);
+        let groups: Vec<_> = groups.iter().map(|group| (read(group.slot), group.rows)).collect();
+        forward_each(hidden, &groups)
     }
 }
 
@@ -66,6 +64,7 @@ mod tests {
     use candle_core::{DType, Device};
 
     use super::*;
+    use crate::dispatch::gather;
     use crate::{BlockMatrix, Projection, WeightType};
 
     const SHAPE: ExpertShape = ExpertShape { layers: 1, experts: 3, hidden: 512, intermediate: 256 };

@@ -87,6 +87,11 @@ impl Dispatch {
         &self.groups
     }
 
+    /// Tokens of the batch.
+    pub(crate) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
     /// Rows of the batch that the expert of group number `group` serves, ascending.
     pub fn rows(&self, group: usize) -> &[u32] {
         &self.rows[self.groups[group].range.clone()]

@@ -118,8 +118,8 @@ impl Call<'_> {
         }
         scratch.clear();
         let Scratch { pending, bypasses, late, together, .. } = scratch;
-        // The next wave waits for slots of this one: they are left one by one.
-        *together = if plan.waves().nth(1).is_some() { 1 } else { usize::MAX };
+        // The next wave waits for slots of this one: they are left one by one, so that threads load while this one computes.
+        *together = if self.patience.is_some() && plan.waves().nth(1).is_some() { 1 } else { usize::MAX };
         bypasses.extend(plan.bypasses().iter().rev());
         let read = |key, slot| Read { key, slot, group: self.group(key) };
         for hit in plan.hits() {
@@ -192,7 +192,7 @@ impl Call<'_> {
         }
     }
 
-    /// Executes a load, or waits until another thread has executed one.
+    /// Executes loads, or waits until another thread has executed one.
     fn await_load<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
@@ -200,12 +200,20 @@ impl Call<'_> {
     ) -> Result<MutexGuard<'a, State>> {
         let started = Instant::now();
         if self.patience.is_none()
-            && let Some(job) = state.order.begin_demand_of(self.pool)
+            && let Some(mut job) = state.order.begin_demand_of(self.pool)
         {
-            drop(state);
-            self.engine.load(&job);
+            loop {
+                drop(state);
+                self.engine.load(&job);
+                state = self.engine.lock(self.layer)?;
+                // A token's expert is computed while the processor still has its weights in a cache; experts of several tokens
+                // are computed together, by all threads.
+                let next = (self.dispatch.tokens() > 1).then(|| state.order.begin_demand_of(self.pool)).flatten();
+                let Some(next) = next else { break };
+                job = next;
+            }
             progress.stall += started.elapsed();
-            return self.engine.lock(self.layer);
+            return Ok(state);
         }
         let (state, in_time) = match self.patience {
             None => (self.engine.wait(state, self.layer)?, true),

@@ -146,6 +146,15 @@ impl ExpertWeights {
         }
     }
 
+    /// Number of weights, where they are numbers in host memory.
+    pub(crate) fn dense_weights(&self) -> Option<usize> {
+        let dense = |projection: &Projection| match projection {
+            Projection::Dense(tensor) if tensor.device().is_cpu() => Some(tensor.elem_count()),
+            _ => None,
+        };
+        self.projections.iter().map(dense).sum()
+    }
+
     /// The projections: gate, up, down.
     pub fn projections(&self) -> &[Projection; 3] {
         &self.projections

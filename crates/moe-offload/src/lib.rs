@@ -65,6 +65,7 @@ mod error;
 mod exactness;
 mod execute;
 mod expert;
+mod expert_groups;
 mod expert_types;
 mod file_reads;
 mod gguf;

@@ -3,7 +3,8 @@
 use candle_core::Tensor;
 use moe_trace::{ExpertId, LayerId};
 
-use crate::dispatch::{Dispatch, gather};
+use crate::dispatch::Dispatch;
+use crate::expert_groups::forward_each;
 use crate::{ExpertBank, ExpertStore, ExpertWeights, OffloadError, Result, Routes};
 
 /// An [`ExpertBank`] that holds all experts where they are computed: the baseline.
@@ -38,10 +39,8 @@ impl ExpertBank for ResidentExperts {
         if routes.tokens() == 0 {
             return Ok(hidden.clone());
         }
-        let outputs = dispatch.groups().iter().enumerate().map(|(number, group)| {
-            let tokens = gather(hidden, dispatch.rows(number))?;
-            experts[group.expert].forward(&tokens)
-        });
-        dispatch.combine(outputs.collect::<Result<_>>()?, hidden, routes)
+        let groups = dispatch.groups().iter().enumerate();
+        let groups: Vec<_> = groups.map(|(number, group)| (&experts[group.expert], dispatch.rows(number))).collect();
+        dispatch.combine(forward_each(hidden, &groups)?, hidden, routes)
     }
 }
