@@ -97,7 +97,7 @@ impl StoreArguments {
 impl HostTier {
     /// The store with this cache, empty, before it.
     pub(crate) fn before(self, store: Arc<dyn ExpertStore>) -> Result<Arc<dyn ExpertStore>> {
-        Ok(Arc::new(HostCache::new(store, self.bytes, self.policy)?))
+        Ok(Arc::new(HostCache::new(store, self.bytes, self.policy)?.allocate()?))
     }
 
     /// The books of the cache, to simulate it.

@@ -12,7 +12,7 @@ use memmap2::Mmap;
 use crate::block_dot::{WeightsQ4_0, WeightsQ8_0};
 use crate::block_matmul::{RowBlocks, matmul};
 use crate::file_reads::{UncachedFile, room_for};
-use crate::host_memory::HostMemory;
+use crate::host_memory::{HostArena, HostMemory};
 use crate::{OffloadError, Result, WeightType};
 
 /// Calls a generic function with the block type that belongs to a [`GgmlDType`].
@@ -59,14 +59,27 @@ enum BlockBytes {
 }
 
 impl BlockMatrix {
-    /// Allocates a matrix of zeros, with room to be [read](Self::read) to if it is large.
-    pub(crate) fn zeros(weight_type: WeightType, (rows, columns): (usize, usize)) -> Result<BlockMatrix> {
+    /// A matrix of zeros in memory of its own.
+    fn zeros(weight_type: WeightType, dims: (usize, usize)) -> Result<BlockMatrix> {
+        BlockMatrix::zeros_in(&mut host_arena(BlockMatrix::room(weight_type, dims))?, weight_type, dims)
+    }
+
+    /// A matrix of zeros, with room to be [read](Self::read) to if it is large.
+    pub(crate) fn zeros_in(
+        arena: &mut HostArena,
+        weight_type: WeightType,
+        (rows, columns): (usize, usize),
+    ) -> Result<BlockMatrix> {
         let ggml = block_type(weight_type, columns)?;
-        let len = weight_type.bytes(rows, columns);
-        // A reallocation when it is first read to would leave holes behind that nothing fits in.
-        let room = if len >= DIRECT_BYTES { room_for(len) } else { len };
-        let bytes = BlockBytes::Owned { memory: HostMemory::zeros(room).into(), range: 0..len };
+        let (len, bytes) = (weight_type.bytes(rows, columns), memory_bytes(weight_type, (rows, columns)));
+        let memory = arena.take(bytes).map_err(|source| OffloadError::HostMemory { bytes, source })?;
+        let bytes = BlockBytes::Owned { memory: memory.into(), range: 0..len };
         Ok(BlockMatrix { weight_type, ggml, rows, columns, bytes })
+    }
+
+    /// Bytes of an arena that a matrix takes.
+    pub(crate) fn room(weight_type: WeightType, dims: (usize, usize)) -> usize {
+        HostArena::room(memory_bytes(weight_type, dims))
     }
 
     /// Quantizes a matrix of f32 numbers in host memory.
@@ -169,7 +182,7 @@ impl BlockMatrix {
             BlockBytes::Mapped { .. } => false,
         };
         if !fits {
-            self.bytes = BlockBytes::Owned { memory: HostMemory::zeros(room).into(), range: 0..len };
+            self.bytes = BlockBytes::Owned { memory: HostMemory::zeros(room)?.into(), range: 0..len };
         }
         let BlockBytes::Owned { memory, range } = &mut self.bytes else { unreachable!("made above") };
         let start = file.read_to(Arc::get_mut(memory).expect("nobody shares it"), part)?;
@@ -209,6 +222,17 @@ impl fmt::Debug for BlockMatrix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "BlockMatrix[{} x {}; {}]", self.rows, self.columns, self.weight_type)
     }
+}
+
+/// Bytes of memory for a matrix: a reallocation when it is first read to would leave holes behind that nothing fits in.
+fn memory_bytes(weight_type: WeightType, (rows, columns): (usize, usize)) -> usize {
+    let len = weight_type.bytes(rows, columns);
+    if len >= DIRECT_BYTES { room_for(len) } else { len }
+}
+
+/// An arena of some bytes.
+pub(crate) fn host_arena(bytes: usize) -> Result<HostArena> {
+    HostArena::new(bytes).map_err(|source| OffloadError::HostMemory { bytes, source })
 }
 
 fn block_type(weights: WeightType, columns: usize) -> Result<GgmlDType> {

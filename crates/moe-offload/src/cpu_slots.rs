@@ -28,9 +28,8 @@ impl CpuSlots {
         let types = types.into();
         shape.check()?;
         shape.check_blocks(types)?;
-        let slots =
-            (0..capacity).map(|_| Ok(RwLock::new(ExpertWeights::zeros(shape, types)?))).collect::<Result<_>>()?;
-        Ok(CpuSlots { slots })
+        let slots = ExpertWeights::zeros(capacity, shape, types)?;
+        Ok(CpuSlots { slots: slots.into_iter().map(RwLock::new).collect() })
     }
 
     fn write(&self, slot: SlotId) -> RwLockWriteGuard<'_, ExpertWeights> {

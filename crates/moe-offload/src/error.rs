@@ -241,6 +241,15 @@ pub enum OffloadError {
         /// Its name.
         name: String,
     },
+    /// Host memory that the system does not have, or may not give.
+    #[error("cannot take {bytes} bytes of host memory; give fewer slots, or a smaller cache")]
+    HostMemory {
+        /// Bytes that were asked for.
+        bytes: usize,
+        /// Why they were refused.
+        #[source]
+        source: std::io::Error,
+    },
     /// Weights whose bytes are asked for are on a device.
     #[error("the bytes of weights on a device cannot be lent; move them to host memory")]
     NotOnHost,

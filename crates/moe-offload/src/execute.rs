@@ -119,7 +119,8 @@ impl Call<'_> {
         scratch.clear();
         let Scratch { pending, bypasses, late, together, .. } = scratch;
         // The next wave waits for slots of this one: they are left one by one, so that threads load while this one computes.
-        *together = if self.patience.is_some() && plan.waves().nth(1).is_some() { 1 } else { usize::MAX };
+        let one_by_one = self.transfers != Transfers::Inline && plan.waves().nth(1).is_some();
+        *together = if one_by_one { 1 } else { usize::MAX };
         bypasses.extend(plan.bypasses().iter().rev());
         let read = |key, slot| Read { key, slot, group: self.group(key) };
         for hit in plan.hits() {
@@ -206,11 +207,13 @@ impl Call<'_> {
                 drop(state);
                 self.engine.load(&job);
                 state = self.engine.lock(self.layer)?;
-                // A token's expert is computed while the processor still has its weights in a cache; experts of several tokens
-                // are computed together, by all threads.
-                let next = (self.dispatch.tokens() > 1).then(|| state.order.begin_demand_of(self.pool)).flatten();
-                let Some(next) = next else { break };
-                job = next;
+                // A token's expert is computed while the processor still has its weights in a cache, and with threads while they
+                // load others; else experts of several tokens are computed together, by all threads.
+                let all = self.transfers == Transfers::Inline && self.dispatch.tokens() > 1;
+                match all.then(|| state.order.begin_demand_of(self.pool)).flatten() {
+                    Some(next) => job = next,
+                    None => break,
+                }
             }
             progress.stall += started.elapsed();
             return Ok(state);

@@ -4,6 +4,7 @@ use candle_core::{Device, Tensor};
 use candle_nn::ops::silu;
 use moe_trace::{ExpertId, LayerId};
 
+use crate::block_matrix::host_arena;
 use crate::{BlockMatrix, ExpertStore, ExpertTypes, OffloadError, Projection, Result};
 
 /// Sizes of the experts of a model.
@@ -108,11 +109,22 @@ impl ExpertWeights {
         Ok(ExpertWeights { projections: [gate?, up?, down?] })
     }
 
-    /// Allocates an expert of zeros in host memory that is there to be [overwritten](Self::overwrite).
-    pub(crate) fn zeros(shape: ExpertShape, types: ExpertTypes) -> Result<ExpertWeights> {
+    /// Experts of zeros, one behind the other in host memory that is there to be [overwritten](Self::overwrite).
+    pub(crate) fn zeros(count: usize, shape: ExpertShape, types: ExpertTypes) -> Result<Vec<ExpertWeights>> {
         let (types, dims) = (types.each(), shape.projections());
-        let [gate, up, down] = [0, 1, 2].map(|which| Projection::zeros(types[which], dims[which]));
-        ExpertWeights::from_projections([gate?, up?, down?])
+        let room: usize = [0, 1, 2].map(|which| Projection::room(types[which], dims[which])).iter().sum();
+        let mut arena = host_arena(room.saturating_mul(count))?;
+        let expert = |_| {
+            let [gate, up, down] = [0, 1, 2].map(|which| Projection::zeros_in(&mut arena, types[which], dims[which]));
+            ExpertWeights::from_projections([gate?, up?, down?])
+        };
+        (0..count).map(expert).collect()
+    }
+
+    /// An expert of zeros.
+    pub(crate) fn zero(shape: ExpertShape, types: ExpertTypes) -> Result<ExpertWeights> {
+        let mut one = ExpertWeights::zeros(1, shape, types)?;
+        Ok(one.remove(0))
     }
 
     /// Replaces weights in host memory by those of an expert of the same types, in place. They are undefined after an

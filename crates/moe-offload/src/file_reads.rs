@@ -50,14 +50,14 @@ fn to_page(memory: &[u8]) -> usize {
 pub(crate) struct AlignedBuffer(Option<HostMemory>);
 
 impl AlignedBuffer {
-    fn bytes(&mut self, len: usize) -> &mut [u8] {
+    fn bytes(&mut self, len: usize) -> Result<&mut [u8]> {
         let memory = match self.0.take() {
             Some(memory) if memory.len() >= len + ALIGNMENT => memory,
-            _ => HostMemory::zeros(len + ALIGNMENT),
+            _ => HostMemory::zeros(len + ALIGNMENT)?,
         };
         let memory = self.0.insert(memory);
         let skip = to_page(memory);
-        &mut memory[skip..skip + len]
+        Ok(&mut memory[skip..skip + len])
     }
 }
 
@@ -105,19 +105,19 @@ impl UncachedFile {
     }
 }
 
-/// Reads parts of files into one buffer; returns them.
+/// Reads parts of files into one buffer; returns them, unless there is no memory for it.
 pub(crate) fn read_parts<'b, const N: usize>(
     parts: [(&UncachedFile, Range<usize>); N],
     buffer: &'b mut AlignedBuffer,
-) -> [Result<&'b [u8]>; N] {
-    let mut rest = buffer.bytes(parts.iter().map(|(_, range)| around(range).len()).sum());
-    parts.map(|(file, range)| {
+) -> Result<[Result<&'b [u8]>; N]> {
+    let mut rest = buffer.bytes(parts.iter().map(|(_, range)| around(range).len()).sum())?;
+    Ok(parts.map(|(file, range)| {
         let around = around(&range);
         let (bytes, others) = std::mem::take(&mut rest).split_at_mut(around.len());
         rest = others;
         file.fill(bytes, around.start, range.end - around.start)?;
         Ok(&bytes[range.start - around.start..range.end - around.start])
-    })
+    }))
 }
 
 #[cfg(target_os = "linux")]
@@ -182,7 +182,7 @@ mod tests {
             let mut buffer = AlignedBuffer::default();
             // The second time the buffer is reused.
             for _ in 0..2 {
-                let parts = read_parts(ranges.clone().map(|range| (&file, range)), &mut buffer);
+                let parts = read_parts(ranges.clone().map(|range| (&file, range)), &mut buffer).unwrap();
                 for (part, range) in parts.into_iter().zip(&ranges) {
                     prop_assert_eq!(part.unwrap(), &contents[range.clone()]);
                 }
@@ -196,7 +196,7 @@ mod tests {
         std::io::Write::write_all(&mut path, &contents(5000)).unwrap();
         let file = UncachedFile::open(path.path()).unwrap();
         let mut buffer = AlignedBuffer::default();
-        let [inside, across] = read_parts([(&file, 4090..5000), (&file, 4999..5001)], &mut buffer);
+        let [inside, across] = read_parts([(&file, 4090..5000), (&file, 4999..5001)], &mut buffer).unwrap();
         assert_eq!(inside.unwrap(), &contents(5000)[4090..]);
         assert_eq!(across.unwrap_err().kind(), ErrorKind::UnexpectedEof);
     }

@@ -36,9 +36,9 @@ impl HostStore {
         }
         let (mut experts, mut done) = (Vec::with_capacity(shape.layers * shape.experts), 0);
         for (layer, &types) in (0..).map(LayerId).zip(&types) {
-            for expert in (0..).take(shape.experts).map(ExpertId) {
+            let experts_of_layer = ExpertWeights::zeros(shape.experts, shape, types)?.into_iter();
+            for (mut weights, expert) in experts_of_layer.zip((0..).map(ExpertId)) {
                 store.read_ahead(layer, expert)?;
-                let mut weights = ExpertWeights::zeros(shape, types)?;
                 weights.load(store, layer, expert)?;
                 experts.push(weights);
                 done += shape.expert_bytes(types) as u64;

@@ -17,8 +17,9 @@ use crate::{ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, HostCounters, 
 /// of `expert_cache`.
 ///
 /// All layers share the bytes. What a bank finds in its slots does not come here: the policy sees the misses of the slots,
-/// and what is read ahead and not here, one by one, as decoded tokens without router mass. An expert may be in a slot and here. While an expert that leaves is
-/// still being read, or was [fetched](ExpertStore::fetch), its memory is freed when nobody uses it any more.
+/// and what is read ahead and not here, one by one, as decoded tokens without router mass. An expert may be in a slot and
+/// here. While an expert that leaves is still being read, or was [fetched](ExpertStore::fetch), its memory is freed when
+/// nobody uses it any more.
 ///
 /// A store below that reads through the page cache would hold the same experts once more:
 /// [`FileReads::Direct`](crate::FileReads) does not.
@@ -57,6 +58,8 @@ struct Books {
     places: Vec<Held>,
     /// Of each layer.
     types: Vec<ExpertTypes>,
+    /// Memory that no expert is in yet.
+    spare: Vec<ExpertWeights>,
     /// Number of the last load that began.
     loads: u64,
     /// Of each layer.
@@ -116,10 +119,28 @@ impl HostCache {
             wanted: ExpertSet::new(pool.universe()),
             places: (0..pool.universe()).map(|_| Held::Below).collect(),
             types: store.weight_types().to_vec(),
+            spare: Vec::new(),
             loads: 0,
             meters: (0..shape.layers).map(|_| HostMeter::default()).collect(),
         };
         Ok(HostCache { store, books: Mutex::new(books), ended: Condvar::new() })
+    }
+
+    /// Takes the memory of all experts that fit now, so that no load waits for the operating system to find some. Where
+    /// layers have experts of several types, nobody knows how many of each will come, and loads take it as they need it.
+    ///
+    /// # Errors
+    /// [`OffloadError::HostMemory`](crate::OffloadError::HostMemory) for memory that cannot be had.
+    pub fn allocate(self) -> Result<HostCache> {
+        let mut books = self.lock();
+        let types = books.types[0];
+        if books.types.iter().all(|&other| other == types) {
+            let bytes = books.cache.capacity_bytes();
+            let room = books.cache.sizes().most_within(bytes);
+            books.spare = ExpertWeights::zeros(room, self.store.shape(), types)?;
+        }
+        drop(books);
+        Ok(self)
     }
 
     /// Counters of each layer since the cache was made.
@@ -196,7 +217,7 @@ impl HostCache {
         let types = self.store.weight_types()[layer.index()];
         let mut weights = match storage {
             Some(storage) => storage,
-            None => ExpertWeights::zeros(self.store.shape(), types)?,
+            None => ExpertWeights::zero(self.store.shape(), types)?,
         };
         weights.load(&*self.store, layer, expert)?;
         let weights = Arc::new(weights);
@@ -259,6 +280,7 @@ impl Books {
                 storage = Arc::into_inner(weights).or(storage);
             }
         }
+        let storage = storage.or_else(|| self.spare.pop());
         self.loads += 1;
         self.places[key] = Held::Coming(self.loads);
         Ok(Step::Load(Begun { number: self.loads, slot, storage }))

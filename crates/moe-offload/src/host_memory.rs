@@ -1,91 +1,135 @@
 //! Host memory that is read into and multiplied from.
 
 use std::fmt;
-use std::hint::black_box;
+use std::io::Result;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapRaw};
 
 /// Bytes of the pages that large memory should have.
 const HUGE_PAGE: usize = 2 << 20;
+/// Where parts begin: those of direct reads where a page does, others where a line of the processor's caches does.
+const PAGE: usize = 4096;
+const LINE: usize = 64;
 
-/// Bytes in host memory, aligned to 16 at least, and there: whoever writes to them does not wait for the operating system to
-/// find some.
+/// Memory that is handed out part by part.
 ///
-/// From 2 MiB on they begin where a huge page does, and the operating system is asked for such pages as far as they fill
-/// them. A disk then reads into a few long pieces rather than into a thousand scattered pages, which takes up to half the
-/// time, and always the same; and a walk over weights asks for fewer translations of addresses.
-pub(crate) struct HostMemory(Memory);
-
-enum Memory {
-    Heap { words: Box<[u128]>, len: usize },
-    Pages { map: MmapMut, start: usize, len: usize },
+/// From 2 MiB on it begins where a huge page does, and the operating system is asked for such pages as far as it fills them. A
+/// disk then reads a part into a few long pieces rather than into hundreds of scattered pages, which takes about half the time,
+/// and the same in every part; and a walk over weights asks for fewer translations of addresses.
+pub(crate) struct HostArena {
+    map: Arc<MmapRaw>,
+    next: usize,
+    end: usize,
 }
 
-impl HostMemory {
-    pub(crate) fn zeros(len: usize) -> HostMemory {
-        if len >= HUGE_PAGE
-            && let Ok(map) = MmapMut::map_anon(len + HUGE_PAGE)
-        {
-            return HostMemory(pages(map, len));
+/// A part of an arena, zero at first, and there: whoever writes to it does not wait for the operating system to find some.
+pub(crate) struct HostMemory {
+    map: Arc<MmapRaw>,
+    start: usize,
+    len: usize,
+}
+
+impl HostArena {
+    /// An arena for parts that [need](Self::room) this many bytes together.
+    pub(crate) fn new(len: usize) -> Result<HostArena> {
+        let slack = if len >= HUGE_PAGE { HUGE_PAGE } else { 0 };
+        let map = MmapMut::map_anon(len.saturating_add(slack).max(1))?;
+        let address = map.as_ptr().addr();
+        let next = if slack > 0 { address.next_multiple_of(HUGE_PAGE) - address } else { 0 };
+        // What fills no huge page must not take one. A hint: where it is refused, pages are small.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise_range(memmap2::Advice::HugePage, next, len / HUGE_PAGE * HUGE_PAGE);
+        Ok(HostArena { map: Arc::new(map.into()), next, end: next + len })
+    }
+
+    /// Bytes of an arena that a part of `len` takes.
+    pub(crate) fn room(len: usize) -> usize {
+        len.next_multiple_of(if len < PAGE { LINE } else { PAGE })
+    }
+
+    /// Hands out a part; memory of its own if none is left.
+    pub(crate) fn take(&mut self, len: usize) -> Result<HostMemory> {
+        let start = if len < PAGE { self.next } else { self.next.next_multiple_of(PAGE) };
+        if start + len > self.end {
+            return HostMemory::zeros(len);
         }
-        let mut words = vec![0; len.div_ceil(size_of::<u128>())].into_boxed_slice();
-        // The allocator knows that it is zero already; written to, it is there.
-        black_box(&mut *words).fill(0);
-        HostMemory(Memory::Heap { words, len })
+        self.next = start + HostArena::room(len);
+        let mut memory = HostMemory { map: Arc::clone(&self.map), start, len };
+        memory.fill(0);
+        Ok(memory)
     }
 }
 
-/// The first `len` bytes of new memory from a huge page's begin on.
-fn pages(mut map: MmapMut, len: usize) -> Memory {
-    let address = map.as_ptr().addr();
-    let start = address.next_multiple_of(HUGE_PAGE) - address;
-    // What fills no huge page must not take one. A hint: where it is refused, pages are small.
-    #[cfg(target_os = "linux")]
-    let _ = map.advise_range(memmap2::Advice::HugePage, start, len / HUGE_PAGE * HUGE_PAGE);
-    map[start..start + len].fill(0);
-    Memory::Pages { map, start, len }
+impl HostMemory {
+    /// Memory of its own.
+    pub(crate) fn zeros(len: usize) -> Result<HostMemory> {
+        HostArena::new(len)?.take(len)
+    }
 }
 
 impl fmt::Debug for HostMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "HostMemory({} bytes)", self.len())
+        write!(f, "HostMemory({} bytes)", self.len)
     }
 }
 
 impl Deref for HostMemory {
     type Target = [u8];
 
+    #[expect(unsafe_code, reason = "a map has no safe halves")]
     fn deref(&self) -> &[u8] {
-        match &self.0 {
-            Memory::Heap { words, len } => &bytemuck::cast_slice(words)[..*len],
-            Memory::Pages { map, start, len } => &map[*start..*start + *len],
-        }
+        // SAFETY: the part lies in the map, which it keeps and nothing unmaps; the arena hands out no byte twice, so that only
+        // this value leads to these bytes.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(self.start), self.len) }
     }
 }
 
 impl DerefMut for HostMemory {
+    #[expect(unsafe_code, reason = "a map has no safe halves")]
     fn deref_mut(&mut self) -> &mut [u8] {
-        match &mut self.0 {
-            Memory::Heap { words, len } => &mut bytemuck::cast_slice_mut(words)[..*len],
-            Memory::Pages { map, start, len } => &mut map[*start..*start + *len],
-        }
+        // SAFETY: as above, and this value is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().add(self.start), self.len) }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    #[test]
-    fn memory_is_zeroed_aligned_and_writable_at_every_size() {
-        for len in [0, 1, 17, 4096, HUGE_PAGE - 1, HUGE_PAGE, HUGE_PAGE + 1, 5 * HUGE_PAGE / 2] {
-            let mut memory = HostMemory::zeros(len);
-            let alignment = if len < HUGE_PAGE { size_of::<u128>() } else { HUGE_PAGE };
-            assert!(memory.as_ptr().addr().is_multiple_of(alignment), "{len}");
-            assert_eq!(&*memory, vec![0; len]);
-            memory.fill(7);
-            assert_eq!(&*memory, vec![7; len]);
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        // Parts are told apart by what is written to them; the last do not fit.
+        #[test]
+        fn parts_are_zero_aligned_and_apart(lens in proptest::collection::vec(0usize..200_000, 1..40), fit in 0usize..40) {
+            let mut arena = HostArena::new(lens.iter().take(fit).map(|&len| HostArena::room(len)).sum()).unwrap();
+            let mut parts: Vec<HostMemory> = lens.iter().map(|&len| arena.take(len).unwrap()).collect();
+            drop(arena);
+            for ((number, part), &len) in (1u8..).zip(&mut parts).zip(&lens) {
+                prop_assert!(part.len() == len && part.iter().all(|&byte| byte == 0));
+                let alignment = if len < PAGE { LINE } else { PAGE };
+                prop_assert!(part.as_ptr().addr().is_multiple_of(alignment));
+                part.fill(number);
+            }
+            for (number, part) in (1u8..).zip(&parts) {
+                prop_assert!(part.iter().all(|&byte| byte == number));
+            }
         }
+    }
+
+    #[test]
+    fn large_memory_begins_where_a_huge_page_does() {
+        for len in [HUGE_PAGE, HUGE_PAGE + 1, 5 * HUGE_PAGE / 2] {
+            assert!(HostMemory::zeros(len).unwrap().as_ptr().addr().is_multiple_of(HUGE_PAGE), "{len}");
+        }
+    }
+
+    #[test]
+    fn memory_that_nobody_has_is_an_error() {
+        assert!(HostMemory::zeros(usize::MAX / 4).is_err());
     }
 }

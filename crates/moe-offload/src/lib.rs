@@ -8,8 +8,8 @@
 //! Experts outside of the slots are in host memory ([`HostStore`]), in checkpoint files ([`MappedStore`], which reads past
 //! the page cache where not all fit in memory), or in those with a part of host memory before them ([`HostCache`]).
 //!
-//! [`OffloadOptions`] chooses pools, policy, capacity, prefetcher, threads and what is read ahead; [`OffloadedExperts::report`] tells what
-//! they did, [`RunTimeline`] when, and [`measure`] what to expect of a machine.
+//! [`OffloadOptions`] chooses pools, policy, capacity, prefetcher, threads and what is read ahead;
+//! [`OffloadedExperts::report`] tells what they did, [`RunTimeline`] when, and [`measure`] what to expect of a machine.
 //!
 //! ```
 //! use std::{collections::HashMap, sync::Arc};

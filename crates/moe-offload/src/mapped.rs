@@ -13,8 +13,8 @@ use crate::gguf_experts::GgufExperts;
 use crate::store::expert_index;
 use crate::tensor_table::{MappedFile, Stored, TensorTable};
 use crate::{
-    BlockMatrix, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, FileReads, Projection, Result, WeightLocation,
-    WeightType, free_bytes,
+    BlockMatrix, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, FileReads, OffloadError, Projection, Result,
+    WeightLocation, WeightType, free_bytes,
 };
 
 /// Bytes that the operating system is asked for at once: Linux cuts longer requests short.
@@ -97,7 +97,7 @@ impl MappedStore {
         for (layer, stored) in (0..).map(LayerId).zip(experts.chunks_exact(found.shape.experts)) {
             let first = of_expert(&stored[0]);
             if let Some(other) = stored.iter().map(of_expert).find(|&other| other != first) {
-                return Err(crate::OffloadError::MixedTypes { layer, first, other });
+                return Err(OffloadError::MixedTypes { layer, first, other });
             }
             types.push(first);
         }
@@ -146,7 +146,10 @@ impl MappedStore {
         let free = || direct.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         let mut buffer = free().pop().unwrap_or_default();
         let parts = stored.each_ref().map(|stored| (&direct.files[stored.file], stored.bytes.clone()));
-        let [gate, up, down] = read_parts(parts, &mut buffer);
+        let [gate, up, down] = read_parts(parts, &mut buffer).map_err(|source| OffloadError::HostMemory {
+            bytes: stored.iter().map(|one| one.bytes.len()).sum(),
+            source,
+        })?;
         let told = |which: usize| move |source| self.files[stored[which].file].failed(source);
         let outcome = match (gate.map_err(told(0)), up.map_err(told(1)), down.map_err(told(2))) {
             (Ok(gate), Ok(up), Ok(down)) => read([gate, up, down]),

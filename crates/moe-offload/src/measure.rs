@@ -69,7 +69,7 @@ pub fn measure(
     let fetch = sample.median(&experts, |&(layer, expert)| store.with_bytes(layer, expert, &mut |_| Ok(())))?;
     let weights = experts.iter().map(|&(layer, expert)| store.fetch(layer, expert)).collect::<Result<Vec<_>>>()?;
     let types = store.weight_types()[0];
-    let tiny = ExpertWeights::zeros(tiny_shape(types), types)?;
+    let tiny = ExpertWeights::zero(tiny_shape(types), types)?;
     let tiny_slots = new_slots(1, tiny_shape(types), types, device)?;
     let latency = sample.median(&vec![(); weights.len()], |()| {
         tiny.with_bytes(&mut |expert| tiny_slots.load(SlotId(0), expert))?;
@@ -296,7 +296,7 @@ impl Sample {
         device: &Device,
     ) -> Result<f64> {
         let (layer, expert) = experts[0];
-        let reads = || store.read_to(layer, expert, &mut ExpertWeights::zeros(store.shape(), types)?);
+        let reads = || store.read_to(layer, expert, &mut ExpertWeights::zero(store.shape(), types)?);
         if device.is_cpu() && reads()? {
             return Ok(0.0);
         }

@@ -39,8 +39,8 @@ use crate::{
 /// [`Partition`] puts them together.
 ///
 /// A failed load fails its call, which waits for its other loads and is rolled back; the bank goes on. A failed prefetch
-/// fails nobody and gives its slot back; an expert that is wanted all the same is loaded again. A policy that knows the future is one request
-/// ahead after a failed call: it still chooses valid victims, but no longer the best.
+/// fails nobody and gives its slot back; an expert that is wanted all the same is loaded again. A policy that knows the
+/// future is one request ahead after a failed call: it still chooses valid victims, but no longer the best.
 #[derive(Debug)]
 pub struct OffloadedExperts {
     engine: Arc<Engine>,
@@ -73,8 +73,9 @@ impl OffloadedExperts {
     /// # Errors
     /// [`OffloadError::Cache`] for a capacity of 0 or above the experts of a pool, for a profile of other pools, or from
     /// a policy; [`OffloadError::PoolCapacities`], [`OffloadError::PoolShape`], [`OffloadError::Inexact`],
-    /// [`OffloadError::WhatIf`], [`OffloadError::NothingPredicts`] for options that do not fit; [`OffloadError::Size`]; [`OffloadError::Device`], or [`OffloadError::Tensor`] if the
-    /// device has no room; [`OffloadError::Thread`]; [`OffloadError::Load`] for a resident of the profile.
+    /// [`OffloadError::WhatIf`], [`OffloadError::NothingPredicts`] for options that do not fit; [`OffloadError::Size`];
+    /// [`OffloadError::Device`], or [`OffloadError::Tensor`] if the device has no room; [`OffloadError::Thread`];
+    /// [`OffloadError::Load`] for a resident of the profile.
     pub fn new(
         store: Arc<dyn ExpertStore>,
         device: &Device,

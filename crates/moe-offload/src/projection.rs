@@ -7,6 +7,8 @@ use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Storage, Tensor};
 
 use half::{bf16, f16};
 
+use crate::block_matrix::host_arena;
+use crate::host_memory::HostArena;
 use crate::matvec::Matvec;
 use crate::{BlockMatrix, OffloadError, Result, WeightType};
 
@@ -115,8 +117,9 @@ impl Projection {
         }
     }
 
-    /// Allocates zeros in host memory that is there to be [overwritten](Self::overwrite).
-    pub(crate) fn zeros(weights: WeightType, dims: (usize, usize)) -> Result<Projection> {
+    /// Zeros in host memory that is there to be [overwritten](Self::overwrite); numbers have memory of their own, as candle
+    /// wants it.
+    pub(crate) fn zeros_in(arena: &mut HostArena, weights: WeightType, dims: (usize, usize)) -> Result<Projection> {
         fn touched<T: Copy + Default>((rows, columns): (usize, usize)) -> Vec<T> {
             // Unlike `vec![zero; n]`, this touches the memory.
             let mut values = Vec::with_capacity(rows * columns);
@@ -127,8 +130,13 @@ impl Projection {
             WeightType::F32 => Projection::Dense(Tensor::from_vec(touched::<f32>(dims), dims, &Device::Cpu)?),
             WeightType::F16 => Projection::Dense(Tensor::from_vec(touched::<f16>(dims), dims, &Device::Cpu)?),
             WeightType::BF16 => Projection::Dense(Tensor::from_vec(touched::<bf16>(dims), dims, &Device::Cpu)?),
-            blocks => Projection::Blocks(BlockMatrix::zeros(blocks, dims)?),
+            blocks => Projection::Blocks(BlockMatrix::zeros_in(arena, blocks, dims)?),
         })
+    }
+
+    /// Bytes of an arena that zeros take.
+    pub(crate) fn room(weights: WeightType, dims: (usize, usize)) -> usize {
+        if weights.dense().is_some() { 0 } else { BlockMatrix::room(weights, dims) }
     }
 
     /// Copies weights, row by row, to host memory.
@@ -137,7 +145,7 @@ impl Projection {
     /// [`OffloadError::Blocks`] for rows that are not made of whole blocks; [`OffloadError::SlotBytes`] for another number
     /// of bytes.
     pub fn from_bytes(weights: WeightType, dims: (usize, usize), bytes: &[u8]) -> Result<Projection> {
-        let mut projection = Projection::zeros(weights, dims)?;
+        let mut projection = Projection::zeros_in(&mut host_arena(Projection::room(weights, dims))?, weights, dims)?;
         projection.overwrite(bytes)?;
         Ok(projection)
     }

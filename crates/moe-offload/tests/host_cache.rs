@@ -184,6 +184,26 @@ fn a_failed_load_leaves_room_and_is_tried_again() {
 }
 
 #[test]
+fn loads_fill_memory_that_was_taken_before() {
+    let shape = ExpertShape { layers: 2, experts: 4, hidden: 128, intermediate: 64 };
+    let below = host_store(shape);
+    let expert_bytes = below.bytes() / 8;
+    let take_all = |cache: &HostCache| {
+        let every = (0..2).flat_map(|layer| (0..4).map(move |expert| (LayerId(layer), ExpertId(expert))));
+        let allocated = allocation_counter::measure(|| {
+            every.for_each(|(layer, expert)| cache.with_bytes(layer, expert, &mut |_| Ok(())).unwrap());
+        });
+        allocated.bytes_total
+    };
+    let cache = || HostCache::new(below.clone(), 3 * expert_bytes, PolicyKind::Lru).unwrap();
+    assert!(take_all(&cache()) > 3 * expert_bytes);
+    let ready = cache().allocate().unwrap();
+    assert!(take_all(&ready) < expert_bytes);
+    assert_eq!(bytes(&ready, 0, 2).unwrap(), bytes(&*below, 0, 2).unwrap());
+    assert_eq!(total(&ready).loads, 9);
+}
+
+#[test]
 fn what_was_fetched_stays_as_it_was() {
     let below = host_store(SHAPE);
     let cache = HostCache::new(below.clone(), EXPERT, PolicyKind::Lru).unwrap();
