@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
-use moe_offload::{ExpertStore, ExpertWeights, OffloadError};
+use expert_cache::SlotId;
+use moe_offload::{CpuSlots, ExpertSlots, ExpertStore, OffloadError};
 use moe_trace::{ExpertId, LayerId};
 
 /// Reads after every step: about as many as a layer loads at once.
 const BETWEEN_STEPS: usize = 2;
 /// Reads without a run.
 const ALONE: usize = 64;
+/// Bytes of the slots that are read to, about: enough for huge pages, which slots lie in.
+const SLOTS_BYTES: usize = 16 << 20;
 
 /// Reads experts as loads do between the steps of a run, from all over the file, so that the speed of the disk is known for the time when
 /// the run needs it: what others do with the same disk makes it twice as fast or slow from one second to the next.
@@ -19,19 +22,24 @@ pub(crate) struct DiskProbe {
     /// All experts, one after the other from places far apart.
     order: Vec<(LayerId, ExpertId)>,
     next: usize,
-    /// Where experts are read to as into slots, if the store reads straight into those.
-    slot: Option<ExpertWeights>,
+    /// What is read to, if the store reads straight into slots; their number.
+    slots: Option<(CpuSlots, usize)>,
     reads: usize,
     seconds: f64,
     failed: Option<OffloadError>,
 }
 
 impl DiskProbe {
-    pub(crate) fn new(store: Arc<dyn ExpertStore>) -> DiskProbe {
-        let shape = store.shape();
+    pub(crate) fn new(store: Arc<dyn ExpertStore>) -> Result<DiskProbe> {
+        let (shape, types) = (store.shape(), store.weight_types()[0]);
         let experts = (0..).take(shape.experts).map(ExpertId);
         let order = experts.flat_map(|expert| (0..).take(shape.layers).map(move |layer| (LayerId(layer), expert)));
-        DiskProbe { order: order.collect(), store, next: 0, slot: None, reads: 0, seconds: 0.0, failed: None }
+        let (first_layer, first) = (LayerId(0), ExpertId(0));
+        let straight = store.weight_types().iter().all(|&others| others == types)
+            && store.read_to(first_layer, first, &mut store.fetch(first_layer, first)?)?;
+        let count = SLOTS_BYTES.div_ceil(shape.expert_bytes(types));
+        let slots = straight.then(|| CpuSlots::new(count, shape, types).map(|slots| (slots, count))).transpose()?;
+        Ok(DiskProbe { order: order.collect(), store, next: 0, slots, reads: 0, seconds: 0.0, failed: None })
     }
 
     /// Reads after a step.
@@ -61,27 +69,19 @@ impl DiskProbe {
     }
 
     fn try_read(&mut self, reads: usize) -> Result<(), OffloadError> {
-        let experts = self.order.iter().cycle().skip(self.next).take(reads);
-        if self.slot.is_none()
-            && let Some(&(layer, expert)) = experts.clone().next()
-        {
-            // The first read finds memory for those that count.
-            let slot = self.slot.insert(self.store.fetch(layer, expert)?);
-            self.store.read_to(layer, expert, slot)?;
-        }
         let started = Instant::now();
-        for &(layer, expert) in experts {
-            let straight = match &mut self.slot {
-                Some(slot) => self.store.read_to(layer, expert, slot)?,
-                None => false,
-            };
-            if !straight {
-                self.store.with_bytes(layer, expert, &mut |_| Ok(()))?;
+        for &(layer, expert) in self.order.iter().cycle().skip(self.next).take(reads) {
+            match &self.slots {
+                Some((slots, count)) => {
+                    let slot = SlotId(u32::try_from(self.reads % count).expect("few slots"));
+                    slots.load_from(slot, &*self.store, layer, expert)?;
+                }
+                None => self.store.with_bytes(layer, expert, &mut |_| Ok(()))?,
             }
+            self.reads += 1;
         }
         self.seconds += started.elapsed().as_secs_f64();
-        self.reads += reads;
-        self.next = (self.next + reads) % self.order.len().max(1);
+        self.next = (self.next + reads) % self.order.len();
         Ok(())
     }
 }

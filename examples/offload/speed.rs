@@ -148,7 +148,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Place::Disk => Arc::clone(&workload.store),
     };
     let size = workload.size();
-    let mut probe = (from_disk && workload.uncached).then(|| DiskProbe::new(Arc::clone(&workload.store)));
+    let probed = from_disk && workload.uncached;
+    let mut probe = probed.then(|| DiskProbe::new(Arc::clone(&workload.store))).transpose()?;
     let disk = match &mut probe {
         Some(probe) => {
             probe.alone();
