@@ -11,15 +11,21 @@ use crate::steps::Steps;
 #[derive(Clone, Debug)]
 pub(crate) struct Prices {
     /// Experts come from host memory.
-    memory: CostModel,
+    pub(crate) memory: CostModel,
     /// Seconds more of an expert from disk; 0 where there is none.
     pub(crate) disk_seconds: f64,
+    /// Seconds of a copy from a cache in host memory into a slot; 0 where there is none.
+    pub(crate) host_copy_seconds: f64,
 }
 
 impl Prices {
-    /// Prices where what comes from disk is copied to host memory before it is used.
+    /// Prices where what comes from disk is read or copied to host memory, as it were into a slot, and copied from there into
+    /// slots.
     pub(crate) fn through_host_memory(&self) -> Prices {
-        Prices { disk_seconds: self.disk_seconds + self.memory.load_seconds[0], ..self.clone() }
+        let mut prices = self.clone();
+        prices.disk_seconds += prices.memory.load_seconds[0];
+        prices.memory.load_seconds.fill(self.host_copy_seconds);
+        prices
     }
 
     /// Costs where these shares of the loads, by layer, and of the experts that the host computes come from disk.
@@ -42,7 +48,7 @@ pub(crate) fn prices(
 ) -> Result<Prices> {
     let disk = |profile: &HardwareProfile| profile.disk.seconds(size.expert_bytes[0]);
     let disk_seconds = if from_disk { median(profiles.iter().map(disk)) } else { 0.0 };
-    Ok(Prices { memory: CostModel { overlap, ..costs(profiles, size)? }, disk_seconds })
+    Ok(Prices { memory: CostModel { overlap, ..costs(profiles, size)? }, disk_seconds, host_copy_seconds: 0.0 })
 }
 
 fn costs(profiles: &[HardwareProfile], size: &ModelSize) -> Result<CostModel> {

@@ -14,7 +14,7 @@ use moe_offload::{
     WeightType, measure,
 };
 
-use crate::calibrate::{calibrate, prices};
+use crate::calibrate::{Prices, calibrate, prices};
 use crate::case::{Case, Misses, Served, cases};
 use crate::disk_probe::DiskProbe;
 use crate::excerpt::Excerpt;
@@ -165,7 +165,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let (mapped, outcome) = workload.run(Arc::new(ResidentExperts::from_store(&*source.store)?), &mut || ())?;
     let mut measured = Measured { profiles: vec![source.profile()?], ..Measured::default() };
     measured.cases.resize_with(cases.len(), Default::default);
-    let prices = |profiles: &[HardwareProfile]| prices(profiles, &size, from_disk, transfers.overlap());
+    let copy_seconds = tier.map(|tier| tier.copy_seconds(Arc::clone(&workload.store))).transpose()?;
+    let host_copy_seconds = copy_seconds.unwrap_or_default();
+    let prices = |profiles: &[HardwareProfile]| -> Result<Prices> {
+        let prices = prices(profiles, &size, from_disk, transfers.overlap())?;
+        Ok(Prices { host_copy_seconds, ..prices })
+    };
     let decided_by = prices(&measured.profiles)?;
     let served = Served::new(workload.routing(&outcome), size.expert_bytes.clone(), tier, decided_by)?;
 

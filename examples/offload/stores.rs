@@ -1,11 +1,18 @@
 //! Where experts are that are not in the cache.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use expert_cache::{CacheError, ExpertCache, ExpertSizes, Oversize, PolicyKind, Pool};
-use moe_offload::{ExpertStore, FileReads, HostCache};
+use expert_cache::{CacheError, ExpertCache, ExpertSizes, Oversize, PolicyKind, Pool, SlotId};
+use moe_offload::{CpuSlots, ExpertSlots, ExpertStore, FileReads, HostCache};
+use moe_trace::{ExpertId, LayerId};
 use serde::Serialize;
+
+use crate::calibrate::median;
+
+/// Copies that are timed.
+const COPIES: usize = 8;
 
 #[derive(clap::Args)]
 pub(crate) struct StoreArguments {
@@ -98,6 +105,24 @@ impl HostTier {
     /// The store with this cache, empty, before it.
     pub(crate) fn before(self, store: Arc<dyn ExpertStore>) -> Result<Arc<dyn ExpertStore>> {
         Ok(Arc::new(HostCache::new(store, self.bytes, self.policy)?.allocate()?))
+    }
+
+    /// Seconds of a copy from the cache into a slot.
+    pub(crate) fn copy_seconds(self, store: Arc<dyn ExpertStore>) -> Result<f64> {
+        let (shape, types) = (store.shape(), store.weight_types()[0]);
+        let cache = HostCache::new(store, shape.expert_bytes(types) as u64, self.policy)?;
+        let slots = CpuSlots::new(COPIES, shape, types)?;
+        let copies = (0..).take(COPIES).zip((0..).take(shape.experts).map(ExpertId).cycle()).map(|(slot, expert)| {
+            let mut seconds = 0.0;
+            cache.with_bytes(LayerId(0), expert, &mut |bytes| {
+                let started = Instant::now();
+                slots.load(SlotId(slot), bytes)?;
+                seconds = started.elapsed().as_secs_f64();
+                Ok(())
+            })?;
+            Ok(seconds)
+        });
+        Ok(median(copies.collect::<Result<Vec<_>>>()?.into_iter()))
     }
 
     /// The books of the cache, to simulate it.
