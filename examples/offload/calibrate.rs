@@ -19,8 +19,8 @@ pub(crate) struct Prices {
 }
 
 impl Prices {
-    /// Prices where what comes from disk is read or copied to host memory, as it were into a slot, and copied from there into
-    /// slots.
+    /// Prices where what comes from disk goes to host memory, as it goes into slots otherwise, and is copied into slots from
+    /// there.
     pub(crate) fn through_host_memory(&self) -> Prices {
         let mut prices = self.clone();
         prices.disk_seconds += prices.memory.load_seconds[0];
@@ -64,10 +64,11 @@ fn costs(profiles: &[HardwareProfile], size: &ModelSize) -> Result<CostModel> {
     Ok(all)
 }
 
-/// Chooses the costs of what is no expert, and what an expert costs more for several tokens than for one, so that the resident
-/// run takes as long as it did.
+/// Chooses the costs of what is no expert, and how much of an expert's cost each of several tokens adds, so that the resident
+/// run takes as long as it did. There, experts of a prompt are computed together; where they arrive one by one, threads do not
+/// share them, and prefilling takes longer than predicted.
 pub(crate) fn calibrate(served: &Served<'_>, prices: &mut Prices, resident: &Steps) -> Result<()> {
-    let mut experts_alone = Prices { disk_seconds: 0.0, ..prices.clone() };
+    let mut experts_alone = Prices { disk_seconds: 0.0, host_copy_seconds: 0.0, ..prices.clone() };
     experts_alone.memory.load_seconds.fill(0.0);
     (experts_alone.memory.plan, experts_alone.memory.dense, experts_alone.memory.head) = Default::default();
     let everything = Case {
@@ -92,7 +93,7 @@ pub(crate) fn calibrate(served: &Served<'_>, prices: &mut Prices, resident: &Ste
     costs.head = Linear::default();
     // The rest is the experts': they were timed one by one, and several of them may share the threads better, or be in each
     // other's way. Seconds move from a call to its tokens or back, which leaves decoding as it is.
-    let rest = (each - costs.dense.seconds_each) * (tokens - passes) * layers;
+    let rest = (prefill - passes * costs.dense.call_seconds - tokens * costs.dense.seconds_each) * layers;
     let expert = costs.device_expert;
     let moved = |seconds: f64| Linear {
         call_seconds: expert.call_seconds - seconds,

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use expert_cache::SlotId;
-use moe_offload::{CpuSlots, ExpertSlots, ExpertStore, OffloadError};
+use moe_offload::{CpuSlots, ExpertSlots, ExpertStore, ExpertTypes, OffloadError};
 use moe_trace::{ExpertId, LayerId};
 
 /// Reads after every step: about as many as a layer loads at once.
@@ -15,15 +15,15 @@ const ALONE: usize = 64;
 /// Bytes of the slots that are read to, about: enough for huge pages, which slots lie in.
 const SLOTS_BYTES: usize = 16 << 20;
 
-/// Reads experts as loads do between the steps of a run, from all over the file, so that the speed of the disk is known for the time when
-/// the run needs it: what others do with the same disk makes it twice as fast or slow from one second to the next.
+/// Reads experts as loads do between the steps of a run, from all over the file, so that the speed of the disk is known for the
+/// time when the run needs it: what others do with the same disk makes it twice as fast or slow from one second to the next.
 pub(crate) struct DiskProbe {
     store: Arc<dyn ExpertStore>,
     /// All experts, one after the other from places far apart.
     order: Vec<(LayerId, ExpertId)>,
     next: usize,
-    /// What is read to, if the store reads straight into slots; their number.
-    slots: Option<(CpuSlots, usize)>,
+    /// What experts of some types are read to, if the store reads them straight into slots.
+    slots: Vec<(ExpertTypes, CpuSlots)>,
     reads: usize,
     seconds: f64,
     failed: Option<OffloadError>,
@@ -31,14 +31,18 @@ pub(crate) struct DiskProbe {
 
 impl DiskProbe {
     pub(crate) fn new(store: Arc<dyn ExpertStore>) -> Result<DiskProbe> {
-        let (shape, types) = (store.shape(), store.weight_types()[0]);
+        let shape = store.shape();
         let experts = (0..).take(shape.experts).map(ExpertId);
         let order = experts.flat_map(|expert| (0..).take(shape.layers).map(move |layer| (LayerId(layer), expert)));
-        let (first_layer, first) = (LayerId(0), ExpertId(0));
-        let straight = store.weight_types().iter().all(|&others| others == types)
-            && store.read_to(first_layer, first, &mut store.fetch(first_layer, first)?)?;
-        let count = SLOTS_BYTES.div_ceil(shape.expert_bytes(types));
-        let slots = straight.then(|| CpuSlots::new(count, shape, types).map(|slots| (slots, count))).transpose()?;
+        let mut slots: Vec<(ExpertTypes, CpuSlots)> = Vec::new();
+        for (layer, &types) in (0..).map(LayerId).zip(store.weight_types()) {
+            let first = ExpertId(0);
+            if slots.iter().all(|&(known, _)| known != types)
+                && store.read_to(layer, first, &mut store.fetch(layer, first)?)?
+            {
+                slots.push((types, CpuSlots::new(SLOTS_BYTES.div_ceil(shape.expert_bytes(types)), shape, types)?));
+            }
+        }
         Ok(DiskProbe { order: order.collect(), store, next: 0, slots, reads: 0, seconds: 0.0, failed: None })
     }
 
@@ -71,9 +75,10 @@ impl DiskProbe {
     fn try_read(&mut self, reads: usize) -> Result<(), OffloadError> {
         let started = Instant::now();
         for &(layer, expert) in self.order.iter().cycle().skip(self.next).take(reads) {
-            match &self.slots {
-                Some((slots, count)) => {
-                    let slot = SlotId(u32::try_from(self.reads % count).expect("few slots"));
+            let types = self.store.weight_types()[layer.index()];
+            match self.slots.iter().find(|(known, _)| *known == types) {
+                Some((_, slots)) => {
+                    let slot = SlotId(u32::try_from(self.reads % slots.capacity()).expect("few slots"));
                     slots.load_from(slot, &*self.store, layer, expert)?;
                 }
                 None => self.store.with_bytes(layer, expert, &mut |_| Ok(()))?,
@@ -81,7 +86,7 @@ impl DiskProbe {
             self.reads += 1;
         }
         self.seconds += started.elapsed().as_secs_f64();
-        self.next = (self.next + reads) % self.order.len();
+        self.next = (self.next + reads) % self.order.len().max(1);
         Ok(())
     }
 }

@@ -50,10 +50,6 @@ impl FusedExperts {
         FusedExperts { dispatch, sizes: Sizes { hidden, width, top_k }, forward: OnceLock::new() }
     }
 
-    fn rows(&self) -> usize {
-        self.dispatch.groups().last().map_or(0, |group| group.range.end)
-    }
-
     /// Rows of a batch that a group's expert serves, one after the other.
     fn gather(&self, group: usize, batch: &[f32]) -> Vec<f32> {
         let row = |&row: &u32| &batch[row as usize * self.sizes.hidden..][..self.sizes.hidden];
@@ -62,8 +58,8 @@ impl FusedExperts {
 
     fn run(&self, x: &[f32], weights: &[f32], experts: &[f32]) -> (Vec<f32>, Forward) {
         let Sizes { hidden, width, top_k } = self.sizes;
-        let mut projected = vec![0f32; self.rows() * 2 * width];
-        let mut outputs = vec![0f32; self.rows() * hidden];
+        let mut projected = vec![0f32; self.dispatch.row_count() * 2 * width];
+        let mut outputs = vec![0f32; self.dispatch.row_count() * hidden];
         let groups = self.dispatch.groups();
         let parts = split(&mut projected, groups, 2 * width).into_iter().zip(split(&mut outputs, groups, hidden));
         groups.par_iter().enumerate().zip(parts.collect::<Vec<_>>()).for_each(
@@ -97,7 +93,7 @@ impl FusedExperts {
             back.weights[place] = dy.iter().zip(output).map(|(dy, output)| dy * output).sum();
         }
         let groups = self.dispatch.groups();
-        let mut dx = vec![0f32; self.rows() * hidden];
+        let mut dx = vec![0f32; self.dispatch.row_count() * hidden];
         let mut chunks = back.experts.chunks_exact_mut(3 * hidden * width).enumerate();
         let gradients = groups
             .iter()

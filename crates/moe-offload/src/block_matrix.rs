@@ -61,7 +61,8 @@ enum BlockBytes {
 impl BlockMatrix {
     /// A matrix of zeros in memory of its own.
     fn zeros(weight_type: WeightType, dims: (usize, usize)) -> Result<BlockMatrix> {
-        BlockMatrix::zeros_in(&mut host_arena(BlockMatrix::room(weight_type, dims))?, weight_type, dims)
+        block_type(weight_type, dims.1)?;
+        BlockMatrix::zeros_in(&mut HostArena::new(BlockMatrix::room(weight_type, dims))?, weight_type, dims)
     }
 
     /// A matrix of zeros, with room to be [read](Self::read) to if it is large.
@@ -71,9 +72,8 @@ impl BlockMatrix {
         (rows, columns): (usize, usize),
     ) -> Result<BlockMatrix> {
         let ggml = block_type(weight_type, columns)?;
-        let (len, bytes) = (weight_type.bytes(rows, columns), memory_bytes(weight_type, (rows, columns)));
-        let memory = arena.take(bytes).map_err(|source| OffloadError::HostMemory { bytes, source })?;
-        let bytes = BlockBytes::Owned { memory: memory.into(), range: 0..len };
+        let memory = arena.take(memory_bytes(weight_type, (rows, columns)))?;
+        let bytes = BlockBytes::Owned { memory: memory.into(), range: 0..weight_type.bytes(rows, columns) };
         Ok(BlockMatrix { weight_type, ggml, rows, columns, bytes })
     }
 
@@ -85,7 +85,7 @@ impl BlockMatrix {
     /// Quantizes a matrix of f32 numbers in host memory.
     ///
     /// # Errors
-    /// [`OffloadError::Blocks`] for rows that are not made of whole blocks.
+    /// [`OffloadError::Blocks`] for rows that are not made of whole blocks; [`OffloadError::HostMemory`].
     pub fn quantize(numbers: &Tensor, weight_type: WeightType) -> Result<BlockMatrix> {
         fn of<T: GgmlType>(values: &[f32], bytes: &mut [u8]) {
             let mut quantized = vec![T::zeros(); values.len() / T::BLCK_SIZE];
@@ -104,7 +104,7 @@ impl BlockMatrix {
     ///
     /// # Errors
     /// [`OffloadError::WeightTypeName`] for a type that has no blocks; [`OffloadError::Blocks`] for rows that are not made
-    /// of whole ones; [`OffloadError::SlotBytes`] for another number of bytes.
+    /// of whole ones; [`OffloadError::SlotBytes`] for another number of bytes; [`OffloadError::HostMemory`].
     pub fn new(weight_type: WeightType, dims: (usize, usize), bytes: &[u8]) -> Result<BlockMatrix> {
         let mut matrix = BlockMatrix::zeros(weight_type, dims)?;
         matrix.overwrite(bytes)?;
@@ -173,9 +173,9 @@ impl BlockMatrix {
         part.len() >= DIRECT_BYTES && part.len() == self.bytes().len() && part.start.is_multiple_of(align_of::<u16>())
     }
 
-    /// Replaces the blocks by those that [`reads`](Self::reads) allows, without a copy between. They are undefined after
-    /// an error.
-    pub(crate) fn read(&mut self, file: &UncachedFile, part: &Range<usize>) -> std::io::Result<()> {
+    /// Replaces the blocks by those that [`reads`](Self::reads) allows, without a copy between; tells how the read went. They
+    /// are undefined after an error.
+    pub(crate) fn read(&mut self, file: &UncachedFile, part: &Range<usize>) -> Result<std::io::Result<()>> {
         let (len, room) = (part.len(), room_for(part.len()));
         let fits = match &mut self.bytes {
             BlockBytes::Owned { memory, .. } => memory.len() >= room && Arc::get_mut(memory).is_some(),
@@ -185,9 +185,8 @@ impl BlockMatrix {
             self.bytes = BlockBytes::Owned { memory: HostMemory::zeros(room)?.into(), range: 0..len };
         }
         let BlockBytes::Owned { memory, range } = &mut self.bytes else { unreachable!("made above") };
-        let start = file.read_to(Arc::get_mut(memory).expect("nobody shares it"), part)?;
-        *range = start..start + len;
-        Ok(())
+        let start = file.read_to(Arc::get_mut(memory).expect("nobody shares it"), part);
+        Ok(start.map(|start| *range = start..start + len))
     }
 
     /// The blocks, unless a clone shares them or they lie in a mapped file.
@@ -228,11 +227,6 @@ impl fmt::Debug for BlockMatrix {
 fn memory_bytes(weight_type: WeightType, (rows, columns): (usize, usize)) -> usize {
     let len = weight_type.bytes(rows, columns);
     if len >= DIRECT_BYTES { room_for(len) } else { len }
-}
-
-/// An arena of some bytes.
-pub(crate) fn host_arena(bytes: usize) -> Result<HostArena> {
-    HostArena::new(bytes).map_err(|source| OffloadError::HostMemory { bytes, source })
 }
 
 fn block_type(weights: WeightType, columns: usize) -> Result<GgmlDType> {

@@ -18,12 +18,14 @@ pub struct CpuSlots {
 }
 
 impl CpuSlots {
-    /// Allocates `capacity` slots and touches their memory: the bytes of the experts, and 12 KiB for each quantized
-    /// projection of a MiB or more.
+    /// Allocates `capacity` slots and touches their memory: the bytes of the experts, and up to 12 KiB for each quantized
+    /// projection.
     ///
     /// # Errors
     /// [`OffloadError::Size`](crate::OffloadError::Size) for a shape that no model has;
-    /// [`OffloadError::Blocks`](crate::OffloadError::Blocks) for rows that are no multiple of a quantized block.
+    /// [`OffloadError::Blocks`](crate::OffloadError::Blocks) for rows that are no multiple of a quantized block;
+    /// [`OffloadError::HostMemory`](crate::OffloadError::HostMemory). Where the system promises more memory than it has, it
+    /// may end the process instead.
     pub fn new(capacity: usize, shape: ExpertShape, types: impl Into<ExpertTypes>) -> Result<CpuSlots> {
         let types = types.into();
         shape.check()?;

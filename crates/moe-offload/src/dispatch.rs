@@ -87,9 +87,9 @@ impl Dispatch {
         &self.groups
     }
 
-    /// Tokens of the batch.
-    pub(crate) fn tokens(&self) -> usize {
-        self.tokens
+    /// Rows of all groups together.
+    pub fn row_count(&self) -> usize {
+        self.rows.len()
     }
 
     /// Rows of the batch that the expert of group number `group` serves, ascending.

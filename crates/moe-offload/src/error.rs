@@ -241,8 +241,8 @@ pub enum OffloadError {
         /// Its name.
         name: String,
     },
-    /// Host memory that the system does not have, or may not give.
-    #[error("cannot take {bytes} bytes of host memory; give fewer slots, or a smaller cache")]
+    /// Host memory that the system does not give.
+    #[error("cannot take {bytes} bytes of host memory for experts; fewer slots or a smaller cache need less")]
     HostMemory {
         /// Bytes that were asked for.
         bytes: usize,

@@ -10,6 +10,7 @@ use moe_trace::{ExpertId, LayerId, Phase};
 
 use crate::dispatch::{Dispatch, gather};
 use crate::engine::{Engine, State};
+use crate::expert_groups::are_shared;
 use crate::slot_order::{Arrival, Job, Place, Reason, Residence};
 use crate::timeline::Activity;
 use crate::{OffloadError, Result, SlotGroup, Transfers};
@@ -23,7 +24,7 @@ struct Read {
     group: usize,
 }
 
-/// Lists of a call, kept for the next.
+/// What a call notes; its lists are kept for the next.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     /// Experts not yet read.
@@ -205,12 +206,11 @@ impl Call<'_> {
         {
             loop {
                 drop(state);
-                self.engine.load(&job);
+                let loaded = self.engine.load(&job);
                 state = self.engine.lock(self.layer)?;
-                // A token's expert is computed while the processor still has its weights in a cache, and with threads while they
-                // load others; else experts of several tokens are computed together, by all threads.
-                let all = self.transfers == Transfers::Inline && self.dispatch.tokens() > 1;
-                match all.then(|| state.order.begin_demand_of(self.pool)).flatten() {
+                // An expert is computed while the processor still has its weights in a cache, and with threads while they load
+                // others; but those that threads share are computed together.
+                match (loaded && self.loads_all()).then(|| state.order.begin_demand_of(self.pool)).flatten() {
                     Some(next) => job = next,
                     None => break,
                 }
@@ -237,6 +237,15 @@ impl Call<'_> {
             None => Ok(state),
             Some(read) => Err(OffloadError::SlowLoad { layer: self.layer, expert: self.expert(read.key), seconds }),
         }
+    }
+
+    /// Whether all demands are loaded before any expert is computed: where the caller loads, and threads share the experts.
+    fn loads_all(&self) -> bool {
+        let (shape, rows) = (self.engine.store.shape(), self.dispatch.row_count());
+        let types = self.engine.store.weight_types()[self.layer.index()].each();
+        let dense = self.hidden.device().is_cpu() && types.iter().all(|weights| weights.dense().is_some());
+        let products = dense.then(|| 3 * shape.hidden * shape.intermediate * rows);
+        self.transfers == Transfers::Inline && are_shared(self.dispatch.groups().len(), rows, products)
     }
 
     /// Plans prefetches, as the simulator does right after a request.

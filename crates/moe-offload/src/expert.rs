@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 use candle_nn::ops::silu;
 use moe_trace::{ExpertId, LayerId};
 
-use crate::block_matrix::host_arena;
+use crate::host_memory::HostArena;
 use crate::{BlockMatrix, ExpertStore, ExpertTypes, OffloadError, Projection, Result};
 
 /// Sizes of the experts of a model.
@@ -109,11 +109,12 @@ impl ExpertWeights {
         Ok(ExpertWeights { projections: [gate?, up?, down?] })
     }
 
-    /// Experts of zeros, one behind the other in host memory that is there to be [overwritten](Self::overwrite).
+    /// Experts of zeros in host memory that is there to be [overwritten](Self::overwrite). Blocks share one arena, so that what
+    /// is kept of one expert keeps the memory of all.
     pub(crate) fn zeros(count: usize, shape: ExpertShape, types: ExpertTypes) -> Result<Vec<ExpertWeights>> {
         let (types, dims) = (types.each(), shape.projections());
         let room: usize = [0, 1, 2].map(|which| Projection::room(types[which], dims[which])).iter().sum();
-        let mut arena = host_arena(room.saturating_mul(count))?;
+        let mut arena = HostArena::new(room.saturating_mul(count))?;
         let expert = |_| {
             let [gate, up, down] = [0, 1, 2].map(|which| Projection::zeros_in(&mut arena, types[which], dims[which]));
             ExpertWeights::from_projections([gate?, up?, down?])

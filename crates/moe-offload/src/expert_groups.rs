@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::dispatch::gather;
 use crate::{ExpertWeights, Result};
 
-/// Weights times tokens from which on threads take experts in turn: below, waking them takes longer.
+/// Weights times tokens from which on threads share experts: below, waking them takes longer.
 const SHARED_PRODUCTS: usize = 1 << 23;
 
 /// An expert and the rows of a batch that it serves.
@@ -20,21 +20,27 @@ where
     E: Deref<Target = ExpertWeights> + Sync,
 {
     let forward = |(expert, rows): &ExpertGroup<'_, E>| expert.forward(&gather(hidden, rows)?);
-    match are_shared(groups, rayon::current_num_threads()) {
-        true => groups.par_iter().map(forward).collect(),
-        false => groups.iter().map(forward).collect(),
+    let products = |(expert, rows): &ExpertGroup<'_, E>| expert.dense_weights().map(|weights| weights * rows.len());
+    let rows = groups.iter().map(|(_, rows)| rows.len()).sum();
+    if !are_shared(groups.len(), rows, groups.iter().map(products).sum()) {
+        return groups.iter().map(forward).collect();
     }
+    // All of them are computed; of several errors the first counts, whichever thread was faster.
+    let outputs: Vec<Result<Tensor>> = groups.par_iter().map(forward).collect();
+    outputs.into_iter().collect()
 }
 
-/// Whether threads take experts in turn: where each would get two or more. Products of one token wait for memory, and those
-/// of quantized weights share the threads among themselves.
-fn are_shared<E: Deref<Target = ExpertWeights>>(groups: &[ExpertGroup<'_, E>], threads: usize) -> bool {
-    let products = |(expert, rows): &ExpertGroup<'_, E>| expert.dense_weights().map(|weights| weights * rows.len());
-    let tokens: usize = groups.iter().map(|(_, rows)| rows.len()).sum();
+/// Whether threads take different experts, where each thread would get two or more. Products of one token wait for memory, and
+/// those of quantized weights, which have no `products`, share the threads among themselves.
+pub(crate) fn are_shared(experts: usize, rows: usize, products: Option<usize>) -> bool {
+    are_shared_by(rayon::current_num_threads(), experts, rows, products)
+}
+
+fn are_shared_by(threads: usize, experts: usize, rows: usize, products: Option<usize>) -> bool {
     threads > 1
-        && groups.len() >= 2 * threads
-        && tokens > groups.len()
-        && groups.iter().map(products).sum::<Option<usize>>().is_some_and(|products| products >= SHARED_PRODUCTS)
+        && experts >= 2 * threads
+        && rows > experts
+        && products.is_some_and(|products| products >= SHARED_PRODUCTS)
 }
 
 #[cfg(test)]
@@ -48,22 +54,29 @@ mod tests {
     const SHAPE: ExpertShape = ExpertShape { layers: 1, experts: 8, hidden: 256, intermediate: 192 };
 
     #[test]
+    fn threads_share_many_dense_experts_of_several_tokens() {
+        let enough = Some(SHARED_PRODUCTS);
+        assert!(are_shared_by(4, 8, 9, enough));
+        assert!(!are_shared_by(1, 8, 9, enough) && !are_shared_by(5, 8, 9, enough));
+        assert!(!are_shared_by(4, 8, 8, enough) && !are_shared_by(4, 8, 9, Some(SHARED_PRODUCTS - 1)));
+        assert!(!are_shared_by(4, 8, 9, None));
+    }
+
+    #[test]
     fn what_threads_share_is_what_each_expert_gives() {
         let rows: Vec<u32> = (0..16).collect();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
         for weight_type in [WeightType::F32, WeightType::BF16, WeightType::Q8_0] {
             let store = RandomExperts::new(SHAPE, weight_type, 7).unwrap();
             let experts = (0..8).map(|expert| store.fetch(LayerId(0), ExpertId(expert)).unwrap());
             let experts: Vec<ExpertWeights> = experts.collect();
             let groups: Vec<_> = experts.iter().map(|expert| (expert, &rows[..])).collect();
-            assert_eq!(are_shared(&groups, 4), weight_type != WeightType::Q8_0, "{weight_type}");
-            assert!(!are_shared(&groups, 5) && !are_shared(&groups, 1) && !are_shared(&groups[..2], 1));
-            let alone: Vec<_> = experts.iter().map(|expert| (expert, &rows[..1])).collect();
-            assert!(!are_shared(&alone, 4));
+            let products = experts[0].dense_weights().map(|weights| 8 * 16 * weights);
+            assert_eq!(are_shared_by(4, 8, 8 * 16, products), weight_type != WeightType::Q8_0, "{weight_type}");
 
             let hidden = (0..16 * 256).map(|i| (i as f32 * 0.37).cos()).collect();
             let hidden = Tensor::from_vec(hidden, (16, 256), &Device::Cpu).unwrap();
             let hidden = hidden.to_dtype(weight_type.activations()).unwrap();
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
             let together = pool.install(|| forward_each(&hidden, &groups)).unwrap();
             for (expert, output) in experts.iter().zip(together) {
                 let numbers = |tensor: Tensor| {

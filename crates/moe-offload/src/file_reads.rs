@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Result};
 use std::ops::Range;
 use std::path::Path;
 
-use crate::host_memory::HostMemory;
+use crate::host_memory::{HostMemory, PAGE};
 
 /// How loads read experts from checkpoint files.
 ///
@@ -26,38 +26,27 @@ pub enum FileReads {
     Direct,
 }
 
-/// What place, length and buffer of a read past the page cache must be multiples of.
-const ALIGNMENT: usize = 4096;
-
 /// Bytes that memory must have for [`UncachedFile::read_to`] to fill it with a part of `len` bytes from anywhere.
 pub(crate) fn room_for(len: usize) -> usize {
-    len + 3 * ALIGNMENT
+    len + 2 * PAGE
 }
 
 /// The whole pages around a part of a file.
 fn around(part: &Range<usize>) -> Range<usize> {
-    part.start / ALIGNMENT * ALIGNMENT..part.end.next_multiple_of(ALIGNMENT)
+    part.start / PAGE * PAGE..part.end.next_multiple_of(PAGE)
 }
 
-/// How far behind an address the next page begins.
-fn to_page(memory: &[u8]) -> usize {
-    let address = memory.as_ptr().addr();
-    address.next_multiple_of(ALIGNMENT) - address
-}
-
-/// Memory that a direct read may write to.
+/// Memory that parts of files are read to, kept for the next.
 #[derive(Debug, Default)]
-pub(crate) struct AlignedBuffer(Option<HostMemory>);
+pub(crate) struct ReadBuffer(Option<HostMemory>);
 
-impl AlignedBuffer {
-    fn bytes(&mut self, len: usize) -> Result<&mut [u8]> {
+impl ReadBuffer {
+    fn bytes(&mut self, len: usize) -> crate::Result<&mut [u8]> {
         let memory = match self.0.take() {
-            Some(memory) if memory.len() >= len + ALIGNMENT => memory,
-            _ => HostMemory::zeros(len + ALIGNMENT)?,
+            Some(memory) if memory.len() >= len => memory,
+            _ => HostMemory::zeros(len.max(PAGE))?,
         };
-        let memory = self.0.insert(memory);
-        let skip = to_page(memory);
-        Ok(&mut memory[skip..skip + len])
+        Ok(&mut self.0.insert(memory)[..len])
     }
 }
 
@@ -81,13 +70,14 @@ impl UncachedFile {
     }
 
     /// Reads a part of the file somewhere into `memory`, which has [room](room_for); returns where it begins.
-    pub(crate) fn read_to(&self, memory: &mut [u8], part: &Range<usize>) -> Result<usize> {
-        let (around, skip) = (around(part), to_page(memory));
-        self.fill(&mut memory[skip..skip + around.len()], around.start, part.end - around.start)?;
-        Ok(skip + part.start - around.start)
+    pub(crate) fn read_to(&self, memory: &mut HostMemory, part: &Range<usize>) -> Result<usize> {
+        let around = around(part);
+        self.fill(&mut memory[..around.len()], around.start, part.end - around.start)?;
+        Ok(part.start - around.start)
     }
 
-    /// Fills `buffer`, which begins with the byte at `start`, at least up to `needed` bytes; both are aligned.
+    /// Fills `buffer`, which begins with the byte at `start`, at least up to `needed` bytes; place, length and memory of a read
+    /// past the page cache must be multiples of a page.
     fn fill(&self, buffer: &mut [u8], start: usize, needed: usize) -> Result<()> {
         let mut filled = 0;
         while filled < needed {
@@ -105,11 +95,11 @@ impl UncachedFile {
     }
 }
 
-/// Reads parts of files into one buffer; returns them, unless there is no memory for it.
+/// Reads parts of files into one buffer; returns them, unless there is no memory for that.
 pub(crate) fn read_parts<'b, const N: usize>(
     parts: [(&UncachedFile, Range<usize>); N],
-    buffer: &'b mut AlignedBuffer,
-) -> Result<[Result<&'b [u8]>; N]> {
+    buffer: &'b mut ReadBuffer,
+) -> crate::Result<[Result<&'b [u8]>; N]> {
     let mut rest = buffer.bytes(parts.iter().map(|(_, range)| around(range).len()).sum())?;
     Ok(parts.map(|(file, range)| {
         let around = around(&range);
@@ -179,7 +169,7 @@ mod tests {
             }
             let place = |thousandths: usize| len * thousandths / 1000;
             let ranges = cuts.map(|(a, b)| place(a.min(b))..place(a.max(b)));
-            let mut buffer = AlignedBuffer::default();
+            let mut buffer = ReadBuffer::default();
             // The second time the buffer is reused.
             for _ in 0..2 {
                 let parts = read_parts(ranges.clone().map(|range| (&file, range)), &mut buffer).unwrap();
@@ -195,7 +185,7 @@ mod tests {
         let mut path = tempfile::NamedTempFile::new().unwrap();
         std::io::Write::write_all(&mut path, &contents(5000)).unwrap();
         let file = UncachedFile::open(path.path()).unwrap();
-        let mut buffer = AlignedBuffer::default();
+        let mut buffer = ReadBuffer::default();
         let [inside, across] = read_parts([(&file, 4090..5000), (&file, 4999..5001)], &mut buffer).unwrap();
         assert_eq!(inside.unwrap(), &contents(5000)[4090..]);
         assert_eq!(across.unwrap_err().kind(), ErrorKind::UnexpectedEof);

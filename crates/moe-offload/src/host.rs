@@ -27,7 +27,8 @@ impl HostStore {
     /// bytes read so far and the bytes of all.
     ///
     /// # Errors
-    /// [`OffloadError::HostLimit`] before anything is read, and as [`from_store`](Self::from_store).
+    /// [`OffloadError::HostLimit`] before anything is read, [`OffloadError::HostMemory`], and as
+    /// [`from_store`](Self::from_store).
     pub fn within(store: &dyn ExpertStore, limit: u64, progress: &mut dyn FnMut(u64, u64)) -> Result<HostStore> {
         let (shape, types, needed) = (store.shape(), store.weight_types().to_vec(), store.bytes());
         shape.check()?;

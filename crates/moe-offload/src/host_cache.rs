@@ -97,8 +97,8 @@ enum Step {
 }
 
 impl HostCache {
-    /// Caches the experts of a store in at most `bytes` of host memory, and 12 KiB for each quantized projection of a MiB or
-    /// more.
+    /// Caches the experts of a store in at most `bytes` of host memory, and up to 12 KiB for each quantized projection. An
+    /// expert that somebody still uses or was lent counts as gone when it has left.
     ///
     /// # Errors
     /// [`OffloadError::Size`](crate::OffloadError::Size) for a shape that no model has;
@@ -126,8 +126,8 @@ impl HostCache {
         Ok(HostCache { store, books: Mutex::new(books), ended: Condvar::new() })
     }
 
-    /// Takes the memory of all experts that fit now, so that no load waits for the operating system to find some. Where
-    /// layers have experts of several types, nobody knows how many of each will come, and loads take it as they need it.
+    /// Takes all its memory at once, so that no load waits for the operating system to find some. Where layers have experts
+    /// of several types, nobody knows how many of each will come, and loads take it as they need it.
     ///
     /// # Errors
     /// [`OffloadError::HostMemory`](crate::OffloadError::HostMemory) for memory that cannot be had.
@@ -136,8 +136,12 @@ impl HostCache {
         let types = books.types[0];
         if books.types.iter().all(|&other| other == types) {
             let bytes = books.cache.capacity_bytes();
-            let room = books.cache.sizes().most_within(bytes);
-            books.spare = ExpertWeights::zeros(room, self.store.shape(), types)?;
+            let here = books.places.iter().filter(|place| !matches!(place, Held::Below)).count();
+            let missing = books.cache.sizes().most_within(bytes).saturating_sub(here + books.spare.len());
+            for _ in 0..missing {
+                // Each in memory of its own: one that is lent and leaves must not keep the others'.
+                books.spare.push(ExpertWeights::zero(self.store.shape(), types)?);
+            }
         }
         drop(books);
         Ok(self)

@@ -8,8 +8,9 @@ use candle_core::{DType, Device, Tensor};
 use memmap2::Advice;
 use moe_trace::{ExpertId, LayerId};
 
-use crate::file_reads::{AlignedBuffer, UncachedFile, read_parts};
+use crate::file_reads::{ReadBuffer, UncachedFile, read_parts};
 use crate::gguf_experts::GgufExperts;
+use crate::host_memory::PAGE;
 use crate::store::expert_index;
 use crate::tensor_table::{MappedFile, Stored, TensorTable};
 use crate::{
@@ -19,9 +20,6 @@ use crate::{
 
 /// Bytes that the operating system is asked for at once: Linux cuts longer requests short.
 const REQUEST_BYTES: usize = 256 << 10;
-/// Distance of the bytes that are touched to have every page of a map in memory.
-pub(crate) const PAGE_BYTES: usize = 4096;
-
 /// An [`ExpertStore`] over the checkpoint files of a model: the operating system reads what is fetched, and may drop it
 /// again.
 ///
@@ -47,7 +45,7 @@ struct Direct {
     /// One for each mapped file.
     files: Vec<UncachedFile>,
     /// Of threads that are not reading.
-    buffers: Mutex<Vec<AlignedBuffer>>,
+    buffers: Mutex<Vec<ReadBuffer>>,
 }
 
 impl MappedStore {
@@ -146,10 +144,7 @@ impl MappedStore {
         let free = || direct.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         let mut buffer = free().pop().unwrap_or_default();
         let parts = stored.each_ref().map(|stored| (&direct.files[stored.file], stored.bytes.clone()));
-        let [gate, up, down] = read_parts(parts, &mut buffer).map_err(|source| OffloadError::HostMemory {
-            bytes: stored.iter().map(|one| one.bytes.len()).sum(),
-            source,
-        })?;
+        let [gate, up, down] = read_parts(parts, &mut buffer)?;
         let told = |which: usize| move |source| self.files[stored[which].file].failed(source);
         let outcome = match (gate.map_err(told(0)), up.map_err(told(1)), down.map_err(told(2))) {
             (Ok(gate), Ok(up), Ok(down)) => read([gate, up, down]),
@@ -251,7 +246,7 @@ impl ExpertStore for MappedStore {
             return Ok(false);
         }
         for (stored, blocks) in stored.iter().zip(blocks) {
-            let read = blocks.read(&direct.files[stored.file], &stored.bytes);
+            let read = blocks.read(&direct.files[stored.file], &stored.bytes)?;
             read.map_err(|source| self.files[stored.file].failed(source))?;
         }
         Ok(true)
@@ -264,7 +259,7 @@ impl ExpertStore for MappedStore {
             return Ok(());
         }
         stored.iter().try_for_each(|stored| self.request(stored))?;
-        for byte in stored.iter().flat_map(|stored| self.mapped(stored).iter().step_by(PAGE_BYTES)) {
+        for byte in stored.iter().flat_map(|stored| self.mapped(stored).iter().step_by(PAGE)) {
             black_box(*byte);
         }
         Ok(())

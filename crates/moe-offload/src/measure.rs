@@ -14,7 +14,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rustix::fs::{Advice, fadvise};
 
-use crate::mapped::PAGE_BYTES;
+use crate::host_memory::PAGE;
 use crate::offloaded::new_slots;
 use crate::{
     ExpertBank, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, FileReads, MappedStore, OffloadError,
@@ -233,7 +233,7 @@ pub fn measure_disk(files: &[PathBuf], open: impl FnOnce() -> Result<MappedStore
             for projection in projections {
                 if mapped {
                     // Mapped bytes are read from disk when they are touched.
-                    projection.iter().step_by(PAGE_BYTES).for_each(|byte| _ = black_box(*byte));
+                    projection.iter().step_by(PAGE).for_each(|byte| _ = black_box(*byte));
                 }
                 bytes += projection.len();
             }

@@ -74,8 +74,8 @@ impl OffloadedExperts {
     /// [`OffloadError::Cache`] for a capacity of 0 or above the experts of a pool, for a profile of other pools, or from
     /// a policy; [`OffloadError::PoolCapacities`], [`OffloadError::PoolShape`], [`OffloadError::Inexact`],
     /// [`OffloadError::WhatIf`], [`OffloadError::NothingPredicts`] for options that do not fit; [`OffloadError::Size`];
-    /// [`OffloadError::Device`], or [`OffloadError::Tensor`] if the device has no room; [`OffloadError::Thread`];
-    /// [`OffloadError::Load`] for a resident of the profile.
+    /// [`OffloadError::Device`], or [`OffloadError::Tensor`] if the device has no room; [`OffloadError::HostMemory`];
+    /// [`OffloadError::Thread`]; [`OffloadError::Load`] for a resident of the profile.
     pub fn new(
         store: Arc<dyn ExpertStore>,
         device: &Device,

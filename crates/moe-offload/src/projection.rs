@@ -7,7 +7,6 @@ use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Storage, Tensor};
 
 use half::{bf16, f16};
 
-use crate::block_matrix::host_arena;
 use crate::host_memory::HostArena;
 use crate::matvec::Matvec;
 use crate::{BlockMatrix, OffloadError, Result, WeightType};
@@ -120,16 +119,20 @@ impl Projection {
     /// Zeros in host memory that is there to be [overwritten](Self::overwrite); numbers have memory of their own, as candle
     /// wants it.
     pub(crate) fn zeros_in(arena: &mut HostArena, weights: WeightType, dims: (usize, usize)) -> Result<Projection> {
-        fn touched<T: Copy + Default>((rows, columns): (usize, usize)) -> Vec<T> {
-            // Unlike `vec![zero; n]`, this touches the memory.
-            let mut values = Vec::with_capacity(rows * columns);
-            values.resize(rows * columns, T::default());
-            values
+        fn touched<T: Copy + Default>((rows, columns): (usize, usize)) -> Result<Vec<T>> {
+            let (len, mut values) = (rows * columns, Vec::new());
+            // Unlike `vec![zero; n]`, this touches the memory, and does not abort where there is none.
+            values.try_reserve_exact(len).map_err(|error| OffloadError::HostMemory {
+                bytes: len * size_of::<T>(),
+                source: std::io::Error::new(std::io::ErrorKind::OutOfMemory, error),
+            })?;
+            values.resize(len, T::default());
+            Ok(values)
         }
         Ok(match weights {
-            WeightType::F32 => Projection::Dense(Tensor::from_vec(touched::<f32>(dims), dims, &Device::Cpu)?),
-            WeightType::F16 => Projection::Dense(Tensor::from_vec(touched::<f16>(dims), dims, &Device::Cpu)?),
-            WeightType::BF16 => Projection::Dense(Tensor::from_vec(touched::<bf16>(dims), dims, &Device::Cpu)?),
+            WeightType::F32 => Projection::Dense(Tensor::from_vec(touched::<f32>(dims)?, dims, &Device::Cpu)?),
+            WeightType::F16 => Projection::Dense(Tensor::from_vec(touched::<f16>(dims)?, dims, &Device::Cpu)?),
+            WeightType::BF16 => Projection::Dense(Tensor::from_vec(touched::<bf16>(dims)?, dims, &Device::Cpu)?),
             blocks => Projection::Blocks(BlockMatrix::zeros_in(arena, blocks, dims)?),
         })
     }
@@ -145,7 +148,8 @@ impl Projection {
     /// [`OffloadError::Blocks`] for rows that are not made of whole blocks; [`OffloadError::SlotBytes`] for another number
     /// of bytes.
     pub fn from_bytes(weights: WeightType, dims: (usize, usize), bytes: &[u8]) -> Result<Projection> {
-        let mut projection = Projection::zeros_in(&mut host_arena(Projection::room(weights, dims))?, weights, dims)?;
+        let mut projection =
+            Projection::zeros_in(&mut HostArena::new(Projection::room(weights, dims))?, weights, dims)?;
         projection.overwrite(bytes)?;
         Ok(projection)
     }

@@ -32,7 +32,7 @@ pub trait ExpertSlots: fmt::Debug + Send + Sync {
         store.with_bytes(layer, expert, &mut |bytes| self.load(slot, bytes))
     }
 
-    /// Sends groups of tokens through the experts in their slots; returns the output of each group,
+    /// Sends groups of tokens through the experts in their slots, each slot at most once; returns the output of each group,
     /// `[rows of the group, hidden]`.
     ///
     /// # Errors

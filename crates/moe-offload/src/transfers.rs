@@ -135,7 +135,7 @@ impl Engine {
     }
 
     /// Executes a load that has begun.
-    pub(crate) fn load(&self, job: &Job) {
+    pub(crate) fn load(&self, job: &Job) -> bool {
         let (layer, expert) = self.expert(job.place.pool, job.key);
         let prefetch = job.reason == Reason::Prefetch;
         let span = tracing::trace_span!("load", layer = layer.0, expert = expert.0, prefetch).entered();
@@ -176,6 +176,7 @@ impl Engine {
         if more {
             self.work.notify_all();
         }
+        success
     }
 }
 

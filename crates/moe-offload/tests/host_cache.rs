@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -201,6 +202,31 @@ fn loads_fill_memory_that_was_taken_before() {
     assert!(take_all(&ready) < expert_bytes);
     assert_eq!(bytes(&ready, 0, 2).unwrap(), bytes(&*below, 0, 2).unwrap());
     assert_eq!(total(&ready).loads, 9);
+}
+
+#[test]
+fn quantized_experts_take_turns_in_memory_that_was_taken_before() {
+    let shape = ExpertShape { layers: 2, experts: 8, hidden: 64, intermediate: 64 };
+    let store: Arc<dyn ExpertStore> = Arc::new(RandomExperts::new(shape, WeightType::Q8_0, 1).unwrap());
+    let room = 3 * store.bytes() / 16;
+    let cache = HostCache::new(store.clone(), room, PolicyKind::Lru).unwrap().allocate().unwrap();
+    let mut places = HashSet::new();
+    let mut state = 5;
+    for _ in 0..200 {
+        let expert = random(&mut state) % 16;
+        let (layer, expert) = (u16::try_from(expert / 8).unwrap(), u16::try_from(expert % 8).unwrap());
+        let mut found = Vec::new();
+        let keep = &mut |parts: [&[u8]; 3]| {
+            places.insert(parts[0].as_ptr().addr());
+            found = parts.concat();
+            Ok(())
+        };
+        cache.with_bytes(LayerId(layer), ExpertId(expert), keep).unwrap();
+        assert_eq!(found, bytes(&*store, layer, expert).unwrap());
+    }
+    assert_eq!(places.len(), 3);
+    // Filled, it takes no more.
+    assert_eq!(cache.allocate().unwrap().capacity_bytes(), room);
 }
 
 #[test]
