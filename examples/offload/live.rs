@@ -16,6 +16,13 @@ pub(crate) fn live_bar(runs: usize) -> ProgressBar {
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
+/// Tells what goes on before the first run that counts.
+pub(crate) fn spinner() -> ProgressBar {
+    let spinner = ProgressBar::new_spinner();
+    spinner.enable_steady_tick(INTERVAL);
+    spinner
+}
+
 /// Shows what a bank does during `run`; without a terminal it only runs.
 pub(crate) fn watched<T>(bar: &ProgressBar, name: &str, bank: &OffloadedExperts, run: impl FnOnce() -> T) -> T {
     if bar.is_hidden() {

@@ -19,7 +19,7 @@ use crate::case::{Case, Misses, Served, cases};
 use crate::disk_probe::DiskProbe;
 use crate::excerpt::Excerpt;
 use crate::expert_files;
-use crate::live::{live_bar, watched};
+use crate::live::{live_bar, spinner, watched};
 use crate::page;
 use crate::report::{Report, Row};
 use crate::steps::Steps;
@@ -148,6 +148,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Place::Disk => Arc::clone(&workload.store),
     };
     let size = workload.size();
+    let before = spinner();
+    before.set_message("measuring the disk");
     let probed = from_disk && workload.uncached;
     let mut probe = probed.then(|| DiskProbe::new(Arc::clone(&workload.store))).transpose()?;
     let disk = match &mut probe {
@@ -162,7 +164,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
     // So that the first run that counts does not also pay for cold memory; it tells what all the others must give. Where not all
     // experts fit in memory, they are computed with where the files are mapped.
+    before.set_message("computing once with the experts where they are");
     let (mapped, outcome) = workload.run(Arc::new(ResidentExperts::from_store(&*source.store)?), &mut || ())?;
+    before.set_message("measuring the machine");
     let mut measured = Measured { profiles: vec![source.profile()?], ..Measured::default() };
     measured.cases.resize_with(cases.len(), Default::default);
     let copy_seconds = tier.map(|tier| tier.copy_seconds(Arc::clone(&workload.store))).transpose()?;
@@ -174,6 +178,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let decided_by = prices(&measured.profiles)?;
     let served = Served::new(workload.routing(&outcome), size.expert_bytes.clone(), tier, decided_by)?;
 
+    before.finish_and_clear();
     let bar = live_bar(arguments.rounds * (cases.len() + 1));
     let mut run = |case: &Case, options: OffloadOptions<'_>| -> Result<(Arc<OffloadedExperts>, Steps, Option<f64>)> {
         let bank = Arc::new(OffloadedExperts::new(source.before_the_slots()?, &Device::Cpu, options)?);
