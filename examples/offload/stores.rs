@@ -79,6 +79,8 @@ pub(crate) struct Ahead {
 impl StoreArguments {
     pub(crate) fn reads(&self) -> FileReads {
         match self.reads {
+            // What is copied to host memory once need not stay in the page cache, too.
+            Reads::Auto if self.store == Place::Host => FileReads::Direct,
             Reads::Auto => FileReads::Auto,
             Reads::Cached => FileReads::Cached,
             Reads::Direct => FileReads::Direct,
