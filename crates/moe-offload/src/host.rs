@@ -5,7 +5,8 @@ use moe_trace::{ExpertId, LayerId};
 use crate::store::expert_index;
 use crate::{ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, OffloadError, Result};
 
-/// An [`ExpertStore`] that holds all weights in host memory; a fetch copies nothing.
+/// An [`ExpertStore`] that holds all weights in host memory; a fetch copies nothing, and a fetched quantized expert keeps the
+/// memory of its layer.
 #[derive(Debug)]
 pub struct HostStore {
     shape: ExpertShape,

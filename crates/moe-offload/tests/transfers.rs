@@ -262,6 +262,23 @@ fn the_timeline_shows_copies_under_compute() {
 }
 
 #[test]
+fn a_prompt_whose_load_fails_asks_the_disk_for_nothing_more() {
+    let shape = ExpertShape { layers: 1, experts: 8, hidden: 256, intermediate: 512 };
+    let store = Fated::new(shape);
+    (0..8).for_each(|expert| store.set(0, expert, Some(Fate::Fails)));
+    let bank = bank(&store, OffloadOptions::slots(8));
+    let tokens = 128;
+    let hidden = Tensor::from_vec(common::noise(1, tokens * 256), (tokens, 256), &Device::Cpu).unwrap();
+    let weights = Tensor::ones((tokens, 1), DType::F32, &Device::Cpu).unwrap();
+    let prompt = || Routes::new((0..8).cycle().take(tokens).collect(), weights.clone(), Phase::Prefill).unwrap();
+    assert!(bank.forward(LayerId(0), &hidden, &prompt()).is_err());
+    assert_eq!((0..8).filter(|&expert| store.has_begun(0, expert)).count(), 1);
+    (0..8).for_each(|expert| store.set(0, expert, None));
+    bank.forward(LayerId(0), &hidden, &prompt()).unwrap();
+    assert_eq!((0..8).filter(|&expert| store.has_begun(0, expert)).count(), 8);
+}
+
+#[test]
 fn a_timeline_is_bounded() {
     let store = Fated::new(SHAPE);
     let bank = bank(&store, OffloadOptions::slots(2).record_timeline(3));
