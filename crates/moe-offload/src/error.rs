@@ -80,6 +80,17 @@ pub enum OffloadError {
         /// The shape of the geometry.
         expected: Vec<usize>,
     },
+    /// Stacked experts whose matrices are `[in, out]`, so that no projection lies in one piece.
+    #[error(
+        "{name} has shape {found:?}: its matrices are [in, out], and only [out, in] is read; save the checkpoint in its \
+         original format, with a tensor for each expert (transformers: save_original_format=True)"
+    )]
+    Transposed {
+        /// Name of the tensor.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+    },
     /// A weight has a type that cannot be computed with.
     #[error("{name} has dtype {dtype}, supported are {}", crate::WeightType::ALL.map(crate::WeightType::name).join(", "))]
     Dtype {

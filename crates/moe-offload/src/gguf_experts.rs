@@ -80,16 +80,15 @@ impl GgufExperts {
 
     /// Where the gate, up and down projection of an expert are.
     pub(crate) fn locations(&self, layer: LayerId, expert: ExpertId) -> [WeightLocation; 3] {
-        let ((block, layout), expert, experts) = (self.layers[layer.index()], expert.index(), self.shape.experts);
-        let stacked = |which: &str| WeightLocation::part(stacked_name(block, which), expert, experts);
+        let ((block, layout), experts) = (self.layers[layer.index()], self.shape.experts);
+        let stacked = |which: &str| WeightLocation::part(stacked_name(block, which), expert.index(), experts);
         match layout {
             Layout::Stacked => ["gate", "up", "down"].map(stacked),
             Layout::Fused => {
-                let half = |half| WeightLocation::part(stacked_name(block, "gate_up"), 2 * expert + half, 2 * experts);
-                [half(0), half(1), stacked("down")]
+                WeightLocation::fused(stacked_name(block, "gate_up"), stacked_name(block, "down"), expert, experts)
             }
             Layout::Single => ["gate", "up", "down"]
-                .map(|which| WeightLocation::whole(format!("blk.{block}.ffn_{which}.{expert}.weight"))),
+                .map(|which| WeightLocation::whole(format!("blk.{block}.ffn_{which}.{}.weight", expert.0))),
         }
     }
 }

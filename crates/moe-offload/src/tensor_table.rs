@@ -147,6 +147,12 @@ impl TensorTable {
             [] => false,
         };
         if !fits {
+            let transposed = matches!(*entry.dims, [experts, inner, outer]
+                if parts > 1 && parts.is_multiple_of(experts.max(1)) && inner == columns
+                    && rows.checked_mul(parts / experts.max(1)) == Some(outer));
+            if transposed {
+                return Err(OffloadError::Transposed { name, found: entry.dims.clone() });
+            }
             let expected = if parts == 1 { vec![rows, columns] } else { vec![parts, rows, columns] };
             return Err(OffloadError::Shape { name, found: entry.dims.clone(), expected });
         }
