@@ -1,10 +1,9 @@
 //! Checkpoint files of experts.
 
-use std::fs::{self, File};
-use std::io::{self, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::Path;
 
-use moe_trace::{ExpertId, LayerId};
+use moe_trace::{ExpertId, LayerId, WholeFile};
 use rayon::prelude::*;
 
 use crate::gguf::{ALIGNMENT, ALIGNMENT_KEY, MAGIC, TYPE_STRING, TYPE_U32, VERSION};
@@ -15,8 +14,8 @@ use crate::{ExpertShape, ExpertStore, OffloadError, Result, WeightType};
 /// [`MappedStore::open_gguf`](crate::MappedStore::open_gguf) opens.
 ///
 /// Experts are fetched and written a few at a time, one a thread; the bytes do not depend on the number of threads.
-/// `progress` is told after each the bytes written so far and the bytes of all. The file appears under its name when it is
-/// complete and synced; whatever fails before leaves nothing behind.
+/// `progress` is told after each the bytes written so far and the bytes of all. The file is a [`WholeFile`]; a pipe or a device
+/// cannot take it, since its parts are written out of order.
 ///
 /// # Errors
 /// [`OffloadError::Size`] for a shape that no model has; an expert that cannot be fetched; [`OffloadError::Write`].
@@ -37,8 +36,11 @@ pub fn write_gguf(store: &dyn ExpertStore, path: &Path, progress: &mut dyn FnMut
     let shape = store.shape();
     shape.check()?;
     let (header, regions, len) = header(store);
-    let file = CompleteFile::create(path, len)?;
-    let write = |at: u64, bytes: &[u8]| file.write(at, bytes);
+    let failed = |source| OffloadError::Write { path: path.to_owned(), source };
+    let mut file = WholeFile::create(path).map_err(failed)?;
+    file.set_len(len).map_err(failed)?;
+    let mut write =
+        |at: u64, bytes: &[u8]| file.seek(SeekFrom::Start(at)).and_then(|_| file.write_all(bytes)).map_err(failed);
     write(0, &header)?;
     let (total, mut done) = (store.bytes(), 0);
     let experts: Vec<ExpertId> = (0..).take(shape.experts).map(ExpertId).collect();
@@ -57,7 +59,7 @@ pub fn write_gguf(store: &dyn ExpertStore, path: &Path, progress: &mut dyn FnMut
             }
         }
     }
-    file.commit()
+    file.commit().map_err(failed)
 }
 
 /// The header, where the gate, up and down projections of each layer begin, and the length of the file.
@@ -108,53 +110,4 @@ fn header(store: &dyn ExpertStore) -> (Vec<u8>, Vec<[u64; 3]>, u64) {
 fn put_string(header: &mut Vec<u8>, text: &str) {
     header.extend((text.len() as u64).to_le_bytes());
     header.extend(text.as_bytes());
-}
-
-/// A file that gets its name when it is complete.
-struct CompleteFile {
-    path: PathBuf,
-    temporary: PathBuf,
-    file: File,
-    committed: bool,
-}
-
-impl CompleteFile {
-    fn create(path: &Path, len: u64) -> Result<CompleteFile> {
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}.tmp", std::process::id()));
-        let temporary = path.with_file_name(name);
-        let failed = |source| OffloadError::Write { path: path.to_owned(), source };
-        let file = File::create(&temporary).map_err(failed)?;
-        let file = CompleteFile { path: path.to_owned(), temporary, file, committed: false };
-        file.file.set_len(len).map_err(failed)?;
-        Ok(file)
-    }
-
-    fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
-        let mut file = &self.file;
-        let written = file.seek(SeekFrom::Start(at)).and_then(|_| file.write_all(bytes));
-        written.map_err(|source| OffloadError::Write { path: self.path.clone(), source })
-    }
-
-    fn commit(mut self) -> Result<()> {
-        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let finish = || -> io::Result<()> {
-            self.file.sync_all()?;
-            fs::rename(&self.temporary, &self.path)?;
-            // Not every platform can open a directory; then there is nothing to sync.
-            File::open(directory).map_or(Ok(()), |directory| directory.sync_all())
-        };
-        finish().map_err(|source| OffloadError::Write { path: self.path.clone(), source })?;
-        self.committed = true;
-        Ok(())
-    }
-}
-
-impl Drop for CompleteFile {
-    fn drop(&mut self) {
-        if !self.committed {
-            // It may not exist; what matters is the error that led here.
-            let _ = fs::remove_file(&self.temporary);
-        }
-    }
 }

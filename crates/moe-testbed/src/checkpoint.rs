@@ -1,12 +1,12 @@
 //! Training runs that can be interrupted.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
 use std::path::Path;
 
 use candle_core::{Device, Tensor, Var};
 use moe_model::OlmoeConfig;
+use moe_trace::write_whole;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -109,24 +109,7 @@ pub(crate) fn write_tensors(
 ) -> Result<()> {
     let bytes = safetensors::serialize(tensors, Some(metadata))
         .map_err(|source| TestbedError::Safetensors { path: path.to_owned(), source })?;
-    write_whole(path, &bytes)
-}
-
-/// Writes a file beside its place, syncs it and moves it there.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".part");
-    let beside = Path::new(&beside);
-    let write = || -> io::Result<()> {
-        let mut file = File::create(beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    write().map_err(TestbedError::io(beside))?;
-    fs::rename(beside, path).map_err(TestbedError::io(path))?;
-    // The rename is durable once its directory is synced, where one can be opened.
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder).map_or(Ok(()), |folder| folder.sync_all()).map_err(TestbedError::io(path))
+    write_whole(path, &bytes).map_err(TestbedError::io(path))
 }
 
 fn json(path: &Path, options: &TrainOptions) -> Result<Value> {

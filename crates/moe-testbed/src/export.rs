@@ -6,9 +6,10 @@ use std::path::Path;
 
 use candle_core::{DType, Var};
 use moe_model::PackedExperts;
+use moe_trace::write_whole;
 use tokenizers::Tokenizer;
 
-use crate::checkpoint::{write_tensors, write_whole};
+use crate::checkpoint::write_tensors;
 use crate::{Result, TestbedError, Trainer};
 
 impl Trainer {
@@ -39,7 +40,11 @@ impl Trainer {
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         write_tensors(&folder.join("model.safetensors"), tensors.collect::<Result<_>>()?, metadata)?;
         let json = tokenizer.to_string(false).map_err(TestbedError::Tokenizer)?;
-        write_whole(&folder.join("tokenizer.json"), json.as_bytes())?;
-        write_whole(&folder.join("config.json"), format!("{:#}\n", self.model.config().to_json()).as_bytes())
+        let config = format!("{:#}\n", self.model.config().to_json());
+        for (name, text) in [("tokenizer.json", json), ("config.json", config)] {
+            let path = folder.join(name);
+            write_whole(&path, text.as_bytes()).map_err(TestbedError::io(&path))?;
+        }
+        Ok(())
     }
 }

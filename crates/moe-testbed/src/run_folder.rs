@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use candle_core::Device;
-use moe_trace::write_trace;
+use moe_trace::{write_trace, write_whole};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::checkpoint::write_whole;
 use crate::{HeldOut, Prepared, Progress, Reading, Result, RunConfig, RunFigures, TestbedError, Trainer};
 
 const CONFIG: &str = "config.toml";
@@ -95,7 +94,7 @@ impl RunFolder {
             }
         } else {
             fs::create_dir_all(&path).map_err(TestbedError::io(&path))?;
-            write_whole(&file, ours.to_string().as_bytes())?;
+            write_whole(&file, ours.to_string().as_bytes()).map_err(TestbedError::io(&file))?;
         }
         Ok(RunFolder { path, config })
     }
@@ -255,7 +254,7 @@ impl LineFile {
         let text = if step > 0 { fs::read_to_string(&path).map_err(TestbedError::io(&path))? } else { String::new() };
         let done = |line: &&str| serde_json::from_str::<AtStep>(line).is_ok_and(|line| line.step <= step);
         let kept: String = text.split_inclusive('\n').take_while(done).collect();
-        write_whole(&path, kept.as_bytes())?;
+        write_whole(&path, kept.as_bytes()).map_err(TestbedError::io(&path))?;
         let file = OpenOptions::new().append(true).open(&path).map_err(TestbedError::io(&path))?;
         Ok(LineFile { path, file })
     }
@@ -279,7 +278,7 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let json = serde_json::to_string_pretty(value);
     let json = json.map_err(|source| TestbedError::Json { path: path.to_owned(), source })?;
-    write_whole(path, format!("{json}\n").as_bytes())
+    write_whole(path, format!("{json}\n").as_bytes()).map_err(TestbedError::io(path))
 }
 
 fn bad_toml(path: &Path, error: &dyn std::fmt::Display) -> TestbedError {

@@ -1,7 +1,7 @@
 //! What can be wrong with a trace.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Result of this crate.
 pub type Result<T, E = TraceError> = std::result::Result<T, E>;
@@ -25,6 +25,14 @@ impl fmt::Display for Place {
             Place::Byte(byte) => write!(f, "byte {byte}"),
             Place::Entry(name) => f.write_str(name),
         }
+    }
+}
+
+impl TraceError {
+    /// An error of writing to a file.
+    pub(crate) fn writing(path: &Path) -> impl Fn(std::io::Error) -> TraceError + use<> {
+        let path = path.to_owned();
+        move |source| TraceError::Io { path: path.clone(), action: "write the file", source }
     }
 }
 

@@ -38,6 +38,7 @@ mod error;
 mod expert_set;
 #[cfg(feature = "import")]
 mod export;
+mod files;
 mod format;
 mod geometry;
 mod ids;
@@ -68,6 +69,7 @@ pub use error::{Place, Result, TraceError};
 pub use expert_set::ExpertSet;
 #[cfg(feature = "import")]
 pub use export::{Exporter, exporter, exporters};
+pub use files::{FolderLock, WholeFile, abandon_writes, write_whole};
 pub use format::{TraceFile, write_trace};
 pub use geometry::{Geometry, MoeLayer, Stack};
 pub use ids::{DomainId, ExpertId, LayerId};

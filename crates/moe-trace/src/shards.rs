@@ -5,9 +5,10 @@ use std::{fmt, fs};
 
 use serde::{Deserialize, Serialize};
 
-use crate::format::{Columns, Header, TEMPORARY, sync_directory, write_atomically};
+use crate::files::{TEMPORARY, sync_directory};
+use crate::format::{Columns, Header};
 use crate::memory::check_domain;
-use crate::{Geometry, Result, RoutingSource, Sequence, SequenceBuf, TraceError, TraceFile};
+use crate::{Geometry, Result, RoutingSource, Sequence, SequenceBuf, TraceError, TraceFile, write_whole};
 
 const INDEX: &str = "index.json";
 
@@ -186,7 +187,8 @@ impl ShardedWriter {
 
     fn write_index(&self) -> Result<()> {
         let json = serde_json::to_vec_pretty(&self.index).expect("strings and integers always serialize");
-        write_atomically(&self.directory.join(INDEX), &json)
+        let path = self.directory.join(INDEX);
+        write_whole(&path, &json).map_err(TraceError::writing(&path))
     }
 }
 

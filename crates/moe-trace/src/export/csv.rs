@@ -4,8 +4,7 @@ use std::path::Path;
 
 use super::Exporter;
 use super::rows::{Has, for_each};
-use crate::format::AtomicFile;
-use crate::{Result, RoutingSource, TraceError};
+use crate::{Result, RoutingSource, TraceError, WholeFile};
 
 /// One row a token and layer, an expert and a weight a column; empty slots are empty fields.
 pub(super) struct Csv;
@@ -21,10 +20,10 @@ impl Exporter for Csv {
 
     fn write(&self, source: &dyn RoutingSource, path: &Path, progress: &dyn Fn(usize)) -> Result<()> {
         let has = Has::of(source)?;
-        let file = AtomicFile::create(path)?;
-        let failed = file.failed();
+        let io = TraceError::writing(path);
+        let file = WholeFile::create(path).map_err(&io)?;
         let failed = |error: csv::Error| match error.into_kind() {
-            csv::ErrorKind::Io(source) => failed(source),
+            csv::ErrorKind::Io(source) => io(source),
             other => {
                 TraceError::Malformed { path: path.to_owned(), format: "CSV", source: format!("{other:?}").into() }
             }
@@ -59,6 +58,6 @@ impl Exporter for Csv {
             }
             writer.write_record(&fields).map_err(&failed)
         })?;
-        writer.into_inner().map_err(|error| failed(error.into_error().into()))?.commit()
+        writer.into_inner().map_err(|error| io(error.into_error()))?.commit().map_err(&io)
     }
 }

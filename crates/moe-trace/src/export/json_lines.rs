@@ -7,8 +7,7 @@ use serde::Serialize;
 
 use super::Exporter;
 use super::rows::{Has, for_each};
-use crate::format::AtomicFile;
-use crate::{Result, RoutingSource};
+use crate::{Result, RoutingSource, TraceError, WholeFile};
 
 /// A line of type `meta`, then one object a token and layer; empty slots are `null`.
 pub(super) struct JsonLines;
@@ -51,8 +50,8 @@ impl Exporter for JsonLines {
 
     fn write(&self, source: &dyn RoutingSource, path: &Path, progress: &dyn Fn(usize)) -> Result<()> {
         let has = Has::of(source)?;
-        let mut file = AtomicFile::create(path)?;
-        let failed = file.failed();
+        let failed = TraceError::writing(path);
+        let mut file = WholeFile::create(path).map_err(&failed)?;
         let geometry = source.geometry();
         let meta = Meta { r#type: "meta", model: source.model(), experts: geometry.experts(), top_k: geometry.top_k() };
         let mut line = serde_json::to_vec(&meta).expect("strings and integers always serialize");
@@ -85,6 +84,6 @@ impl Exporter for JsonLines {
             line.push(b'\n');
             file.write_all(&line).map_err(&failed)
         })?;
-        file.commit()
+        file.commit().map_err(failed)
     }
 }

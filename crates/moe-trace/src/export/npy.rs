@@ -7,8 +7,7 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 use super::Exporter;
-use crate::format::{AtomicFile, write_atomically};
-use crate::{Result, RoutingSource, TraceError};
+use crate::{Result, RoutingSource, TraceError, WholeFile, write_whole};
 
 /// The ids of one sequence, u16 `[tokens, layers, top_k]`, 0xFFFF for an empty slot.
 pub(super) struct Npy;
@@ -39,7 +38,7 @@ impl Exporter for Npy {
         progress(0);
         let mut bytes = header("<u2", &shape);
         bytes.extend_from_slice(bytemuck::cast_slice(&experts));
-        write_atomically(path, &bytes)
+        write_whole(path, &bytes).map_err(TraceError::writing(path))
     }
 }
 
@@ -62,8 +61,10 @@ impl Exporter for Npz {
             value: value.to_string(),
             limit: "seq_id and pos have 32 bits",
         };
-        let mut file = AtomicFile::create(path)?;
-        let failed = file.failed();
+        let failed = TraceError::writing(path);
+        let mut file = WholeFile::create(path).map_err(&failed)?;
+        // The description stands beside the arrays.
+        file.set_len(0).map_err(&failed)?;
         let zipped = |source: zip::result::ZipError| match source {
             zip::result::ZipError::Io(source) => failed(source),
             other => TraceError::Malformed { path: path.to_owned(), format: "zip", source: Box::new(other) },
@@ -96,8 +97,9 @@ impl Exporter for Npz {
             "n_moe_layers": layers.len(), "layer_ids": layers, "tokens": tokens, "sequences": source.len(),
         });
         let description = serde_json::to_vec_pretty(&description).expect("strings and integers always serialize");
-        write_atomically(&path.with_extension("meta.json"), &description)?;
-        file.commit()
+        let beside = path.with_extension("meta.json");
+        write_whole(&beside, &description).map_err(TraceError::writing(&beside))?;
+        file.commit().map_err(failed)
     }
 }
 

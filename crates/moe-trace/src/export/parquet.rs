@@ -12,8 +12,7 @@ use parquet::schema::parser::parse_message_type;
 
 use super::Exporter;
 use super::rows::{Has, Row, for_each};
-use crate::format::AtomicFile;
-use crate::{Result, RoutingSource, TraceError};
+use crate::{Result, RoutingSource, TraceError, WholeFile};
 
 /// One row a token and layer, experts and weights as lists; empty slots are nulls.
 pub(super) struct Parquet;
@@ -52,7 +51,7 @@ impl Exporter for Parquet {
         ];
         claims.extend(source.model().map(|model| KeyValue::new("moe_trace_model".to_owned(), model.to_owned())));
         let properties = Arc::new(WriterProperties::builder().set_key_value_metadata(Some(claims)).build());
-        let file = AtomicFile::create(path)?;
+        let file = WholeFile::create(path).map_err(TraceError::writing(path))?;
         let mut writer = SerializedFileWriter::new(file, schema, properties).map_err(failed)?;
 
         let mut group = Group::default();
@@ -63,7 +62,7 @@ impl Exporter for Parquet {
         if !group.token.is_empty() {
             group.write(&mut writer, has).map_err(failed)?;
         }
-        writer.into_inner().map_err(failed)?.commit()
+        writer.into_inner().map_err(failed)?.commit().map_err(TraceError::writing(path))
     }
 }
 
@@ -108,7 +107,7 @@ impl Group {
     }
 
     /// Writes the rows as a row group, and forgets them.
-    fn write(&mut self, writer: &mut SerializedFileWriter<AtomicFile>, has: Has) -> Result<(), ParquetError> {
+    fn write(&mut self, writer: &mut SerializedFileWriter<WholeFile>, has: Has) -> Result<(), ParquetError> {
         let mut group = writer.next_row_group()?;
         for column in [&self.sequence, &self.token, &self.layer] {
             write_numbers(&mut group, column)?;
@@ -148,7 +147,7 @@ impl Group {
 }
 
 fn write_numbers(
-    group: &mut SerializedRowGroupWriter<'_, AtomicFile>,
+    group: &mut SerializedRowGroupWriter<'_, WholeFile>,
     column: &[i64],
 ) -> std::result::Result<(), ParquetError> {
     if let Some(mut writer) = group.next_column()? {

@@ -7,8 +7,8 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::Exporter;
-use crate::format::{AtomicFile, Columns};
-use crate::{Result, RoutingSource};
+use crate::format::Columns;
+use crate::{Result, RoutingSource, TraceError, WholeFile};
 
 /// `experts` `[tokens, layers, top_k]` and the other tensors of a trace file; metadata `experts`, `domains`, `model`.
 pub(super) struct Plain;
@@ -47,12 +47,12 @@ impl Exporter for Plain {
             let padded = header.len().next_multiple_of(8);
             header.extend(std::iter::repeat_n(' ', padded - header.len()));
 
-            let mut file = AtomicFile::create(path)?;
-            let failed = file.failed();
+            let failed = TraceError::writing(path);
+            let mut file = WholeFile::create(path).map_err(&failed)?;
             file.write_all(&(header.len() as u64).to_le_bytes()).map_err(&failed)?;
             file.write_all(header.as_bytes()).map_err(&failed)?;
             tensors.iter().try_for_each(|(_, _, _, bytes)| file.write_all(bytes)).map_err(&failed)?;
-            file.commit()
+            file.commit().map_err(failed)
         })
     }
 }

@@ -1,15 +1,11 @@
 //! The safetensors trace file; `docs/trace-format.md` specifies it.
 
-mod atomic_file;
 mod column;
 mod header;
 mod narrow;
 mod reader;
 mod writer;
 
-#[cfg(feature = "import")]
-pub(crate) use atomic_file::AtomicFile;
-pub(crate) use atomic_file::{TEMPORARY, sync_directory, write_atomically};
 pub(crate) use header::Header;
 pub use reader::TraceFile;
 #[cfg(feature = "import")]

@@ -5,13 +5,12 @@ use std::path::Path;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensorError};
 
-use super::atomic_file::write_atomically;
 use super::header::{
     DOMAIN, EXPERTS, Header, LOGITS, OFFSETS, PHASE, PREDICTIONS, TEXT, TEXT_OFFSETS, TOKEN_IDS, WEIGHTS,
 };
 use super::narrow::narrowest;
 use super::reader::NO_DOMAIN;
-use crate::{EMPTY_SLOT, Geometry, Result, RoutingSource, SequenceBuf, TokenText, TraceError};
+use crate::{EMPTY_SLOT, Geometry, Result, RoutingSource, SequenceBuf, TokenText, TraceError, write_whole};
 
 /// Writes a source as one trace file. The file is complete or absent.
 ///
@@ -133,7 +132,8 @@ impl Columns {
                 .collect::<Result<Vec<_>, SafeTensorError>>()
                 .and_then(|views| safetensors::serialize(views, Some(header.to_metadata())))
         });
-        write_atomically(path, &bytes.map_err(|source| TraceError::Safetensors { path: path.to_owned(), source })?)
+        let bytes = bytes.map_err(|source| TraceError::Safetensors { path: path.to_owned(), source })?;
+        write_whole(path, &bytes).map_err(TraceError::writing(path))
     }
 }
 
