@@ -7,7 +7,7 @@ use expert_cache::{
     Advisor, Choices, CostModel, HardwareProfile, Layout, ModelSize, PolicyKind, PrefetcherKind, SpeedBootstrap,
     Target, Verdict, WhileLoading,
 };
-use moe_examples::{progress_bar, write_json};
+use moe_examples::{print_warnings, progress_bar, write_json};
 use moe_trace::{ImportOptions, MemoryTrace, RoutingSource};
 
 use crate::model::parse_bytes;
@@ -220,7 +220,9 @@ fn open(path: &Path, sequences: Option<usize>) -> Result<Box<dyn RoutingSource>>
         moe_trace::open(path).with_context(|| format!("cannot open the trace {}", path.display()))?
     } else {
         let imported = moe_trace::import(path, &ImportOptions::default());
-        Box::new(imported.with_context(|| format!("cannot import the trace {}", path.display()))?)
+        let imported = imported.with_context(|| format!("cannot import the trace {}", path.display()))?;
+        print_warnings(imported.import_report());
+        Box::new(imported)
     };
     ensure!(!trace.is_empty(), "{} has no sequence; was its recording finished?", path.display());
     let Some(wanted) = sequences.filter(|&wanted| wanted < trace.len()) else { return Ok(trace) };

@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use comfy_table::{Table, presets::ASCII_MARKDOWN};
 use indicatif::{ProgressBar, ProgressStyle};
+use moe_trace::ImportReport;
 use serde::Serialize;
 
 /// A table with a header, ready to be pasted into Markdown.
@@ -34,6 +35,11 @@ pub fn byte_bar(len: u64, what: &str) -> ProgressBar {
 fn bar(len: u64, template: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(len).with_style(style)
+}
+
+/// Prints what an import inferred or found odd, one line a warning, on standard error.
+pub fn print_warnings(report: &ImportReport) {
+    report.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
 }
 
 /// Writes a value as pretty JSON.

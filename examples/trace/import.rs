@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use moe_examples::print_warnings;
+use moe_trace::SequenceStream;
 
 use super::input::Foreign;
 use super::output::{Output, write_stream};
@@ -19,17 +21,18 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let (importer, mut stream) = match arguments.foreign.open(&arguments.input) {
+    let mut import = match arguments.foreign.open(&arguments.input) {
         Ok(opened) => opened,
         Err(_) if arguments.foreign.from.is_none() && moe_trace::open(&arguments.input).is_ok() => {
             bail!("{} is a trace already; convert copies it", arguments.input.display());
         }
         Err(error) => return Err(error).with_context(|| format!("cannot import {}", arguments.input.display())),
     };
-    let geometry = stream.geometry().clone();
-    println!("{}: {geometry}, read as {}", stream.model().unwrap_or("unnamed model"), importer.name());
-    let count = write_stream(stream.as_mut(), &arguments.output)
+    let model = import.model().unwrap_or("unnamed model");
+    println!("{model}: {}, read as {}", import.geometry(), import.importer().name());
+    let count = write_stream(&mut import, &arguments.output)
         .with_context(|| format!("cannot import {}", arguments.input.display()))?;
+    print_warnings(import.report());
     println!("{}: {count} sequences", arguments.output.path.display());
     Ok(())
 }

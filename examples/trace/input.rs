@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use moe_trace::{
-    ImportOptions, Importer, ModelConfig, Phase, RoutingSource, SequenceStream, Stack, detect_importer, importer,
-};
+use moe_examples::print_warnings;
+use moe_trace::{Import, ImportOptions, ModelConfig, Phase, RoutingSource, Stack, detect_importer, open_import};
 
 use super::numbers::{Numbers, numbers};
 use super::output::collect;
@@ -46,6 +45,14 @@ pub(crate) struct Foreign {
     #[arg(long, value_name = "LIST", value_parser = numbers)]
     pub(crate) model_layers: Option<Numbers>,
 
+    /// Id that marks an empty slot, like 255; can be given several times.
+    #[arg(long, value_name = "ID")]
+    pub(crate) empty_id: Vec<u16>,
+
+    /// Refuse a foreign file about which anything has to be inferred: every warning is an error.
+    #[arg(long)]
+    pub(crate) strict: bool,
+
     /// Read a column from another one of the file, like expert=id; can be given several times.
     #[arg(long, value_name = "COLUMN=NAME", value_parser = column)]
     pub(crate) column: Vec<(String, String)>,
@@ -77,11 +84,7 @@ impl Foreign {
     ///
     /// # Errors
     /// A format that is unknown or broken, options that do not fit.
-    pub(crate) fn open(&self, path: &Path) -> Result<(&'static dyn Importer, Box<dyn SequenceStream>)> {
-        let importer = match &self.from {
-            Some(name) => importer(name).with_context(|| format!("no format {name}; see `trace formats`"))?,
-            None => detect_importer(path)?,
-        };
+    pub(crate) fn open(&self, path: &Path) -> Result<Import> {
         let config = self.config.as_ref().map(ModelConfig::read).transpose().context("cannot use --config")?;
         let options = ImportOptions {
             experts: self.experts,
@@ -91,9 +94,12 @@ impl Foreign {
             phase: self.token_phase,
             stack: self.stack,
             layers: self.model_layers.clone().map(|layers| layers.0),
+            empty_ids: self.empty_id.clone(),
+            format: self.from.clone(),
+            strict: self.strict,
             columns: self.column.clone(),
         };
-        Ok((importer, importer.open(path, &options)?))
+        Ok(open_import(path, &options)?)
     }
 }
 
@@ -112,9 +118,12 @@ pub(crate) fn open(path: &Path, foreign: &Foreign) -> Result<Box<dyn RoutingSour
             Err(error).with_context(|| format!("{} is no trace, and of no format that can be imported", path.display()))
         }
         _ => {
-            let (importer, mut stream) = foreign.open(path)?;
-            let read = || format!("cannot import {} as {}", path.display(), importer.name());
-            Ok(Box::new(collect(stream.as_mut()).with_context(read)?))
+            let mut import = foreign.open(path)?;
+            let format = import.importer().name();
+            let read = || format!("cannot import {} as {format}", path.display());
+            let trace = collect(&mut import).with_context(read)?;
+            print_warnings(trace.import_report());
+            Ok(Box::new(trace))
         }
     }
 }

@@ -6,7 +6,9 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use moe_examples::progress_bar;
-use moe_trace::{Geometry, MemoryTrace, RoutingSource, Sequence, SequenceStream, ShardedWriter, write_trace};
+use moe_trace::{
+    Geometry, ImportReport, MemoryTrace, RoutingSource, Sequence, SequenceStream, ShardedWriter, write_trace,
+};
 
 /// Where a trace is written, and how.
 #[derive(Args, Clone, Debug, Default)]
@@ -74,6 +76,10 @@ impl RoutingSource for Watched<'_> {
     fn model(&self) -> Option<&str> {
         self.source.model()
     }
+
+    fn import_report(&self) -> &ImportReport {
+        self.source.import_report()
+    }
 }
 
 /// Appends all sequences of a source to shards.
@@ -90,6 +96,7 @@ pub(crate) fn append(source: &dyn RoutingSource, writer: &mut ShardedWriter) -> 
         bar.inc(1);
     }
     bar.finish_and_clear();
+    writer.add_import_report(source.import_report());
     Ok(())
 }
 
@@ -113,6 +120,7 @@ pub(crate) fn write_stream(stream: &mut dyn SequenceStream, output: &Output) -> 
         count += 1;
         bar.inc(1);
     }
+    writer.add_import_report(stream.report());
     writer.finish()?;
     bar.finish_and_clear();
     Ok(count)
@@ -133,7 +141,7 @@ pub(crate) fn collect(stream: &mut dyn SequenceStream) -> Result<MemoryTrace> {
         bar.inc(1);
     }
     bar.finish_and_clear();
-    Ok(trace)
+    Ok(trace.with_import_report(stream.report().clone()))
 }
 
 /// For work whose length is not known.

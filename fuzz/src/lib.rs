@@ -8,7 +8,7 @@ mod checkpoint;
 
 #[cfg(feature = "offload")]
 pub use checkpoint::{gguf, safetensors};
-use moe_trace::{ImportOptions, RoutingSource, TraceFile, importer};
+use moe_trace::{ImportOptions, RoutingSource, TraceFile};
 
 /// A file in memory where the system has such a place. One process writes one file, again and again.
 fn file(bytes: &[u8], name: &str) -> PathBuf {
@@ -48,11 +48,9 @@ pub fn streamlx_description(bytes: &[u8]) {
 
 /// Reads a file with an importer. Whatever it accepts must be a valid trace or be refused with an error.
 fn read(name: &str, path: &Path) {
-    let options = ImportOptions { top_k: (name == "paper-outputs").then_some(1), ..ImportOptions::default() };
-    let importer = importer(name).expect("the target names an importer");
-    if let Ok(mut stream) = importer.open(path, &options)
-        && let Ok(trace) = stream.collect()
-    {
+    let top_k = (name == "paper-outputs").then_some(1);
+    let options = ImportOptions { top_k, format: Some(name.to_owned()), ..ImportOptions::default() };
+    if let Ok(trace) = moe_trace::import(path, &options) {
         for index in 0..trace.len() {
             let sequence = trace.sequence(index).expect("the trace has the sequence");
             assert_eq!(sequence.to_buf().phases.len(), sequence.len());

@@ -1,10 +1,10 @@
 //! Several traces as one.
 
-use crate::{DomainId, Geometry, Result, RoutingSource, Sequence, TraceError};
+use crate::{DomainId, Geometry, ImportReport, Result, RoutingSource, Sequence, TraceError};
 
 /// Sources of equal geometry, one after the other.
 ///
-/// Domains are joined by name; the model is named if all sources name the same.
+/// Domains are joined by name; the model is named if all sources name the same. Warnings of imports are joined by kind.
 #[derive(Debug)]
 pub struct Concatenation<S> {
     sources: Vec<S>,
@@ -13,6 +13,7 @@ pub struct Concatenation<S> {
     domains: Vec<String>,
     /// For each source the domain of each of its domains.
     renamed: Vec<Vec<DomainId>>,
+    import_report: ImportReport,
 }
 
 impl<S: RoutingSource> Concatenation<S> {
@@ -26,6 +27,7 @@ impl<S: RoutingSource> Concatenation<S> {
         let mut starts = vec![0];
         let mut domains: Vec<String> = Vec::new();
         let mut renamed = Vec::with_capacity(sources.len());
+        let mut import_report = ImportReport::default();
         for (index, source) in sources.iter().enumerate() {
             if source.geometry() != first.geometry() {
                 let told = |geometry: &Geometry| geometry.to_string().into();
@@ -43,8 +45,9 @@ impl<S: RoutingSource> Concatenation<S> {
                 names.push(DomainId(u16::try_from(domain).map_err(limit)?));
             }
             renamed.push(names);
+            import_report.merge(source.import_report());
         }
-        Ok(Concatenation { sources, starts, domains, renamed })
+        Ok(Concatenation { sources, starts, domains, renamed, import_report })
     }
 
     /// The source of a sequence, and the sequence's number in it.
@@ -93,5 +96,9 @@ impl<S: RoutingSource> RoutingSource for Concatenation<S> {
     fn model(&self) -> Option<&str> {
         let model = self.sources[0].model();
         self.sources.iter().all(|source| source.model() == model).then_some(model).flatten()
+    }
+
+    fn import_report(&self) -> &ImportReport {
+        &self.import_report
     }
 }

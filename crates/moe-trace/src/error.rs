@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::Warning;
+
 /// Result of this crate.
 pub type Result<T, E = TraceError> = std::result::Result<T, E>;
 
@@ -34,6 +36,11 @@ impl TraceError {
         let path = path.to_owned();
         move |source| TraceError::Io { path: path.clone(), action: "write the file", source }
     }
+}
+
+/// How many there are besides the one that is shown.
+fn more(others: usize) -> String {
+    if others == 0 { String::new() } else { format!(" ({others} more)") }
 }
 
 /// An error of capture, of a trace file, or of a trace in memory.
@@ -266,6 +273,34 @@ pub enum TraceError {
         path: PathBuf,
         /// The names of the importers.
         known: String,
+    },
+    /// There is no importer of a name.
+    #[error("no format {name}; known are {known}")]
+    NoSuchFormat {
+        /// The name.
+        name: String,
+        /// The names of the importers.
+        known: String,
+    },
+    /// A foreign file has no sequence.
+    #[error("{path}: no token of a routed sequence in {bytes} bytes, read as {format}")]
+    NothingToImport {
+        /// The file.
+        path: PathBuf,
+        /// The format that it was read as.
+        format: &'static str,
+        /// Length of the file.
+        bytes: u64,
+    },
+    /// An import has warnings, and they are errors.
+    #[error("{warning}{}; warnings are errors here", more(*others))]
+    Warned {
+        /// The file.
+        path: PathBuf,
+        /// The first warning.
+        warning: Box<Warning>,
+        /// Number of other warnings.
+        others: usize,
     },
     /// A trace does not fit into a foreign format.
     #[error("{format} cannot hold a trace whose {field} is {value}, {limit}")]

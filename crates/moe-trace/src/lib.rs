@@ -44,6 +44,7 @@ mod geometry;
 mod ids;
 #[cfg(feature = "import")]
 mod import;
+mod import_report;
 mod layer_copy;
 mod memory;
 mod observer;
@@ -75,8 +76,10 @@ pub use geometry::{Geometry, MoeLayer, Stack};
 pub use ids::{DomainId, ExpertId, LayerId};
 #[cfg(feature = "import")]
 pub use import::{
-    ImportOptions, Importer, ModelConfig, Sample, detect_importer, import, importer, importers, open_import,
+    Import, ImportOptions, Importer, Input, InputBytes, InputReader, ModelConfig, Sample, detect_importer, import,
+    importer, importers, open_import,
 };
+pub use import_report::{ImportReport, Warning, WarningKind};
 pub use memory::MemoryTrace;
 pub use observer::{IgnoreRouting, RouterObserver, RoutingEvent};
 pub use phase::Phase;

@@ -1,6 +1,6 @@
 //! Traces held in memory.
 
-use crate::{DomainId, Geometry, Result, RoutingSource, Sequence, SequenceBuf, TraceError};
+use crate::{DomainId, Geometry, ImportReport, Result, RoutingSource, Sequence, SequenceBuf, TraceError};
 
 /// Sequences held in memory, each checked when it was added.
 #[derive(Clone, Debug, PartialEq)]
@@ -8,13 +8,20 @@ pub struct MemoryTrace {
     geometry: Geometry,
     model: Option<String>,
     domains: Vec<String>,
+    import_report: ImportReport,
     sequences: Vec<SequenceBuf>,
 }
 
 impl MemoryTrace {
     /// Creates a trace without sequences.
     pub fn new(geometry: Geometry) -> MemoryTrace {
-        MemoryTrace { geometry, model: None, domains: Vec::new(), sequences: Vec::new() }
+        MemoryTrace {
+            geometry,
+            model: None,
+            domains: Vec::new(),
+            import_report: ImportReport::default(),
+            sequences: Vec::new(),
+        }
     }
 
     /// Names the model.
@@ -26,6 +33,12 @@ impl MemoryTrace {
     /// Names the domains; do it before adding sequences that refer to them.
     pub fn with_domains(mut self, domains: impl IntoIterator<Item = impl Into<String>>) -> MemoryTrace {
         self.domains = domains.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Says what the import of the sequences inferred or found odd.
+    pub fn with_import_report(mut self, report: ImportReport) -> MemoryTrace {
+        self.import_report = report;
         self
     }
 
@@ -47,6 +60,7 @@ impl MemoryTrace {
     pub fn from_source(source: &dyn RoutingSource) -> Result<MemoryTrace> {
         let mut trace = MemoryTrace::new(source.geometry().clone()).with_domains(source.domains());
         trace.model = source.model().map(str::to_owned);
+        trace.import_report = source.import_report().clone();
         for index in 0..source.len() {
             let sequence = source.sequence(index)?;
             check_domain(sequence.domain(), &trace.domains)?;
@@ -91,5 +105,9 @@ impl RoutingSource for MemoryTrace {
 
     fn model(&self) -> Option<&str> {
         self.model.as_deref()
+    }
+
+    fn import_report(&self) -> &ImportReport {
+        &self.import_report
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::files::{TEMPORARY, sync_directory};
 use crate::format::{Columns, Header};
 use crate::memory::check_domain;
-use crate::{Geometry, Result, RoutingSource, Sequence, SequenceBuf, TraceError, TraceFile, write_whole};
+use crate::{Geometry, ImportReport, Result, RoutingSource, Sequence, SequenceBuf, TraceError, TraceFile, write_whole};
 
 const INDEX: &str = "index.json";
 
@@ -38,6 +38,8 @@ fn shard_name(number: usize) -> String {
 struct Index {
     complete: bool,
     shards: Vec<ShardEntry>,
+    #[serde(default, skip_serializing_if = "ImportReport::is_empty")]
+    import_warnings: ImportReport,
 }
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -136,7 +138,7 @@ impl ShardedWriter {
             header: Header::new(trace.geometry(), trace.domains(), trace.model()),
             shard_tokens: shard_tokens.max(1),
             columns: Columns::new(trace.geometry()),
-            index: Index { complete: false, shards },
+            index: Index { complete: false, shards, import_warnings: trace.import_report.clone() },
             written: trace.len(),
             directory,
         };
@@ -161,6 +163,11 @@ impl ShardedWriter {
         check_domain(view.domain(), &self.header.domains)?;
         self.columns.push(sequence)?;
         if self.columns.tokens() >= self.shard_tokens { self.write_shard() } else { Ok(()) }
+    }
+
+    /// Adds what the import of the sequences inferred or found odd, to be written by [`finish`](Self::finish).
+    pub fn add_import_report(&mut self, report: &ImportReport) {
+        self.index.import_warnings.merge(report);
     }
 
     /// Writes the last shard and marks the capture as complete.
@@ -199,6 +206,7 @@ pub struct ShardedTrace {
     /// First sequence of each shard, and the number of sequences.
     starts: Vec<usize>,
     complete: bool,
+    import_report: ImportReport,
 }
 
 impl ShardedTrace {
@@ -240,7 +248,7 @@ impl ShardedTrace {
         for shard in &shards {
             starts.push(starts[starts.len() - 1] + shard.len());
         }
-        Ok(ShardedTrace { shards, starts, complete: index.complete })
+        Ok(ShardedTrace { shards, starts, complete: index.complete, import_report: index.import_warnings })
     }
 
     /// Whether the capture was finished rather than interrupted.
@@ -303,5 +311,9 @@ impl RoutingSource for ShardedTrace {
 
     fn model(&self) -> Option<&str> {
         self.shards[0].model()
+    }
+
+    fn import_report(&self) -> &ImportReport {
+        &self.import_report
     }
 }

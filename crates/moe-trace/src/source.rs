@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::{Geometry, Result, Sequence, ShardedTrace, TraceFile};
+use crate::{Geometry, ImportReport, Result, Sequence, ShardedTrace, TraceFile};
 
 /// A file, a directory of shards, memory, a generator: sequences of one geometry.
 pub trait RoutingSource: Send + Sync {
@@ -40,6 +40,11 @@ pub trait RoutingSource: Send + Sync {
     fn model(&self) -> Option<&str> {
         None
     }
+
+    /// What the import of the sequences inferred or found odd; empty if they were not imported.
+    fn import_report(&self) -> &ImportReport {
+        ImportReport::none()
+    }
 }
 
 macro_rules! forward_to_inner {
@@ -67,6 +72,10 @@ macro_rules! forward_to_inner {
 
             fn model(&self) -> Option<&str> {
                 (**self).model()
+            }
+
+            fn import_report(&self) -> &ImportReport {
+                (**self).import_report()
             }
         }
     };

@@ -1,6 +1,6 @@
 //! Sequences that come one after the other.
 
-use crate::{Geometry, MemoryTrace, Result, SequenceBuf, SequenceSink};
+use crate::{Geometry, ImportReport, MemoryTrace, Result, SequenceBuf, SequenceSink};
 
 /// Sequences that are made one at a time and need not fit into memory together: an import, a generator.
 pub trait SequenceStream {
@@ -15,6 +15,11 @@ pub trait SequenceStream {
     /// The model whose routing this is, if known.
     fn model(&self) -> Option<&str> {
         None
+    }
+
+    /// What making the sequences inferred or found odd so far; complete after the last sequence.
+    fn report(&self) -> &ImportReport {
+        ImportReport::none()
     }
 
     /// The next sequence, or `None` after the last one.
@@ -46,6 +51,6 @@ pub trait SequenceStream {
             trace = trace.with_model(model);
         }
         self.pour(&mut trace)?;
-        Ok(trace)
+        Ok(trace.with_import_report(self.report().clone()))
     }
 }

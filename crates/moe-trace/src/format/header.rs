@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Geometry, MoeLayer, Phase, Result, TraceError};
+use crate::{Geometry, ImportReport, MoeLayer, Phase, Result, TraceError};
 
 /// Version that this code writes; readers accept every `1.x`.
 pub(crate) const VERSION: &str = "1.0";
@@ -34,6 +34,8 @@ pub(crate) struct Header {
     pub(crate) domains: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) model: Option<String>,
+    #[serde(default, skip_serializing_if = "ImportReport::is_empty")]
+    pub(crate) import_warnings: ImportReport,
     /// Phase of all tokens where there is no phase tensor; only the plain layout uses it.
     #[serde(skip, default = "default_phase")]
     pub(crate) phase: Phase,
@@ -57,6 +59,7 @@ impl Header {
             top_k: geometry.top_k(),
             domains: domains.to_vec(),
             model: model.map(str::to_owned),
+            import_warnings: ImportReport::default(),
             phase: default_phase(),
         }
     }

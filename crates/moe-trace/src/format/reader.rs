@@ -13,7 +13,7 @@ use super::header::{
     DOMAIN, EXPERTS, Header, LOGITS, OFFSETS, PHASE, PREDICTIONS, TEXT, TEXT_OFFSETS, TOKEN_IDS, WEIGHTS, field,
 };
 use crate::columns::{Columns, Floats, Ids, Phases, Text};
-use crate::{DomainId, Geometry, Result, RoutingSource, Sequence, TraceError};
+use crate::{DomainId, Geometry, ImportReport, Result, RoutingSource, Sequence, TraceError};
 
 #[cfg(target_endian = "big")]
 compile_error!("safetensors is little-endian, and traces are read in place");
@@ -313,5 +313,9 @@ impl RoutingSource for TraceFile {
 
     fn model(&self) -> Option<&str> {
         self.header.model.as_deref()
+    }
+
+    fn import_report(&self) -> &ImportReport {
+        &self.header.import_warnings
     }
 }

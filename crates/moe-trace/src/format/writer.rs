@@ -19,7 +19,8 @@ use crate::{EMPTY_SLOT, Geometry, Result, RoutingSource, SequenceBuf, TokenText,
 /// # Errors
 /// What reading the source finds; [`TraceError::DomainLimit`], [`TraceError::Io`], [`TraceError::Safetensors`].
 pub fn write_trace(path: impl AsRef<Path>, source: &dyn RoutingSource) -> Result<()> {
-    let header = Header::new(source.geometry(), source.domains(), source.model());
+    let mut header = Header::new(source.geometry(), source.domains(), source.model());
+    header.import_warnings = source.import_report().clone();
     let mut columns = Columns::new(source.geometry());
     for index in 0..source.len() {
         columns.push(&source.sequence(index)?.to_buf())?;

@@ -1,19 +1,19 @@
 //! Members of zip archives: what NumPy and PyTorch save several arrays in.
 
 use std::borrow::Cow;
-use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use zip::ZipArchive;
 
+use super::input::{Input, InputReader};
 use super::{io, record};
 use crate::{Place, Result, TraceError};
 
 /// A zip archive.
 pub(super) struct Archive {
     path: PathBuf,
-    zip: ZipArchive<BufReader<File>>,
+    zip: ZipArchive<InputReader>,
 }
 
 impl Archive {
@@ -22,9 +22,9 @@ impl Archive {
     /// The most members that are looked at.
     const MEMBERS: usize = 1 << 20;
 
-    pub(super) fn open(path: &Path) -> Result<Archive> {
-        let file = File::open(path).map_err(io(path, "open the file"))?;
-        let zip = ZipArchive::new(BufReader::new(file)).map_err(|source| malformed(path, source))?;
+    pub(super) fn open(input: &Input) -> Result<Archive> {
+        let path = input.path();
+        let zip = ZipArchive::new(input.reader()?).map_err(|source| malformed(path, source))?;
         if zip.len() > Self::MEMBERS {
             let limit = format!("at most {}", Self::MEMBERS);
             return Err(record(

@@ -76,6 +76,11 @@ impl<B: AsRef<[u8]>> IntArray<B> {
             .map_err(|_| self.error(path, "shape", &format!("{:?}", self.shape), &format!("expected {expected}")))
     }
 
+    /// A place in the array.
+    pub(super) fn place(&self, what: &str) -> Place {
+        Place::Entry(format!("{}, {what}", self.name))
+    }
+
     pub(super) fn error(&self, path: &Path, field: &str, value: &str, limit: &str) -> TraceError {
         record(path, Place::Entry(self.name.clone()), field, value, limit)
     }

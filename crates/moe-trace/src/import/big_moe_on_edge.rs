@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::table::{Column, Table};
 use super::token_table::{Refusal, TokenTable};
-use super::{ImportOptions, Importer, Sample, record};
+use super::{ImportOptions, Importer, Input, Sample, record};
 use crate::{Geometry, MoeLayer, Phase, Place, Result, SequenceBuf, SequenceStream, Stack};
 
 /// `# route_trace v1`: one row an expert, columns `turn, phase, step, layer, slot, expert, weight, ...`.
@@ -31,9 +31,10 @@ impl Importer for BigMoeOnEdge {
         sample.head().starts_with(SIGNATURE.as_bytes())
     }
 
-    fn open(&self, path: &Path, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
+    fn open(&self, input: &Input, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
+        let path = input.path();
         let mut preamble = Preamble::default();
-        let table = Table::open(path, |line, text| preamble.read(path, line, text))?;
+        let table = Table::open(input, |line, text| preamble.read(path, line, text))?;
         let geometry = preamble.geometry(path, options)?;
         let mut ordinal_of = vec![None; preamble.layers.len()];
         for (ordinal, layer) in geometry.moe_layers().iter().enumerate() {

@@ -1,11 +1,10 @@
 //! Delimited text with named columns.
 
-use std::path::Path;
-
+use super::ids::slot;
 use super::rows::{Claims, Row, RowSource, are_enough, names, open, phase};
 use super::table::{Column, Table, delimiter};
-use super::{ImportOptions, Importer, Sample};
-use crate::{EMPTY_SLOT, Geometry, Result, SequenceStream, TraceError};
+use super::{ImportOptions, Importer, Input, Sample};
+use crate::{EMPTY_SLOT, Geometry, Place, Result, SequenceStream, TraceError};
 
 /// Comma-, semicolon- or tab-separated values with a row of names: `token`, `layer` and experts.
 ///
@@ -31,14 +30,15 @@ impl Importer for Delimited {
         })
     }
 
-    fn open(&self, path: &Path, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
-        open(options, || Rows::open(path, options))
+    fn open(&self, input: &Input, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
+        open(input, options, || Rows::open(input, options))
     }
 }
 
 struct Rows {
     table: Table,
     columns: Columns,
+    options: ImportOptions,
     claims: Claims,
 }
 
@@ -64,8 +64,8 @@ enum Values {
 }
 
 impl Rows {
-    fn open(path: &Path, options: &ImportOptions) -> Result<Rows> {
-        let table = Table::open(path, |_, _| Ok(()))?;
+    fn open(input: &Input, options: &ImportOptions) -> Result<Rows> {
+        let table = Table::open(input, |_, _| Ok(()))?;
         let find = |column: &str| names(column, options).iter().find_map(|name| table.find(name));
         let must = |column: &str| find(column).map_or_else(|| table.column(&names(column, options)[0]), Ok);
         let values = |one: &str, list: &str| {
@@ -93,7 +93,7 @@ impl Rows {
             token_id: find("token_id"),
             prediction: find("prediction"),
         };
-        Ok(Rows { table, columns, claims: Claims::default() })
+        Ok(Rows { table, columns, options: options.clone(), claims: Claims::default() })
     }
 
     /// The fields of experts or weights in the row, with their column.
@@ -157,10 +157,9 @@ impl RowSource for Rows {
         row.prediction = self.optional(columns.prediction, "expected a token id")?;
         row.experts.clear();
         for (column, field) in self.fields(&columns.experts)? {
-            let below = |id: &u16| usize::from(*id) < Geometry::MAX_EXPERTS;
             row.experts.push(match field {
-                "" | "-1" => EMPTY_SLOT,
-                _ => field.parse().ok().filter(below).ok_or_else(|| {
+                "" => EMPTY_SLOT,
+                _ => field.parse().ok().and_then(|id| slot(id, &self.options)).ok_or_else(|| {
                     table.error(column, field, &format!("expected an expert below {}", Geometry::MAX_EXPERTS))
                 })?,
             });
@@ -185,6 +184,10 @@ impl RowSource for Rows {
 
     fn claims(&self) -> &Claims {
         &self.claims
+    }
+
+    fn place(&self) -> Place {
+        Place::Line(self.table.line())
     }
 
     fn error(&self, field: &str, value: &str, limit: &str) -> TraceError {

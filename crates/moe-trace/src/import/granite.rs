@@ -1,13 +1,11 @@
 //! JSON expert traces as recorded of Granite models: nested lists by prompt.
 
 use std::fmt;
-use std::fs::File;
 use std::path::Path;
 
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::{ImportOptions, Importer, Sample, io, record};
-use crate::format::map_file;
+use super::{ImportOptions, Importer, Input, Sample, record};
 use crate::{DomainId, EMPTY_SLOT, Geometry, Phase, Place, Result, SequenceBuf, SequenceStream, TraceError};
 
 /// `{"model", "num_layers", "num_experts", "top_k", "prompts": {name: {"prompt_len", "prefill", "decode"}}}`, where
@@ -30,13 +28,10 @@ impl Importer for Granite {
         start.starts_with(b"{") && sample.contains("\"prompts\"") && sample.contains("\"num_experts\"")
     }
 
-    fn open(&self, path: &Path, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
-        let file = File::open(path).map_err(io(path, "open the file"))?;
-        if file.metadata().map_err(io(path, "read the size"))?.len() == 0 {
-            return Err(record(path, Place::Byte(0), "file", "empty", "expected a JSON object"));
-        }
-        let map = map_file(&file).map_err(io(path, "map the file"))?;
-        let document: Document = serde_json::from_slice(&map).map_err(|source| malformed(path, source))?;
+    fn open(&self, input: &Input, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
+        let path = input.path();
+        let bytes = input.bytes()?;
+        let document: Document = serde_json::from_slice(bytes.as_ref()).map_err(|source| malformed(path, source))?;
         document.check(path, options)
     }
 }

@@ -1,14 +1,12 @@
 //! JSON lines with named fields.
 
-use std::path::Path;
-
 use serde_json::{Map, Value};
 
 use super::lines::JsonLines;
 use super::records::{self, Record};
 use super::rows::{Claims, Row, RowSource, are_enough, names, open};
-use super::{ImportOptions, Importer, Sample};
-use crate::{Result, SequenceStream, TraceError};
+use super::{ImportOptions, Importer, Input, Sample};
+use crate::{Place, Result, SequenceStream, TraceError};
 
 /// One object a line: `token`, `layer` and `experts` (a list, `null` or -1 for an empty slot) or `expert`.
 ///
@@ -32,9 +30,9 @@ impl Importer for JsonRows {
         objects.into_iter().any(|object| are_enough(object.keys().map(String::as_str)))
     }
 
-    fn open(&self, path: &Path, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
-        open(options, || {
-            Ok(Rows { lines: JsonLines::open(path)?, options: options.clone(), claims: Claims::default() })
+    fn open(&self, input: &Input, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
+        open(input, options, || {
+            Ok(Rows { lines: JsonLines::open(input)?, options: options.clone(), claims: Claims::default() })
         })
     }
 }
@@ -102,13 +100,17 @@ impl RowSource for Rows {
             }
         };
         let find = |column: &str| self.find(&object, column);
-        Record { find, error: |field: &str, value: &str, limit: &str| self.lines.error(field, value, limit) }
-            .read(row)?;
+        let error = |field: &str, value: &str, limit: &str| self.lines.error(field, value, limit);
+        Record { options: &self.options, find, error }.read(row)?;
         Ok(true)
     }
 
     fn claims(&self) -> &Claims {
         &self.claims
+    }
+
+    fn place(&self) -> Place {
+        self.lines.place()
     }
 
     fn error(&self, field: &str, value: &str, limit: &str) -> TraceError {

@@ -1,18 +1,18 @@
 //! Lines of JSON.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::io::{BufRead, Read};
+use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
 
+use super::input::{Input, InputReader};
 use super::{io, record};
 use crate::{Place, Result, TraceError};
 
 /// A file of one JSON object a line.
 pub(super) struct JsonLines {
     path: PathBuf,
-    file: BufReader<File>,
+    file: InputReader,
     line: Vec<u8>,
     number: u64,
 }
@@ -21,14 +21,8 @@ impl JsonLines {
     /// The longest line.
     const LONGEST: u64 = 16 << 20;
 
-    pub(super) fn open(path: &Path) -> Result<JsonLines> {
-        let file = File::open(path).map_err(io(path, "open the file"))?;
-        Ok(JsonLines {
-            path: path.to_owned(),
-            file: BufReader::with_capacity(1 << 16, file),
-            line: Vec::new(),
-            number: 0,
-        })
+    pub(super) fn open(input: &Input) -> Result<JsonLines> {
+        Ok(JsonLines { path: input.path().to_owned(), file: input.reader()?, line: Vec::new(), number: 0 })
     }
 
     /// Reads the next line that is not blank.

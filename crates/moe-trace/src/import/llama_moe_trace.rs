@@ -1,15 +1,16 @@
 //! Traces of llama-moe-trace: CSV without a header.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use csv::ByteRecord;
 
+use super::ids::{IdsSeen, slot};
+use super::input::InputReader;
 use super::passes::Passes;
 use super::token_table::Refusal;
-use super::{ImportOptions, Importer, Sample, io, record};
-use crate::{Geometry, MoeLayer, Phase, Place, Result, SequenceBuf, SequenceStream, TraceError};
+use super::{ImportOptions, Importer, Input, Sample, record};
+use crate::{Geometry, ImportReport, MoeLayer, Phase, Place, Result, SequenceBuf, SequenceStream, TraceError};
 
 /// `pos,layer,id0,id1,...`, one row a token and layer.
 ///
@@ -33,13 +34,12 @@ impl Importer for LlamaMoeTrace {
         sample.first_line().and_then(|line| numbers(line).ok()).is_some_and(|fields| fields.len() > 2 && fields[1] >= 0)
     }
 
-    fn open(&self, path: &Path, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
-        let mut scan = Reader::open(path)?;
-        let (mut layers, mut largest, mut top_k) = (BTreeSet::new(), None, 0);
+    fn open(&self, input: &Input, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
+        let mut scan = Reader::open(input, options)?;
+        let (mut layers, mut seen) = (BTreeSet::new(), IdsSeen::default());
         while scan.next()? {
             layers.insert(scan.layer);
-            top_k = top_k.max(scan.experts.len());
-            largest = largest.max(scan.experts.iter().max().copied());
+            seen.row(&scan.experts, || scan.place());
             if layers.len() > Geometry::MAX_LAYERS {
                 let limit = format!("at most {} layers", Geometry::MAX_LAYERS);
                 return Err(scan.error("layer", &scan.layer.to_string(), &limit));
@@ -47,16 +47,19 @@ impl Importer for LlamaMoeTrace {
         }
         let layers: Vec<u32> = layers.into_iter().collect();
         let moe_layers = layers.iter().map(|&model_layer| MoeLayer { model_layer, stack: options.stack() }).collect();
-        let top_k = options.known_top_k().unwrap_or(top_k).max(top_k);
-        let geometry = Geometry::new(moe_layers, options.experts_for(largest.map(usize::from))?, top_k)?;
+        let mut report = ImportReport::default();
+        let experts = seen.experts(input.path(), options, None, &mut report)?;
+        let top_k = seen.top_k(input.path(), options, None, &mut report)?;
+        let geometry = Geometry::new(moe_layers, experts, top_k)?;
         Ok(Box::new(Sequences {
-            rows: Reader::open(path)?,
+            rows: Reader::open(input, options)?,
             passes: Passes::new(&geometry),
             geometry,
             layers,
             decoding: false,
             ended: false,
             model: options.model.clone(),
+            report,
         }))
     }
 }
@@ -64,20 +67,28 @@ impl Importer for LlamaMoeTrace {
 /// The rows of a file.
 struct Reader {
     path: PathBuf,
-    reader: csv::Reader<File>,
+    reader: csv::Reader<InputReader>,
     row: ByteRecord,
     position: i64,
     layer: u32,
     experts: Vec<u16>,
+    options: ImportOptions,
 }
 
 impl Reader {
-    fn open(path: &Path) -> Result<Reader> {
-        let file = File::open(path).map_err(io(path, "open the file"))?;
+    fn open(input: &Input, options: &ImportOptions) -> Result<Reader> {
         let mut builder = csv::ReaderBuilder::new();
         builder.has_headers(false).flexible(true).trim(csv::Trim::All).comment(Some(b'#'));
-        let reader = builder.from_reader(file);
-        Ok(Reader { path: path.to_owned(), reader, row: ByteRecord::new(), position: 0, layer: 0, experts: Vec::new() })
+        let reader = builder.from_reader(input.reader()?);
+        Ok(Reader {
+            path: input.path().to_owned(),
+            reader,
+            row: ByteRecord::new(),
+            position: 0,
+            layer: 0,
+            experts: Vec::new(),
+            options: options.clone(),
+        })
     }
 
     fn next(&mut self) -> Result<bool> {
@@ -93,11 +104,11 @@ impl Reader {
         self.layer = self.number("layer", 1)?;
         self.experts.clear();
         for index in 2..self.row.len() {
-            let expert = self.number::<u16>("id", index)?;
-            if usize::from(expert) >= Geometry::MAX_EXPERTS {
-                return Err(self.error("id", &expert.to_string(), "the largest id is 65534"));
+            let id = self.number::<i64>("id", index)?;
+            match slot(id, &self.options) {
+                Some(id) => self.experts.push(id),
+                None => return Err(self.error("id", &id.to_string(), "the largest id is 65534")),
             }
-            self.experts.push(expert);
         }
         if self.experts.is_empty() {
             return Err(self.error("row", "without ids", "expected pos,layer,id0,..."));
@@ -111,14 +122,19 @@ impl Reader {
         value.ok_or_else(|| self.error(field, &String::from_utf8_lossy(bytes), "expected a whole number in range"))
     }
 
+    fn place(&self) -> Place {
+        Place::Line(self.row.position().map_or(0, csv::Position::line))
+    }
+
     fn error(&self, field: &str, value: &str, limit: &str) -> TraceError {
-        record(&self.path, Place::Line(self.row.position().map_or(0, csv::Position::line)), field, value, limit)
+        record(&self.path, self.place(), field, value, limit)
     }
 }
 
 struct Sequences {
     geometry: Geometry,
     model: Option<String>,
+    report: ImportReport,
     /// The model's layer of each MoE layer, ascending.
     layers: Vec<u32>,
     rows: Reader,
@@ -151,6 +167,10 @@ impl SequenceStream for Sequences {
 
     fn model(&self) -> Option<&str> {
         self.model.as_deref()
+    }
+
+    fn report(&self) -> &ImportReport {
+        &self.report
     }
 
     fn next_sequence(&mut self) -> Result<Option<SequenceBuf>> {

@@ -5,11 +5,14 @@ mod array;
 mod big_moe_on_edge;
 mod delimited;
 mod granite;
+mod ids;
+mod input;
 mod json_rows;
 mod lines;
 mod llama_moe_trace;
 mod model_config;
 mod npy;
+mod opened;
 mod options;
 mod paper_outputs;
 #[cfg(feature = "parquet")]
@@ -35,9 +38,11 @@ use self::parquet::Parquet;
 use big_moe_on_edge::BigMoeOnEdge;
 use delimited::Delimited;
 use granite::Granite;
+pub use input::{Input, InputBytes, InputReader};
 use json_rows::JsonRows;
 use llama_moe_trace::LlamaMoeTrace;
 pub use model_config::ModelConfig;
+pub use opened::Import;
 pub use options::ImportOptions;
 use paper_outputs::PaperOutputs;
 use routed_experts::RoutedExperts;
@@ -64,7 +69,7 @@ pub trait Importer: Sync {
     /// # Errors
     /// [`TraceError::Io`]; [`TraceError::Record`] and [`TraceError::Malformed`] for a file that breaks its format;
     /// [`TraceError::Geometry`] and [`TraceError::NotImportable`] for an impossible model.
-    fn open(&self, path: &Path, options: &ImportOptions) -> Result<Box<dyn SequenceStream>>;
+    fn open(&self, input: &Input, options: &ImportOptions) -> Result<Box<dyn SequenceStream>>;
 }
 
 /// All importers; where two detect a file, the first counts.
@@ -95,21 +100,35 @@ pub fn importer(name: &str) -> Option<&'static dyn Importer> {
 /// # Errors
 /// [`TraceError::Io`]; [`TraceError::UnknownFormat`].
 pub fn detect_importer(path: impl AsRef<Path>) -> Result<&'static dyn Importer> {
-    let path = path.as_ref();
-    let sample = Sample::take(path)?;
-    importers().iter().find(|importer| importer.detects(&sample)).copied().ok_or_else(|| {
-        let known = importers().iter().map(|importer| importer.name()).collect::<Vec<_>>().join(", ");
-        TraceError::UnknownFormat { path: path.to_owned(), known }
-    })
+    detect(&Input::open(path)?)
+}
+
+fn detect(input: &Input) -> Result<&'static dyn Importer> {
+    let sample = Sample::take(input)?;
+    importers()
+        .iter()
+        .find(|importer| importer.detects(&sample))
+        .copied()
+        .ok_or_else(|| TraceError::UnknownFormat { path: input.path().to_owned(), known: names() })
+}
+
+/// The names of all importers.
+fn names() -> String {
+    importers().iter().map(|importer| importer.name()).collect::<Vec<_>>().join(", ")
 }
 
 /// Opens a foreign file in whatever format it is, to read it sequence by sequence.
 ///
 /// # Errors
-/// As [`detect_importer`] and [`Importer::open`].
-pub fn open_import(path: impl AsRef<Path>, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
-    let path = path.as_ref();
-    detect_importer(path)?.open(path, options).map_err(|error| in_file(path, error))
+/// As [`detect_importer`] and [`Importer::open`]; [`TraceError::NoSuchFormat`]; [`TraceError::Warned`] if warnings are
+/// errors.
+pub fn open_import(path: impl AsRef<Path>, options: &ImportOptions) -> Result<Import> {
+    let input = Input::open(path)?;
+    let importer = match &options.format {
+        Some(name) => importer(name).ok_or_else(|| TraceError::NoSuchFormat { name: name.clone(), known: names() })?,
+        None => detect(&input)?,
+    };
+    Import::new(importer, input, options)
 }
 
 /// Reads a foreign file, in whatever format it is, into memory.

@@ -1,7 +1,10 @@
 //! What the user knows and the file does not say.
 
 use super::ModelConfig;
-use crate::{Geometry, Phase, Result, Stack, TraceError};
+use crate::{ImportReport, Phase, Stack, WarningKind};
+
+/// How to say the phase of tokens.
+pub(super) const PHASE_REMEDY: &str = "--token-phase says which it is";
 
 /// What the user knows about a foreign file that the file itself does not say. Everything is optional: a format that says
 /// it in the file checks it, one that does not takes the smallest value that fits the file.
@@ -21,6 +24,12 @@ pub struct ImportOptions {
     pub stack: Option<Stack>,
     /// Layers of the model to import, where layers are files; all if it is not given.
     pub layers: Option<Vec<usize>>,
+    /// Ids that mark an empty slot, beside those that the format has for it.
+    pub empty_ids: Vec<u16>,
+    /// Name of the format; detected from the content if it is not given.
+    pub format: Option<String>,
+    /// Makes every warning of the import an error.
+    pub strict: bool,
     /// Names of columns: `("expert", "id")` reads the column `expert` from the file's column `id`.
     pub columns: Vec<(String, String)>,
 }
@@ -36,19 +45,18 @@ impl ImportOptions {
         self.top_k.or(self.config.as_ref().map(|config| config.top_k))
     }
 
-    /// The number of experts: what the user says, or one more than the largest id.
-    pub(super) fn experts_for(&self, largest_id: Option<usize>) -> Result<usize> {
-        let found = largest_id.map_or(1, |id| id.saturating_add(1));
-        let (min, max) = (found, Geometry::MAX_EXPERTS);
-        match self.known_experts() {
-            Some(value) if value < found => Err(TraceError::Geometry { field: "experts", value, min, max }),
-            Some(value) => Ok(value),
-            None => Ok(found),
-        }
-    }
-
+    /// The phase of tokens where the file does not tell it; prefill if the options do not either.
     pub(super) fn phase(&self) -> Phase {
         self.phase.unwrap_or(Phase::Prefill)
+    }
+
+    /// The phase of all tokens of a format that tells none, with a warning if it is assumed.
+    pub(super) fn phase_or_assumed(&self, report: &mut ImportReport) -> Phase {
+        if self.phase.is_none() {
+            let seen = || (None, "the format does not tell phases, all tokens are taken as prefilled".to_owned());
+            report.warn(WarningKind::PHASE_ASSUMED, PHASE_REMEDY, seen);
+        }
+        self.phase()
     }
 
     pub(super) fn stack(&self) -> Stack {

@@ -9,9 +9,12 @@ use memmap2::Mmap;
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensors};
 
-use super::{ImportOptions, Importer, Sample, io, record};
+use super::ids::IdsSeen;
+use super::{ImportOptions, Importer, Input, Sample, io, record};
 use crate::format::map_file;
-use crate::{DomainId, EMPTY_SLOT, Geometry, MoeLayer, Place, Result, SequenceBuf, SequenceStream, TraceError};
+use crate::{
+    DomainId, EMPTY_SLOT, Geometry, ImportReport, MoeLayer, Place, Result, SequenceBuf, SequenceStream, TraceError,
+};
 
 /// `{model}_{layer:02}.safetensors`, each with one tensor a data set, `[samples, tokens, n]`: raw logits (BF16, n experts),
 /// ranks in ascending order (I8, n experts) or chosen experts (I8, n = top-k).
@@ -37,7 +40,9 @@ impl Importer for PaperOutputs {
         layers > 0 || sample.has_safetensors_of(&["BF16", "I8"])
     }
 
-    fn open(&self, path: &Path, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
+    fn open(&self, input: &Input, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
+        let path = input.path();
+        let mut report = ImportReport::default();
         let (model, files) = find_layers(path, options)?;
         let layers = files.iter().map(|(_, path)| Layer::open(path)).collect::<Result<Vec<_>>>()?;
         let first = &layers[0];
@@ -48,8 +53,12 @@ impl Importer for PaperOutputs {
         let n = first.width()?;
         let (experts, top_k) = match kind {
             Kind::TopK => {
-                let largest = layers.iter().flat_map(|layer| layer.bytes_of_all()).copied().max();
-                (options.experts_for(largest.map(usize::from))?, n)
+                let mut seen = IdsSeen::default();
+                for layer in &layers {
+                    let place = || Place::Entry(layer.path.file_name().unwrap_or_default().to_string_lossy().into());
+                    layer.bytes_of_all().for_each(|&id| seen.id(usize::from(id), place));
+                }
+                (seen.experts(path, options, None, &mut report)?, n)
             }
             Kind::Logits | Kind::Rank => {
                 let missing = "the files do not say how many experts a token uses: give top_k or a configuration";
@@ -71,7 +80,7 @@ impl Importer for PaperOutputs {
         let geometry = Geometry::new(moe_layers, experts, top_k)?;
         let names = first.tensors.keys().cloned().collect();
         let model = Some(options.model.clone().unwrap_or(model));
-        Ok(Box::new(Samples { geometry, model, names, layers, kind, dataset: 0, sample: 0 }))
+        Ok(Box::new(Samples { geometry, model, names, layers, kind, report, dataset: 0, sample: 0 }))
     }
 }
 
@@ -235,6 +244,7 @@ struct Samples {
     names: Vec<String>,
     layers: Vec<Layer>,
     kind: Kind,
+    report: ImportReport,
     dataset: usize,
     sample: usize,
 }
@@ -250,6 +260,10 @@ impl SequenceStream for Samples {
 
     fn model(&self) -> Option<&str> {
         self.model.as_deref()
+    }
+
+    fn report(&self) -> &ImportReport {
+        &self.report
     }
 
     fn next_sequence(&mut self) -> Result<Option<SequenceBuf>> {

@@ -12,7 +12,7 @@ use parquet::record::{Field, Row as ParquetRow};
 
 use super::records::{Record, Value};
 use super::rows::{Claims, Row, RowSource, are_enough, names, open};
-use super::{ImportOptions, Importer, Sample, io, record};
+use super::{ImportOptions, Importer, Input, Sample, io, record};
 use crate::{Place, Result, SequenceStream, TraceError};
 
 /// One row a token and layer, with the columns of delimited text: `token`, `layer` and `experts` (a list) or `expert`.
@@ -31,8 +31,8 @@ impl Importer for Parquet {
         sample.head().starts_with(b"PAR1")
     }
 
-    fn open(&self, path: &Path, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
-        open(options, || Rows::open(path, options))
+    fn open(&self, input: &Input, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
+        open(input, options, || Rows::open(input, options))
     }
 }
 
@@ -79,7 +79,8 @@ fn check_ranges(path: &Path, metadata: &ParquetMetaData, bytes: u64) -> Result<(
 }
 
 impl Rows {
-    fn open(path: &Path, options: &ImportOptions) -> Result<Rows> {
+    fn open(input: &Input, options: &ImportOptions) -> Result<Rows> {
+        let path = input.path();
         let file = File::open(path).map_err(io(path, "open the file"))?;
         let bytes = file.metadata().map_err(io(path, "read the size"))?.len();
         let reader = guarded(path, || SerializedFileReader::new(file))?;
@@ -167,7 +168,8 @@ impl RowSource for Rows {
         let Some(record) = guarded(&self.path, || rows.next().transpose())? else { return Ok(false) };
         self.number += 1;
         let find = |column: &str| self.find(&record, column);
-        Record { find, error: |field: &str, value: &str, limit: &str| self.error(field, value, limit) }.read(row)?;
+        let error = |field: &str, value: &str, limit: &str| self.error(field, value, limit);
+        Record { options: &self.options, find, error }.read(row)?;
         Ok(true)
     }
 
@@ -175,7 +177,11 @@ impl RowSource for Rows {
         &self.claims
     }
 
+    fn place(&self) -> Place {
+        Place::Entry(format!("row {}", self.number))
+    }
+
     fn error(&self, field: &str, value: &str, limit: &str) -> TraceError {
-        record(&self.path, Place::Entry(format!("row {}", self.number)), field, value, limit)
+        record(&self.path, self.place(), field, value, limit)
     }
 }

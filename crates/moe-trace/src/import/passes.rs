@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::token_table::{Refusal, TokenTable};
-use crate::{Geometry, Phase, SequenceBuf};
+use crate::{EMPTY_SLOT, Geometry, Phase, SequenceBuf};
 
 /// Collects a sequence forward pass by forward pass: all tokens of a pass in one layer, then in the next.
 ///
@@ -64,7 +64,7 @@ impl Passes {
 
     /// Fills the slots of a token in a layer.
     pub(super) fn put(&mut self, row: usize, layer: usize, experts: &[u16], weights: &[f32]) -> Result<(), Refusal> {
-        for (slot, &expert) in experts.iter().enumerate() {
+        for (slot, &expert) in experts.iter().enumerate().filter(|&(_, &expert)| expert != EMPTY_SLOT) {
             self.tokens.put(row, layer, slot, expert, weights.get(slot).copied())?;
         }
         Ok(())

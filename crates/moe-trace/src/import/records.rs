@@ -2,6 +2,8 @@
 
 use std::fmt::Display;
 
+use super::ImportOptions;
+use super::ids::slot;
 use super::rows::{Row, phase};
 use crate::{EMPTY_SLOT, Geometry, Result, TraceError};
 
@@ -24,12 +26,13 @@ pub(super) trait Value: Display + Sized {
 }
 
 /// One record: `find` gives the value of a column that is there and not null, `error` makes an error of the record.
-pub(super) struct Record<F, E> {
+pub(super) struct Record<'o, F, E> {
+    pub(super) options: &'o ImportOptions,
     pub(super) find: F,
     pub(super) error: E,
 }
 
-impl<'a, V: Value + 'a, F: Fn(&str) -> Option<&'a V>, E: Fn(&str, &str, &str) -> TraceError> Record<F, E> {
+impl<'a, V: Value + 'a, F: Fn(&str) -> Option<&'a V>, E: Fn(&str, &str, &str) -> TraceError> Record<'_, F, E> {
     /// Replaces `row` by what the record says.
     pub(super) fn read(&self, row: &mut Row) -> Result<()> {
         let missing = |column| (self.error)(column, "missing", "expected a number");
@@ -88,10 +91,9 @@ impl<'a, V: Value + 'a, F: Fn(&str) -> Option<&'a V>, E: Fn(&str, &str, &str) ->
             return Err((self.error)("experts", "missing or no list", "expected a list of experts"));
         };
         for value in values {
-            let id = value.integer().and_then(|id| u16::try_from(id).ok());
-            experts.push(match id.filter(|&id| usize::from(id) < Geometry::MAX_EXPERTS) {
+            experts.push(match value.integer().and_then(|id| slot(id, self.options)) {
                 Some(id) => id,
-                None if value.is_null() || value.integer() == Some(-1) => EMPTY_SLOT,
+                None if value.is_null() => EMPTY_SLOT,
                 None => {
                     let limit = format!("expected an expert below {}", Geometry::MAX_EXPERTS);
                     return Err((self.error)("expert", &value.to_string(), &limit));

@@ -1,12 +1,13 @@
 //! `routed_experts` arrays of vLLM, as NumPy saves them.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::archive::Archive;
 use super::array::IntArray;
-use super::{ImportOptions, Importer, Sample, io, npy, record};
-use crate::{EMPTY_SLOT, Geometry, MoeLayer, Place, Result, SequenceBuf, SequenceStream};
+use super::ids::{IdsSeen, id_above, narrow};
+use super::input::InputBytes;
+use super::{ImportOptions, Importer, Input, Sample, npy, record};
+use crate::{EMPTY_SLOT, Geometry, ImportReport, MoeLayer, Phase, Place, Result, SequenceBuf, SequenceStream};
 
 /// What vLLM returns with `enable_return_routed_experts`: for each request an array `[tokens, layers, k]` of ids, saved
 /// by `np.save` (one request) or `np.savez` (one array a request).
@@ -30,15 +31,16 @@ impl Importer for RoutedExperts {
         archive || npy::is_npy(sample.head())
     }
 
-    fn open(&self, path: &Path, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
-        let mut arrays = Arrays::open(path)?;
+    fn open(&self, input: &Input, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
+        let path = input.path();
+        let mut arrays = Arrays::open(input)?;
         let mut seen: Option<Seen> = None;
         for index in 0..arrays.names.len() {
             let bytes = arrays.read(index)?;
             let array = npy::read(path, &arrays.names[index], &bytes)?;
             let shape = array.dimensions::<3>(path, "[tokens, layers, k]")?;
             let seen = seen.get_or_insert_with(|| Seen::new(shape[1], shape[2]));
-            seen.add(path, &array, shape)?;
+            seen.add(path, &array, shape, options)?;
         }
         let seen = seen.ok_or_else(|| {
             record(path, Place::Entry("archive".to_owned()), "arrays", "0", "expected at least one member NAME.npy")
@@ -48,47 +50,56 @@ impl Importer for RoutedExperts {
             let model_layer = u32::try_from(*layer).unwrap_or(u32::MAX);
             MoeLayer { model_layer, stack: options.stack() }
         };
-        let experts = options.experts_for(seen.largest)?;
+        let mut report = ImportReport::default();
+        let experts = seen.ids.experts(path, options, None, &mut report)?;
         let geometry = Geometry::new(layers.iter().map(moe_layer).collect(), experts, seen.top_k)?;
         if let Some(top_k) = options.known_top_k().filter(|&top_k| top_k != seen.top_k) {
             let limit = format!("the arrays have {}", seen.top_k);
             return Err(record(path, Place::Entry("options".to_owned()), "top_k", &top_k.to_string(), limit));
         }
-        Ok(Box::new(Requests { geometry, layers, arrays, next: 0, options: options.clone(), path: path.to_owned() }))
+        let phase = options.phase_or_assumed(&mut report);
+        Ok(Box::new(Requests {
+            geometry,
+            layers,
+            arrays,
+            next: 0,
+            phase,
+            report,
+            options: options.clone(),
+            path: path.to_owned(),
+        }))
     }
 }
 
 /// The arrays of a file, read one at a time.
 struct Arrays {
-    path: PathBuf,
+    input: Input,
     archive: Option<Archive>,
     names: Vec<String>,
 }
 
 impl Arrays {
-    fn open(path: &Path) -> Result<Arrays> {
-        let sample = Sample::take(path)?;
+    fn open(input: &Input) -> Result<Arrays> {
+        let input = input.clone();
+        let sample = Sample::take(&input)?;
         if npy::is_npy(sample.head()) {
-            return Ok(Arrays { path: path.to_owned(), archive: None, names: vec!["array".to_owned()] });
+            return Ok(Arrays { input, archive: None, names: vec!["array".to_owned()] });
         }
-        let archive = Archive::open(path)?;
+        let archive = Archive::open(&input)?;
         let names = archive.names()?.into_iter().filter(|name| name.ends_with(".npy")).collect();
-        Ok(Arrays { path: path.to_owned(), archive: Some(archive), names })
+        Ok(Arrays { input, archive: Some(archive), names })
     }
 
     fn read(&mut self, index: usize) -> Result<Bytes> {
         match &mut self.archive {
             Some(archive) => archive.read(&self.names[index]).map(Bytes::Read),
-            None => {
-                let file = File::open(&self.path).map_err(io(&self.path, "open the file"))?;
-                crate::format::map_file(&file).map(Bytes::Mapped).map_err(io(&self.path, "map the file"))
-            }
+            None => self.input.bytes().map(Bytes::Whole),
         }
     }
 }
 
 enum Bytes {
-    Mapped(memmap2::Mmap),
+    Whole(InputBytes),
     Read(Vec<u8>),
 }
 
@@ -97,7 +108,7 @@ impl std::ops::Deref for Bytes {
 
     fn deref(&self) -> &[u8] {
         match self {
-            Bytes::Mapped(map) => map,
+            Bytes::Whole(bytes) => bytes.as_ref(),
             Bytes::Read(bytes) => bytes,
         }
     }
@@ -106,7 +117,7 @@ impl std::ops::Deref for Bytes {
 /// What all arrays together show.
 struct Seen {
     top_k: usize,
-    largest: Option<usize>,
+    ids: IdsSeen,
     /// Whether a layer has an id other than 0.
     used: Vec<bool>,
 }
@@ -114,17 +125,23 @@ struct Seen {
 impl Seen {
     fn new(layers: usize, top_k: usize) -> Seen {
         // The array has as many columns, so that this is no larger than the array, or there is no token.
-        Seen { top_k, largest: None, used: vec![false; layers.min(Geometry::MAX_LAYERS + 1)] }
+        Seen { top_k, ids: IdsSeen::default(), used: vec![false; layers.min(Geometry::MAX_LAYERS + 1)] }
     }
 
-    fn add(&mut self, path: &Path, array: &IntArray<&[u8]>, [_, layers, top_k]: [usize; 3]) -> Result<()> {
+    fn add(
+        &mut self,
+        path: &Path,
+        array: &IntArray<&[u8]>,
+        [_, layers, top_k]: [usize; 3],
+        options: &ImportOptions,
+    ) -> Result<()> {
         if (layers, top_k) != (self.used.len(), self.top_k) || top_k == 0 || layers == 0 {
             let limit = format!("expected [tokens, {}, {}], none of them 0", self.used.len(), self.top_k);
             return Err(array.error(path, "shape", &format!("{:?}", array.shape()), &limit));
         }
         for index in 0..array.len() {
-            if let Some(id) = id(array.get(index)) {
-                self.largest = self.largest.max(Some(id));
+            if let Some(id) = id(array.get(index), options) {
+                self.ids.id(id, || array.place(&format!("token {}", index / top_k / layers)));
                 self.used[index / top_k % layers] |= id != 0;
             }
         }
@@ -148,8 +165,10 @@ impl Seen {
 }
 
 /// The expert of an element; `None` for an empty slot.
-pub(super) fn id(value: i64) -> Option<usize> {
-    usize::try_from(value).ok().filter(|&id| id != usize::from(EMPTY_SLOT))
+pub(super) fn id(value: i64, options: &ImportOptions) -> Option<usize> {
+    let marks_empty =
+        |id: &usize| *id == usize::from(EMPTY_SLOT) || options.empty_ids.iter().any(|&e| usize::from(e) == *id);
+    usize::try_from(value).ok().filter(|id| !marks_empty(id))
 }
 
 struct Requests {
@@ -159,12 +178,18 @@ struct Requests {
     layers: Vec<usize>,
     arrays: Arrays,
     next: usize,
+    phase: Phase,
     options: ImportOptions,
+    report: ImportReport,
 }
 
 impl SequenceStream for Requests {
     fn geometry(&self) -> &Geometry {
         &self.geometry
+    }
+
+    fn report(&self) -> &ImportReport {
+        &self.report
     }
 
     fn model(&self) -> Option<&str> {
@@ -184,21 +209,15 @@ impl SequenceStream for Requests {
             let row = (token * width + layer) * k;
             let unrouted = k > 1 && (row..row + k).all(|index| array.get(index) == 0);
             for index in row..row + k {
-                experts.push(match id(array.get(index)) {
+                experts.push(match id(array.get(index), &self.options) {
                     Some(id) if !unrouted => narrow(id, &self.geometry).ok_or_else(|| {
-                        let field = format!("id of token {token}, layer {layer}");
-                        let limit = format!("there are {} experts", self.geometry.experts());
-                        array.error(&self.path, &field, &id.to_string(), &limit)
+                        let place = array.place(&format!("token {token}, layer {layer}"));
+                        id_above(&self.path, place, id, self.geometry.experts())
                     })?,
                     _ => EMPTY_SLOT,
                 });
             }
         }
-        SequenceBuf::from_experts(&self.geometry, experts, self.options.phase()).map(Some)
+        SequenceBuf::from_experts(&self.geometry, experts, self.phase).map(Some)
     }
-}
-
-/// The id as a trace has it, if there is such an expert.
-pub(super) fn narrow(id: usize, geometry: &Geometry) -> Option<u16> {
-    u16::try_from(id).ok().filter(|&id| usize::from(id) < geometry.experts())
 }

@@ -2,9 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::ImportOptions;
+use super::ids::IdsSeen;
+use super::options::PHASE_REMEDY;
 use super::token_table::{Refusal, TokenTable};
-use crate::{DomainId, Geometry, MoeLayer, Phase, Result, SequenceBuf, SequenceStream, Stack, TraceError};
+use super::{ImportOptions, Input};
+use crate::{
+    DomainId, Geometry, ImportReport, MoeLayer, Phase, Place, Result, SequenceBuf, SequenceStream, Stack, TraceError,
+    WarningKind,
+};
 
 /// One row: an expert of a token in a layer, or all experts of a token in a layer.
 #[derive(Debug, Default)]
@@ -83,6 +88,9 @@ pub(super) trait RowSource {
     /// What the file has said so far about all rows.
     fn claims(&self) -> &Claims;
 
+    /// Where the row that was read last stands.
+    fn place(&self) -> Place;
+
     /// An error at the row that was read last.
     fn error(&self, field: &str, value: &str, limit: &str) -> TraceError;
 }
@@ -91,19 +99,24 @@ pub(super) trait RowSource {
 ///
 /// The rows of a sequence must follow each other. Layers are ordered encoder first, then by number.
 pub(super) fn open<S: RowSource + 'static>(
+    input: &Input,
     options: &ImportOptions,
     source: impl Fn() -> Result<S>,
 ) -> Result<Box<dyn SequenceStream>> {
     let mut scan = source()?;
-    let (mut layers, mut largest, mut top_k) = (BTreeMap::new(), None, 0);
+    let (mut layers, mut seen, mut report) = (BTreeMap::new(), IdsSeen::default(), ImportReport::default());
     let (mut domains, mut known): (Vec<String>, HashSet<String>) = (Vec::new(), HashSet::new());
     let mut row = Row::default();
     // Rows of one expert without a slot: how many of the same cell follow each other.
-    let (mut cell, mut in_cell) = (None, 0);
+    let (mut cell, mut in_cell, mut start) = (None, 0, None);
     while scan.next(&mut row)? {
         let this = Some((row.sequence.clone(), row.token, layer_key(&row, options)));
-        in_cell = if this == cell { in_cell + 1 } else { 1 };
-        cell = this;
+        if this != cell {
+            if let Some(place) = start.replace(scan.place()) {
+                seen.experts_of_a_token(in_cell, || place);
+            }
+            (cell, in_cell) = (this, 0);
+        }
         layers.insert(layer_key(&row, options), 0);
         if layers.len() > Geometry::MAX_LAYERS {
             return Err(scan.error(
@@ -112,10 +125,16 @@ pub(super) fn open<S: RowSource + 'static>(
                 &format!("at most {} layers", Geometry::MAX_LAYERS),
             ));
         }
-        let used = row.experts.iter().filter(|&&id| id != crate::EMPTY_SLOT);
-        largest = largest.max(used.max().copied().map(usize::from));
-        let used = row.slot.map_or(if row.experts.len() > 1 { 0 } else { in_cell - 1 }, |slot| slot);
-        top_k = top_k.max(used.saturating_add(row.experts.len()));
+        for &id in row.experts.iter().filter(|&&id| id != crate::EMPTY_SLOT) {
+            seen.id(usize::from(id), || scan.place());
+        }
+        let used = row.slot.unwrap_or(if row.experts.len() > 1 { 0 } else { in_cell });
+        in_cell = in_cell.max(used.saturating_add(row.experts.len()));
+        if row.phase.is_none() && options.phase.is_none() {
+            report.warn(WarningKind::PHASE_ASSUMED, PHASE_REMEDY, || {
+                (Some(scan.place()), "the phase is missing, the token is taken as prefilled".to_owned())
+            });
+        }
         if let Some(domain) = row.domain.take_if(|domain| !known.contains(domain)) {
             if domains.len() > usize::from(u16::MAX) {
                 return Err(scan.error("domain", &domain, "at most 65536 domains"));
@@ -124,19 +143,23 @@ pub(super) fn open<S: RowSource + 'static>(
             domains.push(domain);
         }
     }
+    if let Some(place) = start {
+        seen.experts_of_a_token(in_cell, || place);
+    }
     layers.values_mut().enumerate().for_each(|(ordinal, value)| *value = ordinal);
     let claims = scan.claims();
     let moe_layers = layers.keys().map(|&(is_decoder, model_layer)| {
         let stack = if is_decoder { Stack::Decoder } else { Stack::Encoder };
         MoeLayer { model_layer, stack }
     });
-    let claimed = ImportOptions { experts: options.known_experts().or(claims.experts), ..ImportOptions::default() };
-    let top_k = options.known_top_k().or(claims.top_k).unwrap_or(top_k).max(top_k);
-    let geometry = Geometry::new(moe_layers.collect(), claimed.experts_for(largest)?, top_k)?;
+    let experts = seen.experts(input.path(), options, claims.experts, &mut report)?;
+    let top_k = seen.top_k(input.path(), options, claims.top_k, &mut report)?;
+    let geometry = Geometry::new(moe_layers.collect(), experts, top_k)?;
     let domain_of = (0..).map(DomainId).zip(&domains).map(|(id, name)| (name.clone(), id)).collect();
     Ok(Box::new(Rows {
         source: source()?,
         model: options.model.clone().or(claims.model.clone()),
+        report,
         tokens: TokenTable::new(&geometry),
         geometry,
         layers,
@@ -161,6 +184,7 @@ struct Rows<S> {
     source: S,
     geometry: Geometry,
     model: Option<String>,
+    report: ImportReport,
     layers: BTreeMap<(bool, u32), usize>,
     domains: Vec<String>,
     domain_of: HashMap<String, DomainId>,
@@ -244,6 +268,10 @@ impl<S: RowSource> SequenceStream for Rows<S> {
 
     fn model(&self) -> Option<&str> {
         self.model.as_deref()
+    }
+
+    fn report(&self) -> &ImportReport {
+        &self.report
     }
 
     fn next_sequence(&mut self) -> Result<Option<SequenceBuf>> {

@@ -1,11 +1,10 @@
 //! The beginning of a file, to tell its format.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Read;
-use std::path::Path;
 
 use super::archive::Archive;
-use super::io;
+use super::{Input, io};
 use crate::Result;
 
 /// The beginning of a file; of a directory and of a zip archive, the names in it.
@@ -25,20 +24,20 @@ impl Sample {
     ///
     /// # Errors
     /// [`TraceError::Io`](crate::TraceError::Io).
-    pub fn take(path: &Path) -> Result<Sample> {
+    pub fn take(input: &Input) -> Result<Sample> {
+        let path = input.path();
         let mut sample = Sample { head: Vec::new(), names: Vec::new() };
-        if path.is_dir() {
+        if input.is_folder() {
             for entry in fs::read_dir(path).map_err(io(path, "list the directory"))?.take(Self::NAMES) {
                 let name = entry.map_err(io(path, "list the directory"))?.file_name();
                 sample.names.push(name.to_string_lossy().into_owned());
             }
             sample.names.sort_unstable();
         } else {
-            let file = File::open(path).map_err(io(path, "open the file"))?;
-            file.take(Self::BYTES).read_to_end(&mut sample.head).map_err(io(path, "read the file"))?;
+            input.reader()?.take(Self::BYTES).read_to_end(&mut sample.head).map_err(io(path, "read the file"))?;
             if sample.is_zip() {
                 // An archive that cannot be read is told by the importer that is named for it.
-                sample.names = Archive::open(path).and_then(|archive| archive.names()).unwrap_or_default();
+                sample.names = Archive::open(input).and_then(|archive| archive.names()).unwrap_or_default();
             }
         }
         Ok(sample)

@@ -1,11 +1,10 @@
 //! Files of SGLang's expert distribution recorder in per-token mode.
 
-use std::path::Path;
-
+use super::ids::IdsSeen;
 use super::pickle::Value;
 use super::torch_file::{TensorRef, TorchFile};
-use super::{ImportOptions, Importer, Sample};
-use crate::{EMPTY_SLOT, Geometry, MoeLayer, Phase, Result, SequenceBuf, SequenceStream};
+use super::{ImportOptions, Importer, Input, Sample};
+use crate::{EMPTY_SLOT, Geometry, ImportReport, MoeLayer, Phase, Place, Result, SequenceBuf, SequenceStream};
 
 /// `{"records": [{"forward_pass_id", "input_ids", "positions", "extend_seq_lens", "forward_mode", "topk_ids_of_layer"}],
 /// "last_physical_to_logical_map"}`, saved by PyTorch and read without executing it.
@@ -30,8 +29,9 @@ impl Importer for SgLang {
         sample.is_zip() && sample.names().iter().any(|name| name.ends_with("/data.pkl"))
     }
 
-    fn open(&self, path: &Path, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
-        let mut file = TorchFile::open(path)?;
+    fn open(&self, input: &Input, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
+        let path = input.path();
+        let mut file = TorchFile::open(input)?;
         let map = match file.pickle().get(file.pickle().root(), "last_physical_to_logical_map") {
             Some(map) => file.tensor("last_physical_to_logical_map", map)?,
             None => return Err(file.error("root", "last_physical_to_logical_map", "missing", "expected a tensor")),
@@ -44,10 +44,14 @@ impl Importer for SgLang {
         let mut open: Vec<Open> = Vec::new();
         let (mut used, mut top_k) = (vec![false; layers], 0);
         let mut width = None;
-        let logical = (0..map.len()).filter_map(|index| usize::try_from(map.get(index)).ok()).max();
-        let experts = options.experts_for(logical)?;
+        let mut seen = IdsSeen::default();
+        for id in (0..map.len()).filter_map(|index| usize::try_from(map.get(index)).ok()) {
+            seen.id(id, || Place::Entry("last_physical_to_logical_map".to_owned()));
+        }
+        let mut report = ImportReport::default();
+        let experts = seen.experts(path, options, None, &mut report)?;
         // Records of a pickle can share a tensor, so that a small file could stand for any number of tokens.
-        let mut budget = file.bytes()?.saturating_mul(EXPANSION);
+        let mut budget = file.bytes().saturating_mul(EXPANSION);
         for record in &records {
             let name = format!("record of pass {}", record.pass);
             let ids = file.read(&name, &record.ids)?;
@@ -106,7 +110,7 @@ impl Importer for SgLang {
             |&layer: &usize| MoeLayer { model_layer: u32::try_from(layer).unwrap_or(u32::MAX), stack: options.stack() };
         let geometry = Geometry::new(used.iter().map(moe_layer).collect(), experts, top_k)?;
         let (model, width) = (options.model.clone(), width.unwrap_or(0));
-        Ok(Box::new(Sequences { geometry, layers: used, width, model, open: open.into_iter() }))
+        Ok(Box::new(Sequences { geometry, layers: used, width, model, report, open: open.into_iter() }))
     }
 }
 
@@ -128,7 +132,7 @@ fn read_records(file: &TorchFile) -> Result<Vec<Pass>> {
         return Err(file.error("root", "records", "missing", "expected a list; was the recorder in per-token mode?"));
     };
     // Records of a pickle can share a list, so that a small file could stand for any number of positions.
-    let mut budget = file.bytes()?.saturating_mul(EXPANSION);
+    let mut budget = file.bytes().saturating_mul(EXPANSION);
     let mut passes = Vec::new();
     for (number, record) in records.enumerate() {
         let name = format!("record {number}");
@@ -249,6 +253,7 @@ struct Sequences {
     /// Slots of a layer in the file.
     width: usize,
     model: Option<String>,
+    report: ImportReport,
     open: std::vec::IntoIter<Open>,
 }
 
@@ -259,6 +264,10 @@ impl SequenceStream for Sequences {
 
     fn model(&self) -> Option<&str> {
         self.model.as_deref()
+    }
+
+    fn report(&self) -> &ImportReport {
+        &self.report
     }
 
     fn next_sequence(&mut self) -> Result<Option<SequenceBuf>> {

@@ -9,9 +9,10 @@ use serde::Deserialize;
 
 use super::archive::Archive;
 use super::array::IntArray;
-use super::routed_experts::{id, narrow};
-use super::{ImportOptions, Importer, Sample, io, npy};
-use crate::{EMPTY_SLOT, Geometry, MoeLayer, Phase, Result, SequenceBuf, SequenceStream, TraceError};
+use super::ids::{IdsSeen, id_above, narrow};
+use super::routed_experts::id;
+use super::{ImportOptions, Importer, Input, Sample, io, npy};
+use crate::{EMPTY_SLOT, Geometry, ImportReport, MoeLayer, Phase, Result, SequenceBuf, SequenceStream, TraceError};
 
 /// `experts` u16 `[tokens, layers, k]` with 0xFFFF for padding, `seq_id` and `pos` `[tokens]`; `NAME.meta.json` beside
 /// `NAME.npz` has the number of experts and the layers' numbers in the model, where it is absent they are inferred.
@@ -30,8 +31,9 @@ impl Importer for Streamlx {
         sample.is_zip() && ["experts.npy", "seq_id.npy", "pos.npy"].iter().all(|name| sample.has(name))
     }
 
-    fn open(&self, path: &Path, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
-        let mut archive = Archive::open(path)?;
+    fn open(&self, input: &Input, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
+        let path = input.path();
+        let mut archive = Archive::open(input)?;
         let experts = archive.read("experts.npy")?;
         let (seq_id, pos) = (archive.read("seq_id.npy")?, archive.read("pos.npy")?);
         let description = Description::beside(path)?;
@@ -48,11 +50,12 @@ impl Importer for Streamlx {
                 ));
             }
         }
-        let geometry = geometry(path, &array, [layers, top_k], &description, options)?;
+        let mut report = ImportReport::default();
+        let geometry = geometry(path, &array, [layers, top_k], &description, options, &mut report)?;
         let model = options.model.clone().or(description.model);
         let sequences = split(path, &seq_id, &pos)?.into_iter();
-        let (path, phase) = (path.to_owned(), options.phase());
-        Ok(Box::new(Sequences { path, geometry, model, experts, sequences, phase }))
+        let (path, phase) = (path.to_owned(), options.phase_or_assumed(&mut report));
+        Ok(Box::new(Sequences { path, geometry, model, experts, sequences, phase, options: options.clone(), report }))
     }
 }
 
@@ -88,6 +91,7 @@ fn geometry(
     [layers, top_k]: [usize; 2],
     description: &Description,
     options: &ImportOptions,
+    report: &mut ImportReport,
 ) -> Result<Geometry> {
     let model_layers = match &description.layer_ids {
         Some(ids) if ids.len() != layers => {
@@ -101,11 +105,13 @@ fn geometry(
         }
         None => (0..).take(layers).collect(),
     };
-    let largest = (0..array.len()).filter_map(|index| id(array.get(index))).max();
-    let experts = match description.n_experts {
-        Some(experts) => experts,
-        None => options.experts_for(largest)?,
-    };
+    let mut seen = IdsSeen::default();
+    for index in 0..array.len() {
+        if let Some(id) = id(array.get(index), options) {
+            seen.id(id, || array.place(&format!("token {}", index / (layers * top_k))));
+        }
+    }
+    let experts = seen.experts(path, options, description.n_experts, report)?;
     let stack = options.stack();
     let layers = model_layers.into_iter().map(|model_layer| MoeLayer { model_layer, stack }).collect();
     Geometry::new(layers, experts, top_k)
@@ -138,6 +144,8 @@ struct Sequences {
     experts: Vec<u8>,
     sequences: std::vec::IntoIter<Range<usize>>,
     phase: Phase,
+    options: ImportOptions,
+    report: ImportReport,
 }
 
 impl SequenceStream for Sequences {
@@ -149,15 +157,18 @@ impl SequenceStream for Sequences {
         self.model.as_deref()
     }
 
+    fn report(&self) -> &ImportReport {
+        &self.report
+    }
+
     fn next_sequence(&mut self) -> Result<Option<SequenceBuf>> {
         let Some(tokens) = self.sequences.next() else { return Ok(None) };
         let array = npy::read(&self.path, "experts", &self.experts)?;
         let row = self.geometry.layers() * self.geometry.top_k();
-        let expert = |index: usize| match id(array.get(index)) {
+        let expert = |index: usize| match id(array.get(index), &self.options) {
             None => Ok(EMPTY_SLOT),
             Some(id) => narrow(id, &self.geometry).ok_or_else(|| {
-                let limit = format!("there are {} experts", self.geometry.experts());
-                array.error(&self.path, &format!("id of token {}", index / row), &id.to_string(), &limit)
+                id_above(&self.path, array.place(&format!("token {}", index / row)), id, self.geometry.experts())
             }),
         };
         let experts = (tokens.start * row..tokens.end * row).map(expert).collect::<Result<_>>()?;

@@ -1,12 +1,12 @@
 //! Rows of a delimited text file with named columns.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use csv::ByteRecord;
 
+use super::input::{Input, InputReader};
 use super::{io, record};
 use crate::{Place, Result, TraceError};
 
@@ -19,7 +19,7 @@ pub(super) struct Column(usize);
 pub(super) struct Table {
     path: PathBuf,
     names: Vec<String>,
-    reader: csv::Reader<BufReader<File>>,
+    reader: csv::Reader<InputReader>,
     row: ByteRecord,
     /// Lines before what `reader` sees.
     skipped: u64,
@@ -30,9 +30,9 @@ impl Table {
     const LONGEST_COMMENT: u64 = 1 << 16;
 
     /// Opens a file; `comment` is called with each line at the beginning that starts with `#`, and its number.
-    pub(super) fn open(path: &Path, mut comment: impl FnMut(u64, &str) -> Result<()>) -> Result<Table> {
-        let file = File::open(path).map_err(io(path, "open the file"))?;
-        let mut file = BufReader::with_capacity(1 << 16, file);
+    pub(super) fn open(input: &Input, mut comment: impl FnMut(u64, &str) -> Result<()>) -> Result<Table> {
+        let path = input.path();
+        let mut file = input.reader()?;
         let mut skipped = 0;
         while file.fill_buf().map_err(io(path, "read the file"))?.first() == Some(&b'#') {
             let mut line = Vec::new();

@@ -1,11 +1,11 @@
 //! Files of `torch.save`: a zip archive of a pickle and storages.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::archive::Archive;
 use super::array::{IntArray, IntType};
 use super::pickle::{Pickle, Value};
-use super::{io, record};
+use super::{Input, record};
 use crate::{Place, Result, TraceError};
 
 /// Tensors of a pickle can share what describes them, so that a description has to be small.
@@ -15,6 +15,8 @@ const MAX_RANK: usize = 8;
 /// A file of `torch.save`.
 pub(super) struct TorchFile {
     path: PathBuf,
+    /// Length of the file.
+    bytes: u64,
     archive: Archive,
     /// The folder in the archive.
     prefix: String,
@@ -22,8 +24,9 @@ pub(super) struct TorchFile {
 }
 
 impl TorchFile {
-    pub(super) fn open(path: &Path) -> Result<TorchFile> {
-        let mut archive = Archive::open(path)?;
+    pub(super) fn open(input: &Input) -> Result<TorchFile> {
+        let path = input.path();
+        let mut archive = Archive::open(input)?;
         let names = archive.names()?;
         let Some(prefix) = names.iter().find_map(|name| name.strip_suffix("/data.pkl")) else {
             return Err(record(
@@ -45,12 +48,12 @@ impl TorchFile {
             let place = Place::Entry(format!("{name}, byte {}", error.at));
             record(path, place, "pickle", &error.found, error.allowed)
         })?;
-        Ok(TorchFile { path: path.to_owned(), archive, prefix, pickle })
+        Ok(TorchFile { path: path.to_owned(), bytes: input.len()?, archive, prefix, pickle })
     }
 
     /// The length of the file.
-    pub(super) fn bytes(&self) -> Result<u64> {
-        std::fs::metadata(&self.path).map(|metadata| metadata.len()).map_err(io(&self.path, "read the size"))
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     pub(super) fn pickle(&self) -> &Pickle {

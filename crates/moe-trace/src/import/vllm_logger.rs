@@ -1,14 +1,14 @@
 //! Logs of vLLM patches that write one JSON line a token and layer.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::Path;
 
 use serde::Deserialize;
 
+use super::ids::IdsSeen;
 use super::lines::JsonLines;
 use super::passes::Passes;
-use super::{ImportOptions, Importer, Sample};
-use crate::{Geometry, MoeLayer, Result, SequenceBuf, SequenceStream};
+use super::{ImportOptions, Importer, Input, Sample};
+use crate::{Geometry, ImportReport, MoeLayer, Result, SequenceBuf, SequenceStream};
 
 /// `{"type": "meta", "model_id", "top_k", ...}` and `{"type": "route", "req_id", "token_idx", "layer", "topk_ids",
 /// "topk_weights"}`.
@@ -36,16 +36,15 @@ impl Importer for VllmLogger {
             && sample.contains("token_idx")
     }
 
-    fn open(&self, path: &Path, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
-        let (mut layers, mut largest, mut top_k, mut model) = (BTreeSet::new(), None, 0, None);
-        let mut lines = JsonLines::open(path)?;
+    fn open(&self, input: &Input, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
+        let (mut layers, mut seen, mut model) = (BTreeSet::new(), IdsSeen::default(), None);
+        let mut lines = JsonLines::open(input)?;
         while let Some(line) = lines.next::<Line>()? {
             match line {
                 Line::Meta { model_id } => model = model.or(model_id),
                 Line::Route(route) => {
                     layers.insert(route.layer);
-                    top_k = top_k.max(route.topk_ids.len());
-                    largest = largest.max(route.topk_ids.iter().max().copied().map(usize::from));
+                    seen.row(&route.topk_ids, || lines.place());
                     if layers.len() > Geometry::MAX_LAYERS {
                         let limit = format!("at most {} layers", Geometry::MAX_LAYERS);
                         return Err(lines.error("layer", &route.layer.to_string(), &limit));
@@ -56,12 +55,14 @@ impl Importer for VllmLogger {
         }
         let layers: Vec<u32> = layers.into_iter().collect();
         let moe_layers = layers.iter().map(|&model_layer| MoeLayer { model_layer, stack: options.stack() }).collect();
-        let top_k = options.known_top_k().unwrap_or(top_k).max(top_k);
-        let geometry = Geometry::new(moe_layers, options.experts_for(largest)?, top_k)?;
+        let mut report = ImportReport::default();
+        let experts = seen.experts(input.path(), options, None, &mut report)?;
+        let top_k = seen.top_k(input.path(), options, None, &mut report)?;
+        let geometry = Geometry::new(moe_layers, experts, top_k)?;
 
         let mut requests: Vec<Passes> = Vec::new();
         let mut number_of: HashMap<String, usize> = HashMap::new();
-        let mut lines = JsonLines::open(path)?;
+        let mut lines = JsonLines::open(input)?;
         while let Some(line) = lines.next::<Line>()? {
             let Line::Route(route) = line else { continue };
             let number = *number_of.entry(route.req_id.text()).or_insert(requests.len());
@@ -82,7 +83,7 @@ impl Importer for VllmLogger {
             requests[number].put(row, layer, &route.topk_ids, &route.topk_weights).map_err(refused)?;
         }
         let model = options.model.clone().or(model).filter(|model| !model.is_empty());
-        Ok(Box::new(Requests { geometry, model, requests: requests.into_iter() }))
+        Ok(Box::new(Requests { geometry, model, report, requests: requests.into_iter() }))
     }
 }
 
@@ -127,6 +128,7 @@ impl RequestId {
 struct Requests {
     geometry: Geometry,
     model: Option<String>,
+    report: ImportReport,
     requests: std::vec::IntoIter<Passes>,
 }
 
@@ -137,6 +139,10 @@ impl SequenceStream for Requests {
 
     fn model(&self) -> Option<&str> {
         self.model.as_deref()
+    }
+
+    fn report(&self) -> &ImportReport {
+        &self.report
     }
 
     fn next_sequence(&mut self) -> Result<Option<SequenceBuf>> {

@@ -5,6 +5,7 @@
 mod arrays;
 mod big_moe_on_edge;
 mod granite;
+mod report;
 mod rows;
 
 use std::path::{Path, PathBuf};

@@ -31,7 +31,7 @@ fn llama_moe_traces_keep_the_order_in_which_tokens_came() {
     assert_eq!(message("-1,1,65535,2\n"), "f, line 1: id is 65535, the largest id is 65534");
     assert_eq!(message("-1,1,7,7\n"), "f: invalid sequence: sequence 0, token 0, layer 0: expert 7 appears twice");
     let few = ImportOptions { experts: Some(4), ..ImportOptions::default() };
-    assert_eq!(failure(LLAMA, &few), "f: the file does not make a trace: experts is 4, allowed are 8..=65535");
+    assert_eq!(failure(LLAMA, &few), "f, line 1: expert is 7, there are 4 experts: give --experts if there are more");
 }
 
 const VLLM: &str = r#"{"type": "meta", "model_id": "tiny", "vllm_version": "0.15.1", "layers_logged": [0, 2], "top_k": 2}
@@ -157,7 +157,11 @@ fn json_lines_are_read_by_the_names_of_their_fields() {
     );
     assert_eq!(changed("\"token\": 1", "\"t\": 1"), "f, line 3: token is missing, expected a number");
     assert_eq!(changed("[15]", "[99999]"), "f, line 3: expert is 99999, expected an expert below 65535");
-    assert_eq!(changed("[15]", "[16]"), "f: the file does not make a trace: experts is 16, allowed are 17..=65535");
+    assert_eq!(
+        changed("[15]", "[16]"),
+        "f, line 3: expert is 16, there are 16 experts: give --experts if there are more, or --empty-id if it marks an empty \
+         slot"
+    );
     assert_eq!(
         changed("\"weights\": [1]", "\"weights\": [1, 2]"),
         "f, line 3: weights is 2 numbers, there are 1 experts"
