@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use expert_cache::{
-    Counts, ExpertCache, ExpertKey, ExpertSizes, MissPolicy, Oversize, Partition, PolicyKind, Pool, Prefetcher,
-    PrefetcherKind, Prefetching, Request, Requests, Simulation, Speed, Timeline,
+    Counts, ExpertCache, MissPolicy, Oversize, Partition, PolicyKind, Pool, Prefetcher, PrefetcherKind, Prefetching,
+    Requests, Simulation, Speed, Timeline,
 };
-use moe_offload::{MissSeconds, OffloadOptions, Transfers};
-use moe_trace::{ExpertSet, Geometry, Phase, RoutingSource};
+use moe_offload::{ExpertStore, HostCounters, HostSimulation, MissSeconds, OffloadOptions, Transfers};
+use moe_trace::{Geometry, RoutingSource};
 
 use crate::calibrate::Prices;
 use crate::stores::{Ahead, HostTier};
@@ -48,8 +48,8 @@ pub(crate) struct Served<'a> {
     layers: Vec<Arc<Requests>>,
     /// What all of them will want.
     model: Arc<Requests>,
-    /// Bytes of an expert of each layer.
-    expert_bytes: Vec<u64>,
+    /// The experts below the slots and the tier.
+    store: &'a dyn ExpertStore,
     /// Between the disk and the slots.
     tier: Option<HostTier>,
     /// Prices that `Misses::Auto` decides by.
@@ -61,8 +61,8 @@ pub(crate) struct Predicted {
     pub(crate) speed: Speed,
     /// Of decoded tokens.
     pub(crate) counts: Counts,
-    /// Hits of the cache in host memory an access, if there is one.
-    pub(crate) host_hit_rate: Option<f64>,
+    /// What the cache in host memory does, if there is one.
+    pub(crate) host: Option<HostCounters>,
 }
 
 impl Case {
@@ -135,17 +135,17 @@ pub(crate) fn cases(
 }
 
 impl<'a> Served<'a> {
-    /// Serves a source with experts of some bytes a layer; `prices` are what `Misses::Auto` decides by.
+    /// Serves a source with the experts of a store; `prices` are what `Misses::Auto` decides by.
     pub(crate) fn new(
         source: &'a dyn RoutingSource,
-        expert_bytes: Vec<u64>,
+        store: &'a dyn ExpertStore,
         tier: Option<HostTier>,
         prices: Prices,
     ) -> Result<Served<'a>> {
         let (partition, model) = (Partition::per_layer(source.geometry()), Partition::global(source.geometry()));
         let wanted = |pool| Ok(Arc::new(Requests::from_source(source, pool)?));
         let layers = partition.pools().iter().map(wanted).collect::<Result<_>>()?;
-        Ok(Served { source, layers, model: wanted(&model.pools()[0])?, partition, expert_bytes, tier, prices })
+        Ok(Served { source, layers, model: wanted(&model.pools()[0])?, partition, store, tier, prices })
     }
 
     pub(crate) fn geometry(&self) -> &Geometry {
@@ -161,7 +161,7 @@ impl<'a> Served<'a> {
         Ok(match case.misses {
             Misses::Load => MissPolicy::Load,
             Misses::Host => MissPolicy::Host,
-            Misses::Auto => MissPolicy::Cheaper(Arc::new(MissSeconds::new(costs(), self.expert_bytes.len())?)),
+            Misses::Auto => MissPolicy::Cheaper(Arc::new(MissSeconds::new(costs(), self.geometry().layers())?)),
         })
     }
 
@@ -206,11 +206,14 @@ impl<'a> Served<'a> {
 
     /// Speed and hits of a case.
     pub(crate) fn predict(&self, case: &Case, prices: &Prices) -> Result<Predicted> {
-        let from_disk = self.tier.map(|tier| self.below_the_slots(case, tier)).transpose()?;
-        let costs = match &from_disk {
+        let below = self.tier.map(|tier| self.below_the_slots(case, tier)).transpose()?;
+        let costs = match &below {
             // What comes from disk is copied once more.
-            Some(shares) => {
-                prices.through_host_memory().costs(&|layer| shares.loads[layer].misses(), shares.bypasses.misses())
+            Some(below) => {
+                let mut computed = HostCounters::default();
+                below.layers().iter().for_each(|layer| computed.merge(&layer.computed));
+                let loads = |layer: usize| misses_per_access(&below.layers()[layer].loaded);
+                prices.through_host_memory().costs(&loads, misses_per_access(&computed))
             }
             None => prices.costs(&|_| 1.0, 1.0),
         };
@@ -221,80 +224,25 @@ impl<'a> Served<'a> {
         })?;
         let mut counts = Counts::default();
         simulation.counts().iter().for_each(|layer| counts.merge(&layer.decode));
-        let host_hit_rate = from_disk.map(|shares| {
-            let mut all = shares.bypasses;
-            shares.loads.iter().for_each(|layer| all = Share { hits: all.hits + layer.hits, all: all.all + layer.all });
-            1.0 - all.misses()
-        });
-        Ok(Predicted { speed: timeline.speed().clone(), counts, host_hit_rate })
+        Ok(Predicted { speed: timeline.speed().clone(), counts, host: below.map(|below| below.total()) })
     }
 
-    /// What a cache in host memory has of that which the slots do not have.
-    fn below_the_slots(&self, case: &Case, tier: HostTier) -> Result<Shares> {
-        let model = Partition::global(self.geometry());
-        let pool = &model.pools()[0];
-        let mut books = tier.books(pool, ExpertSizes::by_layer(pool, &self.expert_bytes)?)?;
-        let mut shares = Shares { loads: vec![Share::default(); self.expert_bytes.len()], bypasses: Share::default() };
-        let mut wanted = ExpertSet::new(pool.universe());
-        let mut outcome = Ok(());
-        let mut simulation = self.simulation(case)?;
-        let pools = self.partition.pools();
-        simulation.observe(self.source, |served| {
-            let mut want = |number: usize, key: ExpertKey| -> expert_cache::Result<Option<(usize, bool)>> {
-                let Some((layer, expert)) = pools[number].expert(key) else { return Ok(None) };
-                let Some(key) = pool.key(layer, expert) else { return Ok(None) };
-                wanted.insert(key.index());
-                let hit =
-                    books.request(Request::new(&wanted, layer, Phase::Decode)).map(|plan| !plan.hits().is_empty());
-                wanted.remove(key.index());
-                Ok(Some((layer.index(), hit?)))
-            };
-            // In the order in which a bank without threads wants them.
-            let mut serve = || -> expert_cache::Result<()> {
-                for &key in served.plan.bypasses() {
-                    shares.bypasses.add(want(served.pool, key)?.is_some_and(|(_, hit)| hit));
-                }
-                let loads = served.plan.loads().iter().map(|load| (served.pool, load.key));
-                let prefetches = served.prefetches.iter().map(|prefetched| (prefetched.pool, prefetched.load.key));
-                for (number, key) in loads.chain(prefetches) {
-                    if let Some((layer, hit)) = want(number, key)? {
-                        shares.loads[layer].add(hit);
-                    }
-                }
-                Ok(())
-            };
+    /// Simulates a cache in host memory below the slots.
+    fn below_the_slots(&self, case: &Case, tier: HostTier) -> Result<HostSimulation> {
+        let mut host = HostSimulation::new(self.store, tier.bytes, tier.policy)?;
+        let (pools, mut outcome) = (self.partition.pools(), Ok(()));
+        self.simulation(case)?.observe(self.source, |served| {
             if outcome.is_ok() {
-                outcome = serve();
+                outcome = host.serve(pools, served);
             }
         })?;
         outcome?;
-        Ok(shares)
+        Ok(host)
     }
 }
 
-/// Hits of a cache in host memory.
-struct Shares {
-    /// Of loads, by layer.
-    loads: Vec<Share>,
-    /// Of experts that the host computes.
-    bypasses: Share,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Share {
-    hits: u64,
-    all: u64,
-}
-
-impl Share {
-    fn add(&mut self, hit: bool) {
-        self.hits += u64::from(hit);
-        self.all += 1;
-    }
-
-    /// Misses an access.
-    #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
-    fn misses(&self) -> f64 {
-        (self.all - self.hits) as f64 / self.all.max(1) as f64
-    }
+/// Share of the wanted experts that come from disk; 0 if none was wanted.
+fn misses_per_access(counters: &HostCounters) -> f64 {
+    let wanted = counters.hits + counters.loads + counters.bypasses;
+    if wanted == 0 { 0.0 } else { 1.0 - counters.hit_rate() }
 }

@@ -43,10 +43,14 @@ pub(crate) struct Row {
     pub(crate) misses: String,
     /// What is read ahead, if anything.
     pub(crate) read_ahead: Option<Ahead>,
-    /// Hits an access of decoded tokens.
-    pub(crate) hit_rate: f64,
-    /// Hits an access of a cache in host memory, simulated without reading ahead.
-    pub(crate) host_hit_rate: Option<f64>,
+    /// Hits of the slots per access of decoded tokens, simulated.
+    pub(crate) simulated_hit_rate: f64,
+    /// Hits of the slots per access of decoded tokens, counted in the last run.
+    pub(crate) counted_hit_rate: f64,
+    /// Hits of a cache in host memory per expert that it was asked for, simulated without threads and without reading ahead.
+    pub(crate) simulated_host_hit_rate: Option<f64>,
+    /// Hits of a cache in host memory per expert that it was asked for, counted in the last run.
+    pub(crate) counted_host_hit_rate: Option<f64>,
     pub(crate) predicted: Speeds,
     pub(crate) measured: Speeds,
     /// Seconds more of a load from disk at that time.
@@ -83,8 +87,10 @@ impl Row {
             prefetcher: case.prefetcher.to_string(),
             misses: case.misses.to_string(),
             read_ahead: case.ahead,
-            hit_rate: predicted.counts.hit_rate(),
-            host_hit_rate: predicted.host_hit_rate,
+            simulated_hit_rate: predicted.counts.hit_rate(),
+            counted_hit_rate: bank.decode.counters.counts.hit_rate(),
+            simulated_host_hit_rate: predicted.host.map(|host| host.hit_rate()),
+            counted_host_hit_rate: bank.host.map(|host| host.counters.hit_rate()),
             predicted: Speeds::predicted(&predicted.speed),
             measured: Speeds::measured(steps),
             disk_seconds,
@@ -186,8 +192,8 @@ impl fmt::Display for Report {
                 row.policy.clone(),
                 row.prefetcher.clone(),
                 row.misses.clone(),
-                per_cent(row.hit_rate),
-                row.host_hit_rate.map_or("-".to_owned(), per_cent),
+                per_cent(row.simulated_hit_rate),
+                row.simulated_host_hit_rate.map_or("-".to_owned(), per_cent),
                 speed(measured.decode),
                 share(measured.decode, self.resident.decode),
                 speed(predicted.decode),

@@ -176,7 +176,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Ok(Prices { host_copy_seconds, ..prices })
     };
     let decided_by = prices(&measured.profiles)?;
-    let served = Served::new(workload.routing(&outcome), size.expert_bytes.clone(), tier, decided_by)?;
+    let served = Served::new(workload.routing(&outcome), &*workload.store, tier, decided_by)?;
 
     before.finish_and_clear();
     let bar = live_bar(arguments.rounds * (cases.len() + 1));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use expert_cache::{CacheError, ExpertCache, ExpertSizes, Oversize, PolicyKind, Pool, SlotId};
+use expert_cache::{PolicyKind, SlotId};
 use moe_offload::{CpuSlots, ExpertSlots, ExpertStore, FileReads, HostCache};
 use moe_trace::{ExpertId, LayerId};
 use serde::Serialize;
@@ -126,16 +126,5 @@ impl HostTier {
             Ok(seconds)
         });
         Ok(median(copies.collect::<Result<Vec<_>>>()?.into_iter()))
-    }
-
-    /// The books of the cache, to simulate it.
-    pub(crate) fn books(
-        self,
-        pool: &Pool,
-        sizes: ExpertSizes,
-    ) -> Result<ExpertCache<Box<dyn expert_cache::EvictionPolicy>>, CacheError> {
-        let bytes = self.bytes.min(sizes.total());
-        let policy = self.policy.build(pool.shape(), sizes.most_within(bytes), None)?;
-        ExpertCache::in_bytes(policy, sizes, bytes, Oversize::Bypass)
     }
 }

@@ -6,6 +6,14 @@ use moe_trace::LayerId;
 use crate::{Result, Routes};
 
 /// Runs the experts of a model's MoE layers.
+///
+/// # Threads
+/// Threads may share a bank. Use threads of your own, or those on which an async runtime lets calls block
+/// (`tokio::task::spawn_blocking`): a call takes as long as its experts do. Workers of rayon compute the matrices of a call,
+/// so one of them must not wait for the call of another. A bank whose calls take turns, such as
+/// [`OffloadedExperts`](crate::OffloadedExperts), therefore returns
+/// [`OffloadError::RayonWorker`](crate::OffloadError::RayonWorker) when a worker calls it while another call has the turn.
+/// A lone caller on a worker, for example in `ThreadPool::install`, is served.
 pub trait ExpertBank: Send + Sync {
     /// Sends the tokens `hidden`, `[tokens x hidden_size]`, through their experts; returns the weighted sum of the
     /// experts' outputs, `[tokens x hidden_size]`, summed in rank order.

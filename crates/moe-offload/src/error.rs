@@ -64,6 +64,15 @@ pub enum OffloadError {
         /// Number of experts.
         experts: usize,
     },
+    /// A worker of rayon calls a bank that serves another call, which may wait for that worker.
+    #[error(
+        "{layer}: another call has the turn, and a rayon worker must not wait for it; call the bank from threads of your own, \
+         or from one rayon worker at a time"
+    )]
+    RayonWorker {
+        /// MoE layer of the refused call.
+        layer: LayerId,
+    },
     /// An earlier call panicked while it planned, in a policy or a prefetcher.
     #[error("the books of {layer} were left inconsistent by a panic in another thread")]
     Poisoned {

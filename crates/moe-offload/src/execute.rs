@@ -171,7 +171,10 @@ impl Call<'_> {
             state = self.engine.lock(self.layer)?;
         }
         loop {
-            self.collect_ready(&mut state, progress.scratch)?;
+            if self.collect_ready(&mut state, progress.scratch)? {
+                // The threads have gone to sleep since: what was requeued has only just become work.
+                self.engine.work.notify_all();
+            }
             if !progress.scratch.ready.is_empty() {
                 drop(state);
                 self.compute(progress)?;
@@ -202,15 +205,17 @@ impl Call<'_> {
     ) -> Result<MutexGuard<'a, State>> {
         let started = Instant::now();
         if self.patience.is_none()
-            && let Some(mut job) = state.order.begin_demand_of(self.pool)
+            && let Some((mut number, mut job)) = state.order.begin_demand_of(self.pool)
         {
             loop {
                 drop(state);
                 let loaded = self.engine.load(&job);
                 state = self.engine.lock(self.layer)?;
                 // An expert is computed while the processor still has its weights in a cache, and with threads while they load
-                // others; but those that threads share are computed together.
-                match (loaded && self.loads_all()).then(|| state.order.begin_demand_of(self.pool)).flatten() {
+                // others; but those that threads share are computed together. Then a load that was planned next and waits for
+                // its slot is not overtaken.
+                number = number.next();
+                match (loaded && self.loads_all()).then(|| state.order.begin_demand(number)).flatten() {
                     Some(next) => job = next,
                     None => break,
                 }
@@ -265,10 +270,11 @@ impl Call<'_> {
         scratch.pending.iter().any(|read| state.order.has_ended(self.place(read.slot), read.key))
     }
 
-    /// Moves experts that are in their slots from the pending to the ready.
-    fn collect_ready(&self, state: &mut State, scratch: &mut Scratch) -> Result<()> {
+    /// Moves experts that are in their slots from the pending to the ready; tells whether a load was requeued that its call
+    /// waits for.
+    fn collect_ready(&self, state: &mut State, scratch: &mut Scratch) -> Result<bool> {
         let Scratch { pending, ready, arrived, together, .. } = scratch;
-        let mut failure = None;
+        let (mut failure, mut requeued) = (None, false);
         pending.retain(|read| {
             if ready.len() == *together {
                 return true;
@@ -280,13 +286,17 @@ impl Call<'_> {
                     false
                 }
                 Arrival::Waiting => true,
+                Arrival::Requeued => {
+                    requeued = true;
+                    true
+                }
                 Arrival::Failed(error) => {
                     failure.get_or_insert(error);
                     true
                 }
             }
         });
-        failure.map_or(Ok(()), Err)
+        failure.map_or(Ok(requeued), Err)
     }
 
     /// Computes the experts that are ready.

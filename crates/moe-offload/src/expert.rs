@@ -49,6 +49,29 @@ impl ExpertShape {
         Ok(())
     }
 
+    /// Returns the place of an expert among all `layers x experts`.
+    ///
+    /// # Errors
+    /// [`OffloadError::LayerOutOfRange`], [`OffloadError::NoSuchExpert`].
+    ///
+    /// ```
+    /// use moe_offload::ExpertShape;
+    /// use moe_trace::{ExpertId, LayerId};
+    /// let shape = ExpertShape { layers: 2, experts: 8, hidden: 4, intermediate: 4 };
+    /// assert_eq!(shape.index(LayerId(1), ExpertId(3))?, 11);
+    /// assert!(shape.index(LayerId(0), ExpertId(8)).is_err());
+    /// # Ok::<(), moe_offload::OffloadError>(())
+    /// ```
+    pub fn index(&self, layer: LayerId, expert: ExpertId) -> Result<usize> {
+        if layer.index() >= self.layers {
+            return Err(OffloadError::LayerOutOfRange { layer, layers: self.layers });
+        }
+        if expert.index() >= self.experts {
+            return Err(OffloadError::NoSuchExpert { layer, expert, experts: self.experts });
+        }
+        Ok(layer.index() * self.experts + expert.index())
+    }
+
     /// Shapes of gate, up and down projection, `[out, in]`.
     pub fn projections(&self) -> [(usize, usize); 3] {
         let (h, i) = (self.hidden, self.intermediate);

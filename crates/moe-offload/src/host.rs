@@ -2,7 +2,6 @@
 
 use moe_trace::{ExpertId, LayerId};
 
-use crate::store::expert_index;
 use crate::{ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, OffloadError, Result};
 
 /// An [`ExpertStore`] that holds all weights in host memory; a fetch copies nothing, and a fetched quantized expert keeps the
@@ -61,6 +60,6 @@ impl ExpertStore for HostStore {
     }
 
     fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights> {
-        Ok(self.experts[expert_index(self.shape, layer, expert)?].clone())
+        Ok(self.experts[self.shape.index(layer, expert)?].clone())
     }
 }

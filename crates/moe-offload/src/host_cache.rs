@@ -3,22 +3,19 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use expert_cache::{
-    CacheError, ExpertCache, ExpertKey, ExpertSizes, Load, Oversize, Partition, PolicyKind, Request, SlotId,
-};
-use moe_trace::{ExpertId, ExpertSet, Geometry, LayerId, Phase};
+use expert_cache::{Load, PolicyKind, SlotId};
+use moe_trace::{ExpertId, LayerId};
 
-use crate::engine::Cache;
 use crate::host_meter::HostMeter;
-use crate::store::expert_index;
+use crate::host_requests::{HostRequests, key};
 use crate::{ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, HostCounters, HostReports, Result};
 
 /// An [`ExpertStore`] that keeps the experts of a slower one in host memory, within a number of bytes and under a policy
 /// of `expert_cache`.
 ///
-/// All layers share the bytes. What a bank finds in its slots does not come here: the policy sees the misses of the slots,
-/// and what is read ahead and not here, one by one, as decoded tokens without router mass. An expert may be in a slot and
-/// here. While an expert that leaves is still being read, or was [fetched](ExpertStore::fetch), its memory is freed when
+/// All layers share the bytes. The policy sees only what a bank does not find in its slots, and what is read ahead and not
+/// here, one by one, as decoded tokens without router mass. [`HostSimulation`](crate::HostSimulation) predicts the hits. An
+/// expert may be in a slot and here. While an expert that leaves is still being read, or was [fetched](ExpertStore::fetch), its memory is freed when
 /// nobody uses it any more.
 ///
 /// A store below that reads through the page cache would hold the same experts once more:
@@ -51,9 +48,7 @@ pub struct HostCache {
 
 #[derive(Debug)]
 struct Books {
-    cache: Cache,
-    /// One expert at a time.
-    wanted: ExpertSet,
+    requests: HostRequests,
     /// `[layers x experts]`
     places: Vec<Held>,
     /// Of each layer.
@@ -107,17 +102,9 @@ impl HostCache {
     pub fn new(store: Arc<dyn ExpertStore>, bytes: u64, policy: PolicyKind) -> Result<HostCache> {
         let shape = store.shape();
         shape.check()?;
-        let geometry = Geometry::decoder(shape.layers, shape.experts, 1).map_err(CacheError::from)?;
-        let partition = Partition::global(&geometry);
-        let pool = &partition.pools()[0];
-        let of_layer: Vec<u64> = store.weight_types().iter().map(|&types| shape.expert_bytes(types) as u64).collect();
-        let sizes = ExpertSizes::by_layer(pool, &of_layer)?;
-        let bytes = bytes.min(sizes.total());
-        let policy = policy.build(pool.shape(), sizes.most_within(bytes).max(1), None)?;
         let books = Books {
-            cache: ExpertCache::in_bytes(policy, sizes, bytes, Oversize::Bypass)?,
-            wanted: ExpertSet::new(pool.universe()),
-            places: (0..pool.universe()).map(|_| Held::Below).collect(),
+            requests: HostRequests::new(shape, store.weight_types(), bytes, policy)?,
+            places: (0..shape.layers * shape.experts).map(|_| Held::Below).collect(),
             types: store.weight_types().to_vec(),
             spare: Vec::new(),
             loads: 0,
@@ -135,9 +122,9 @@ impl HostCache {
         let mut books = self.lock();
         let types = books.types[0];
         if books.types.iter().all(|&other| other == types) {
-            let bytes = books.cache.capacity_bytes();
+            let bytes = books.requests.cache.capacity_bytes();
             let here = books.places.iter().filter(|place| !matches!(place, Held::Below)).count();
-            let missing = books.cache.sizes().most_within(bytes).saturating_sub(here + books.spare.len());
+            let missing = books.requests.cache.sizes().most_within(bytes).saturating_sub(here + books.spare.len());
             for _ in 0..missing {
                 // Each in memory of its own: one that is lent and leaves must not keep the others'.
                 books.spare.push(ExpertWeights::zero(self.store.shape(), types)?);
@@ -162,7 +149,7 @@ impl HostCache {
 
     /// Bytes that experts may take.
     pub fn capacity_bytes(&self) -> u64 {
-        self.lock().cache.capacity_bytes()
+        self.lock().requests.cache.capacity_bytes()
     }
 
     fn lock(&self) -> MutexGuard<'_, Books> {
@@ -172,17 +159,17 @@ impl HostCache {
 
     /// The weights of an expert, after they were loaded if need be; `None` if they are to be used from the store below.
     fn obtain(&self, layer: LayerId, expert: ExpertId, purpose: Purpose) -> Result<Option<Arc<ExpertWeights>>> {
-        let key = expert_index(self.store.shape(), layer, expert)?;
+        let index = self.store.shape().index(layer, expert)?;
         let mut books = self.lock();
-        while matches!(books.places[key], Held::Coming(_)) {
+        while matches!(books.places[index], Held::Coming(_)) {
             books = self.ended.wait(books).unwrap_or_else(PoisonError::into_inner);
         }
-        match books.step(layer, key, purpose)? {
+        match books.step(layer, index, purpose)? {
             Step::Use(weights) => Ok(Some(weights)),
             Step::Pass => Ok(None),
             Step::Load(begun) => {
                 drop(books);
-                self.load((layer, expert), key, begun, purpose).map(Some)
+                self.load((layer, expert), index, begun, purpose).map(Some)
             }
         }
     }
@@ -190,7 +177,7 @@ impl HostCache {
     fn load(
         &self,
         (layer, expert): (LayerId, ExpertId),
-        key: usize,
+        index: usize,
         begun: Begun,
         purpose: Purpose,
     ) -> Result<Arc<ExpertWeights>> {
@@ -198,7 +185,7 @@ impl HostCache {
         struct Ending<'a> {
             cache: &'a HostCache,
             layer: LayerId,
-            key: usize,
+            index: usize,
             number: u64,
             slot: SlotId,
             started: Instant,
@@ -209,7 +196,7 @@ impl HostCache {
             fn drop(&mut self) {
                 let time = self.started.elapsed();
                 let load = (self.number, self.slot);
-                self.cache.lock().ended((self.layer, self.key), load, (self.purpose, time), self.arrived.take());
+                self.cache.lock().ended((self.layer, self.index), load, (self.purpose, time), self.arrived.take());
                 self.cache.ended.notify_all();
             }
         }
@@ -217,7 +204,7 @@ impl HostCache {
         let _span = tracing::trace_span!("host load", layer = layer.0, expert = expert.0, ahead).entered();
         let Begun { number, slot, storage } = begun;
         let mut ending =
-            Ending { cache: self, layer, key, number, slot, started: Instant::now(), purpose, arrived: None };
+            Ending { cache: self, layer, index, number, slot, started: Instant::now(), purpose, arrived: None };
         let types = self.store.weight_types()[layer.index()];
         let mut weights = match storage {
             Some(storage) => storage,
@@ -240,10 +227,6 @@ impl HostCache {
     }
 }
 
-fn expert_key(index: usize) -> ExpertKey {
-    ExpertKey(u32::try_from(index).expect("ids of layers and experts are u16"))
-}
-
 /// What an expert is wanted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
@@ -255,24 +238,20 @@ enum Purpose {
 
 impl Books {
     /// Decides about an expert that is not on its way.
-    fn step(&mut self, layer: LayerId, key: usize, purpose: Purpose) -> Result<Step> {
-        let expert = expert_key(key);
-        let bytes = self.cache.sizes().of(expert);
-        let here = matches!(self.places[key], Held::Here { .. });
+    fn step(&mut self, layer: LayerId, index: usize, purpose: Purpose) -> Result<Step> {
+        let bytes = self.requests.bytes(index);
+        let here = matches!(self.places[index], Held::Here { .. });
         if !(here && purpose == Purpose::Foresight) {
-            self.wanted.insert(key);
-            let plan = self.cache.request(Request::new(&self.wanted, layer, Phase::Decode)).map(|_| ());
-            self.wanted.remove(key);
-            plan?;
+            self.requests.want(layer, index)?;
         }
-        if let Held::Here { weights, lent } = &mut self.places[key] {
+        if let Held::Here { weights, lent } = &mut self.places[index] {
             *lent |= purpose == Purpose::Compute;
             if purpose != Purpose::Foresight {
                 self.meters[layer.index()].hit(bytes);
             }
             return Ok(Step::Use(Arc::clone(weights)));
         }
-        let plan = self.cache.plan();
+        let plan = self.requests.cache.plan();
         let Some(&Load { slot, .. }) = plan.loads().first() else { return Ok(Step::Pass) };
         let experts = self.places.len() / self.types.len();
         let mut storage = None;
@@ -286,27 +265,26 @@ impl Books {
         }
         let storage = storage.or_else(|| self.spare.pop());
         self.loads += 1;
-        self.places[key] = Held::Coming(self.loads);
+        self.places[index] = Held::Coming(self.loads);
         Ok(Step::Load(Begun { number: self.loads, slot, storage }))
     }
 
     /// A load has ended, well if weights have arrived.
     fn ended(
         &mut self,
-        (layer, key): (LayerId, usize),
+        (layer, index): (LayerId, usize),
         (number, slot): (u64, SlotId),
         (purpose, time): (Purpose, Duration),
         arrived: Option<Arc<ExpertWeights>>,
     ) {
-        let expert = expert_key(key);
-        let bytes = self.cache.sizes().of(expert);
+        let bytes = self.requests.bytes(index);
         self.meters[layer.index()].loaded(arrived.is_some(), purpose == Purpose::Foresight, bytes, time);
         // Another load may have taken its room meanwhile.
-        if matches!(self.places[key], Held::Coming(running) if running == number) {
-            self.places[key] = match arrived {
+        if matches!(self.places[index], Held::Coming(running) if running == number) {
+            self.places[index] = match arrived {
                 Some(weights) => Held::Here { weights, lent: purpose == Purpose::Compute },
                 None => {
-                    self.cache.forget(expert, slot);
+                    self.requests.cache.forget(key(index), slot);
                     Held::Below
                 }
             };

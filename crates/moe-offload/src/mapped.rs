@@ -11,7 +11,6 @@ use moe_trace::{ExpertId, LayerId};
 use crate::file_reads::{ReadBuffer, UncachedFile, read_parts};
 use crate::gguf_experts::GgufExperts;
 use crate::host_memory::PAGE;
-use crate::store::expert_index;
 use crate::tensor_table::{MappedFile, Stored, TensorTable};
 use crate::{
     BlockMatrix, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, FileReads, OffloadError, Projection, Result,
@@ -129,7 +128,7 @@ impl MappedStore {
     }
 
     fn stored(&self, layer: LayerId, expert: ExpertId) -> Result<&[Stored; 3]> {
-        let stored = &self.experts[expert_index(self.shape, layer, expert)?];
+        let stored = &self.experts[self.shape.index(layer, expert)?];
         stored.iter().try_for_each(|stored| self.files[stored.file].check())?;
         Ok(stored)
     }

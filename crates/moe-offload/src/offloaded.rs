@@ -1,6 +1,6 @@
 //! A bank that holds a few experts on the device and executes plans for the others.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
@@ -31,9 +31,8 @@ use crate::{
 /// [`ResidentExperts`](crate::ResidentExperts) of the same weights, unless [`Exactness::Tolerant`](crate::Exactness)
 /// allows otherwise.
 ///
-/// Several threads may share a bank. Calls of layers of different pools run side by side, those of one pool take turns.
-/// They must not be workers of rayon: candle multiplies matrices on rayon's threads, and one that waits for that with a
-/// pool's turn in hand may pick up another call of the same pool, which waits for the turn forever.
+/// Several threads may share a bank. Calls of layers of different pools run side by side, those of one pool take turns. On a
+/// worker of rayon a call whose turn is taken is refused, as [`ExpertBank`] says.
 ///
 /// Two models of equally shaped experts share one pool if a store holds the layers of both, one after the other, and a
 /// [`Partition`] puts them together.
@@ -187,6 +186,19 @@ impl OffloadedExperts {
         Ok(ResidentProfile::of(&self.engine.pools, &self.engine.lock(LayerId(0))?.caches)?)
     }
 
+    /// Takes the turn of a pool, and waits for it where that is safe.
+    fn turn(&self, layer: LayerId, pool: usize) -> Result<MutexGuard<'_, Turn>> {
+        match self.turns[pool].try_lock() {
+            Ok(turn) => Ok(turn),
+            Err(TryLockError::Poisoned(turn)) => Ok(turn.into_inner()),
+            // The call that has the turn may wait for this very thread to multiply its part of a matrix.
+            Err(TryLockError::WouldBlock) if rayon::current_thread_index().is_some() => {
+                Err(OffloadError::RayonWorker { layer })
+            }
+            Err(TryLockError::WouldBlock) => Ok(self.turns[pool].lock().unwrap_or_else(PoisonError::into_inner)),
+        }
+    }
+
     #[cfg(test)]
     pub(crate) fn engine(&self) -> &Engine {
         &self.engine
@@ -329,7 +341,7 @@ impl ExpertBank for OffloadedExperts {
         let (engine, dispatch) = (&*self.engine, &dispatch);
         let outputs = {
             // What a call that panicked has left in its lists is cleared before it is used.
-            let mut turn = self.turns[pool].lock().unwrap_or_else(PoisonError::into_inner);
+            let mut turn = self.turn(layer, pool)?;
             let Turn { reads_mass, request, scratch } = &mut *turn;
             want(request, routes, first_key, *reads_mass)?;
             let call = Call { engine, transfers, patience, host, pool, first_key, layer, phase, dispatch, hidden };

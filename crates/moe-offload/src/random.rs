@@ -5,7 +5,6 @@ use moe_trace::{ExpertId, LayerId};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::store::expert_index;
 use crate::{ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, Projection, Result, WeightType};
 
 /// An [`ExpertStore`] of random experts, generated when they are fetched: what a model of some shape costs to move and to
@@ -37,7 +36,7 @@ impl RandomExperts {
 
     /// The bytes of the gate, up and down projection.
     fn bytes(&self, layer: LayerId, expert: ExpertId) -> Result<[Vec<u8>; 3]> {
-        let index = expert_index(self.shape, layer, expert)? as u64;
+        let index = self.shape.index(layer, expert)? as u64;
         let (types, dims) = (self.types[layer.index()].each(), self.shape.projections());
         Ok([0, 1, 2].map(|which| {
             let mut random = ChaCha8Rng::seed_from_u64(self.seed);

@@ -60,7 +60,7 @@ impl ReadAhead {
     /// # Errors
     /// An expert that the store does not have.
     pub fn want(&self, layer: LayerId, expert: ExpertId) -> Result<bool> {
-        crate::store::expert_index(self.shape, layer, expert)?;
+        self.shape.index(layer, expert)?;
         Ok(self.wishes.as_ref().is_some_and(|wishes| wishes.try_send((layer, expert)).is_ok()))
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use candle_core::DType;
 use moe_trace::{ExpertId, LayerId};
 
-use crate::{ExpertShape, ExpertTypes, ExpertWeights, HostReports, OffloadError, Result};
+use crate::{ExpertShape, ExpertTypes, ExpertWeights, HostReports, Result};
 
 /// A place that holds every expert of a model.
 pub trait ExpertStore: fmt::Debug + Send + Sync {
@@ -54,7 +54,7 @@ pub trait ExpertStore: fmt::Debug + Send + Sync {
     /// # Errors
     /// An expert that does not exist; weights that cannot be read. What `weights` are then is undefined.
     fn read_to(&self, layer: LayerId, expert: ExpertId, _weights: &mut ExpertWeights) -> Result<bool> {
-        expert_index(self.shape(), layer, expert).map(|_| false)
+        self.shape().index(layer, expert).map(|_| false)
     }
 
     /// Brings the weights of an expert from disk into memory that the operating system may take back, and returns when they
@@ -64,22 +64,11 @@ pub trait ExpertStore: fmt::Debug + Send + Sync {
     /// # Errors
     /// An expert that does not exist; weights that cannot be read.
     fn read_ahead(&self, layer: LayerId, expert: ExpertId) -> Result<()> {
-        expert_index(self.shape(), layer, expert).map(|_| ())
+        self.shape().index(layer, expert).map(|_| ())
     }
 
     /// What a [`HostCache`](crate::HostCache) did; `None` from other stores.
     fn host_reports(&self) -> Option<HostReports> {
         None
     }
-}
-
-/// Place of an expert among `layers x experts`, if it exists.
-pub(crate) fn expert_index(shape: ExpertShape, layer: LayerId, expert: ExpertId) -> Result<usize> {
-    if layer.index() >= shape.layers {
-        return Err(OffloadError::LayerOutOfRange { layer, layers: shape.layers });
-    }
-    if expert.index() >= shape.experts {
-        return Err(OffloadError::NoSuchExpert { layer, expert, experts: shape.experts });
-    }
-    Ok(layer.index() * shape.experts + expert.index())
 }

@@ -112,7 +112,7 @@ impl Engine {
                     state.order.read_done(job.place);
                     false
                 }
-                Arrival::Waiting => true,
+                Arrival::Waiting | Arrival::Requeued => true,
                 Arrival::Failed(error) => {
                     failure.get_or_insert(error);
                     true

@@ -11,12 +11,13 @@ use std::sync::{Arc, Mutex};
 use candle_core::Device;
 use common::{SHAPE, geometry, host_store, random, resident, serve, trace};
 use expert_cache::{
-    ExpertCache, ExpertKey, MissPolicy, Oversize, Partition, PolicyKind, PrefetcherKind, Request, Serving, Simulation,
+    ExpertCache, ExpertKey, MissPolicy, Oversize, Partition, PolicyKind, PrefetcherKind, Prefetching, Request,
+    Requests, Serving, Simulation,
 };
 use moe_offload::{
     BankReport, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, FileReads, HostCache, HostCounters, HostReport,
-    MappedStore, OffloadError, OffloadOptions, OffloadedExperts, QuantizedExperts, RandomExperts, ReadAhead, Result,
-    Transfers, WeightType, write_gguf,
+    HostSimulation, MappedStore, OffloadError, OffloadOptions, OffloadedExperts, QuantizedExperts, RandomExperts,
+    ReadAhead, Result, Transfers, WeightType, write_gguf,
 };
 use moe_trace::{ExpertId, ExpertSet, LayerId, Phase};
 
@@ -117,6 +118,93 @@ fn hits_of_every_tier_are_the_simulated_ones() {
         assert_eq!(json["total"]["host"]["hits"], sum.counters.hits);
         assert_eq!(json["layers"][1]["host"]["load"]["samples"], report.layers[1].host.unwrap().load.samples);
         assert_eq!(serde_json::from_value::<BankReport>(json).unwrap(), report);
+    }
+}
+
+/// Serves a trace with a bank over a cache in host memory and with both simulated; returns the simulated and the counted hits,
+/// loads and bypasses of each layer.
+fn simulated_and_counted(
+    (policy, oversize, misses): (PolicyKind, Oversize, &MissPolicy),
+    host_policy: PolicyKind,
+    prefetcher: PrefetcherKind,
+    seed: u64,
+) -> [Vec<[u64; 3]>; 2] {
+    let (trace, slots, host_bytes) = (trace(seed, 4, 24), 3, 11 * EXPERT);
+    let partition = Partition::per_layer(&geometry());
+    let pools = partition.pools();
+    let policy = |pool: &expert_cache::Pool, slots| {
+        policy.build(pool.shape(), slots, Some(&Arc::new(Requests::from_source(&trace, pool).unwrap())))
+    };
+    let prefetcher = || {
+        let model = Arc::new(Requests::from_source(&trace, &expert_cache::Pool::model(&geometry())).unwrap());
+        prefetcher.build(&geometry(), 1, Some(&model), 0).unwrap()
+    };
+
+    let caches = pools.iter().map(|pool| {
+        let cache = ExpertCache::new(policy(pool, slots).unwrap(), pool.universe(), slots, oversize).unwrap();
+        cache.with_misses(misses.clone())
+    });
+    let mut simulation = Simulation::of_pools(pools.to_vec(), caches.collect()).unwrap();
+    if let Some(prefetcher) = prefetcher() {
+        simulation = simulation.with_prefetching(Prefetching::new(prefetcher, 2));
+    }
+    let mut host = HostSimulation::new(&*host_store(SHAPE), host_bytes, host_policy).unwrap();
+    simulation.observe(&trace, |served| host.serve(pools, served).unwrap()).unwrap();
+    let three = |counters: &HostCounters| [counters.hits, counters.loads, counters.bypasses];
+    let simulated = host.layers().iter().map(|layer| {
+        let mut all = layer.loaded;
+        all.merge(&layer.computed);
+        three(&all)
+    });
+
+    let cache = Arc::new(HostCache::new(host_store(SHAPE), host_bytes, host_policy).unwrap());
+    let options = OffloadOptions::slots(slots).partition(partition.clone()).policy_with(policy);
+    let options = options.oversize(oversize).misses(misses.clone());
+    let options = match prefetcher() {
+        Some(prefetcher) => options.prefetch_with(prefetcher, 2),
+        None => options,
+    };
+    let bank = OffloadedExperts::new(cache.clone(), &Device::Cpu, options).unwrap();
+    serve(&bank, &trace, Serving::default()).unwrap();
+    [simulated.collect(), cache.counters().iter().map(three).collect()]
+}
+
+#[test]
+fn simulated_hits_are_the_counted_ones_for_all_policies_of_slots_and_host() {
+    let fits = |kind: &PolicyKind| HostCache::new(host_store(SHAPE), 11 * EXPERT, *kind).is_ok();
+    let hosts: Vec<PolicyKind> = PolicyKind::all().iter().copied().filter(fits).collect();
+    assert!(hosts.len() > 10, "{hosts:?}");
+    let mut hits = 0;
+    for &policy in PolicyKind::all() {
+        for (number, &host_policy) in (0..).zip(&hosts) {
+            let slots = (policy, Oversize::Waves, &MissPolicy::Load);
+            let [simulated, counted] = simulated_and_counted(slots, host_policy, PrefetcherKind::None, number % 7);
+            assert_eq!(simulated, counted, "{policy} over {host_policy}");
+            hits += counted.iter().map(|layer| layer[0]).sum::<u64>();
+        }
+    }
+    assert!(hits > 1000, "{hits} hits");
+}
+
+#[test]
+fn simulated_hits_are_the_counted_ones_whatever_prefetches_and_bypasses() {
+    let prefetchers = [
+        PrefetcherKind::PreviousToken,
+        PrefetcherKind::NextLayer,
+        PrefetcherKind::Markov,
+        PrefetcherKind::History { passes: 8 },
+        PrefetcherKind::Oracle { accuracy: 0.7 },
+    ];
+    for policy in [PolicyKind::Lfu, PolicyKind::Fifo, PolicyKind::Belady, PolicyKind::Hysteresis { dwell: 3 }] {
+        for misses in [MissPolicy::Load, MissPolicy::Host] {
+            for oversize in [Oversize::Waves, Oversize::Bypass] {
+                for (seed, prefetcher) in (0..).zip(prefetchers) {
+                    let slots = (policy, oversize, &misses);
+                    let [simulated, counted] = simulated_and_counted(slots, PolicyKind::Lfu, prefetcher, seed);
+                    assert_eq!(simulated, counted, "{policy}, {oversize:?}, {misses:?}, {prefetcher}");
+                }
+            }
+        }
     }
 }
 

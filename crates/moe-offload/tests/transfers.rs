@@ -191,6 +191,34 @@ fn a_failed_prefetch_that_a_call_waits_for_keeps_its_slot() {
     assert_eq!((layer.decode.counts.hits, layer.decode.failed_calls), (1, 0));
 }
 
+/// A call with a limit of time does not load by itself, so a thread must be woken for the second try.
+#[test]
+fn a_failed_prefetch_of_a_call_with_patience_is_loaded_again_by_a_thread() {
+    let store = Fated::new(SHAPE);
+    let all = resident(&*store.store);
+    let options = OffloadOptions::slots(2).oversize(Oversize::Bypass).transfers(Transfers::threads(1));
+    let options = options.patience(Duration::from_secs(5));
+    let bank = bank(&store, options.prefetch_with(Box::new(Expects(vec![(1, 3)])), 1));
+    store.set(1, 3, Some(Fate::Held));
+    store.set(1, 6, Some(Fate::Held));
+    forward(&bank, 0, &[0, 1]).unwrap();
+    store.wait_until_begun(1, 3);
+    std::thread::scope(|scope| {
+        // Expert 6 does not fit; the call hangs where it computes it on the host, while the prefetch fails.
+        let waiting = scope.spawn(|| forward(&bank, 1, &[3, 5, 6]));
+        store.wait_until_begun(1, 6);
+        store.set(1, 3, Some(Fate::FailsOnce));
+        while bank.counters().unwrap()[1].prefetch.failed_loads == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // The threads have nothing to do, and go to sleep.
+        std::thread::sleep(Duration::from_millis(50));
+        store.set(1, 6, None);
+        assert_eq!(waiting.join().unwrap().unwrap(), forward(&all, 1, &[3, 5, 6]).unwrap());
+    });
+    assert_eq!(bank.counters().unwrap()[1].decode.failed_calls, 0);
+}
+
 #[test]
 fn a_slow_load_fails_its_call_and_ends_in_peace() {
     let store = Fated::new(SHAPE);

@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use expert_cache::{ExpertKey, SlotId};
 use moe_trace::Phase;
@@ -26,6 +26,17 @@ pub(crate) enum Reason {
     Demand(Phase),
     /// It may be wanted soon.
     Prefetch,
+}
+
+/// Number of a planned load, ascending in the order of planning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct LoadNumber(u64);
+
+impl LoadNumber {
+    /// Number of the load that was planned right after this one.
+    pub(crate) fn next(self) -> LoadNumber {
+        LoadNumber(self.0 + 1)
+    }
 }
 
 /// A load to be executed.
@@ -57,6 +68,8 @@ pub(crate) enum Arrival {
     Ready,
     /// It is on its way.
     Waiting,
+    /// The prefetch that was to bring it has failed, and it has become a demand that somebody must begin.
+    Requeued,
     /// Its load failed.
     Failed(OffloadError),
 }
@@ -70,6 +83,7 @@ enum Step {
 
 #[derive(Debug)]
 struct Write {
+    number: LoadNumber,
     key: ExpertKey,
     reason: Reason,
     /// A call waits for it, whatever it was planned for.
@@ -89,22 +103,25 @@ struct Slot {
 /// What every slot holds, and what is still to happen to it, in the order of planning.
 ///
 /// A cache takes its plans as executed; this is the truth. Steps of one slot follow each other, so that a copy never
-/// overwrites what is still read, and never meets another copy; steps of different slots run side by side.
+/// overwrites what is still read, and never meets another copy; steps of different slots run side by side. Of the loads that
+/// could begin, the one that was planned first does, so that a store below sees them in the order that a simulation counts.
 #[derive(Debug)]
 pub(crate) struct SlotOrder {
     /// `[pools][slots]`
     slots: Vec<Vec<Slot>>,
-    /// Slots whose next step is a load that a call waits for.
-    demands: VecDeque<Place>,
-    /// Slots whose next step is another load.
-    prefetches: VecDeque<Place>,
+    /// Slots whose next step is a load that a call waits for, by the number of the load.
+    demands: BTreeMap<LoadNumber, Place>,
+    /// Slots whose next step is another load, by the number of the load.
+    prefetches: BTreeMap<LoadNumber, Place>,
+    /// Number of the next load.
+    next: LoadNumber,
 }
 
 impl SlotOrder {
     pub(crate) fn new(capacities: &[usize]) -> SlotOrder {
         let slots = |&capacity: &usize| (0..capacity).map(|_| Slot::default()).collect();
         let slots: Vec<Vec<Slot>> = capacities.iter().map(slots).collect();
-        SlotOrder { slots, demands: VecDeque::new(), prefetches: VecDeque::new() }
+        SlotOrder { slots, demands: BTreeMap::new(), prefetches: BTreeMap::new(), next: LoadNumber(0) }
     }
 
     /// Whose weights a slot holds.
@@ -115,25 +132,35 @@ impl SlotOrder {
     /// Plans a load; tells whether another was called off for it, that had been planned in vain and not begun.
     pub(crate) fn write(&mut self, job: Job) -> bool {
         let called_off = self.call_off(job.place);
-        let urgent = job.reason != Reason::Prefetch;
+        let write = self.planned(job.key, job.reason);
         let steps = &mut self.slot(job.place).steps;
-        steps.push_back(Step::Write(Write { key: job.key, reason: job.reason, urgent, running: false }));
+        steps.push_back(Step::Write(write));
         if steps.len() == 1 {
             self.enqueue(job.place);
         }
         called_off
     }
 
+    /// A load that is planned last of all.
+    fn planned(&mut self, key: ExpertKey, reason: Reason) -> Write {
+        let number = self.next;
+        self.next = number.next();
+        Write { number, key, reason, urgent: reason != Reason::Prefetch, running: false }
+    }
+
     /// Drops a load that is the last step of a slot, and that nobody has begun.
     fn call_off(&mut self, place: Place) -> bool {
         let steps = &mut self.slot(place).steps;
-        let Some(Step::Write(Write { running: false, .. })) = steps.back() else { return false };
+        let Some(&Step::Write(Write { running: false, number, .. })) = steps.back() else { return false };
         steps.pop_back();
-        if steps.is_empty() {
-            self.prefetches.retain(|&other| other != place);
-            self.demands.retain(|&other| other != place);
-        }
+        self.dequeue(number);
         true
+    }
+
+    /// Takes a load out of the queues, if it is in one.
+    fn dequeue(&mut self, number: LoadNumber) {
+        self.demands.remove(&number);
+        self.prefetches.remove(&number);
     }
 
     /// Plans that a call of `phase` reads an expert that the cache takes for resident.
@@ -147,9 +174,10 @@ impl SlotOrder {
             Some(Step::Write(write)) if write.key == key => {
                 let promoted = !write.running && !write.urgent && only;
                 write.urgent = true;
+                let number = write.number;
                 if promoted {
-                    self.prefetches.retain(|&other| other != place);
-                    self.demands.push_back(place);
+                    self.prefetches.remove(&number);
+                    self.demands.insert(number, place);
                 }
                 Residence::Coming
             }
@@ -187,10 +215,10 @@ impl SlotOrder {
             return Arrival::Failed(error);
         }
         // A prefetch that failed while the call waited for it.
-        let write = Write { key, reason: Reason::Demand(phase), urgent: true, running: false };
-        slot.steps.push_front(Step::Write(write));
+        let write = self.planned(key, Reason::Demand(phase));
+        self.slot(place).steps.push_front(Step::Write(write));
         self.enqueue(place);
-        Arrival::Waiting
+        Arrival::Requeued
     }
 
     /// A call has read the expert in a slot.
@@ -200,26 +228,32 @@ impl SlotOrder {
         self.enqueue(place);
     }
 
-    /// Begins the next load that a call waits for, or if there is none and `prefetches` are wanted, another one.
+    /// Begins the load planned first among those that a call waits for, or if there is none and `prefetches` are wanted, among
+    /// the others.
     pub(crate) fn begin(&mut self, prefetches: bool) -> Option<Job> {
-        let place = match self.demands.pop_front() {
-            Some(place) => place,
-            None if prefetches => self.prefetches.pop_front()?,
+        let place = match self.demands.pop_first() {
+            Some((_, place)) => place,
+            None if prefetches => self.prefetches.pop_first()?.1,
             None => return None,
         };
         Some(self.begin_at(place))
     }
 
-    /// Begins the next load that a call of a pool waits for.
-    pub(crate) fn begin_demand_of(&mut self, pool: usize) -> Option<Job> {
-        let at = self.demands.iter().position(|place| place.pool == pool)?;
-        let place = self.demands.remove(at)?;
+    /// Begins the load planned first among those that a call of a pool waits for, and tells its number.
+    pub(crate) fn begin_demand_of(&mut self, pool: usize) -> Option<(LoadNumber, Job)> {
+        let number = *self.demands.iter().find(|(_, place)| place.pool == pool)?.0;
+        Some((number, self.begin_demand(number)?))
+    }
+
+    /// Begins a load of this number, if a call waits for it and nothing is to happen in its slot before.
+    pub(crate) fn begin_demand(&mut self, number: LoadNumber) -> Option<Job> {
+        let place = self.demands.remove(&number)?;
         Some(self.begin_at(place))
     }
 
-    /// Begins the next load that no call waits for.
+    /// Begins the load planned first among those that no call waits for.
     pub(crate) fn begin_prefetch(&mut self) -> Option<Job> {
-        let place = self.prefetches.pop_front()?;
+        let (_, place) = self.prefetches.pop_first()?;
         Some(self.begin_at(place))
     }
 
@@ -253,9 +287,9 @@ impl SlotOrder {
 
     /// Takes back what a call has planned in a slot and not begun: its reads, and its loads.
     pub(crate) fn abandon(&mut self, place: Place) {
-        let queued = |other: &Place| *other != place;
-        self.demands.retain(queued);
-        self.prefetches.retain(queued);
+        if let Some(&Step::Write(Write { number, .. })) = self.slot(place).steps.front() {
+            self.dequeue(number);
+        }
         let slot = self.slot(place);
         slot.failure = None;
         slot.steps.retain(|step| match step {
@@ -283,14 +317,13 @@ impl SlotOrder {
 
     /// Queues a slot whose next step is a load that has not begun.
     fn enqueue(&mut self, place: Place) {
-        let Some(Step::Write(write)) = self.slot(place).steps.front() else { return };
-        if write.running {
+        let Some(&Step::Write(Write { number, urgent, running: false, .. })) = self.slot(place).steps.front() else {
             return;
-        }
-        match write.urgent {
-            true => self.demands.push_back(place),
-            false => self.prefetches.push_back(place),
-        }
+        };
+        match urgent {
+            true => self.demands.insert(number, place),
+            false => self.prefetches.insert(number, place),
+        };
     }
 
     fn slot(&mut self, place: Place) -> &mut Slot {
@@ -304,7 +337,7 @@ impl SlotOrder {
         for (pool, slots) in self.slots.iter().enumerate() {
             for (slot, held) in (0..).map(SlotId).zip(slots) {
                 let place = Place { pool, slot };
-                let count = |queue: &VecDeque<Place>| queue.iter().filter(|&&other| other == place).count();
+                let count = |queue: &BTreeMap<_, Place>| queue.values().filter(|&&other| other == place).count();
                 let expected = match held.steps.front() {
                     Some(Step::Write(Write { running: false, urgent, .. })) => {
                         (usize::from(*urgent), usize::from(!urgent))

@@ -36,12 +36,35 @@ fn a_copy_waits_for_the_reads_before_it() {
     assert_eq!(order.begin(true), None);
     order.read_done(HERE);
     assert_eq!(order.begin_demand_of(1), None);
-    let second = order.begin_demand_of(0).unwrap();
+    let (_, second) = order.begin_demand_of(0).unwrap();
     assert_eq!(order.holds(HERE), None);
     order.ended(&second, failed());
     assert!(matches!(arrival(&mut order, 2), Arrival::Failed(_)));
     order.abandon(HERE);
     order.assert_idle();
+}
+
+#[test]
+fn loads_begin_in_the_order_of_planning_whenever_their_slots_were_left() {
+    let mut order = SlotOrder::new(&[3]);
+    let place = |slot| Place { pool: 0, slot: SlotId(slot) };
+    // Slots 1 and 0 are written again, in this order, but 0 is left first; 2 is for later.
+    for (slot, key) in [(0, 1), (1, 2), (1, 3), (0, 4)] {
+        order.write(Job { place: place(slot), ..demand(key) });
+        order.read(place(slot), ExpertKey(key));
+    }
+    order.write(Job { place: place(2), ..prefetch(5) });
+    let first = order.begin_demand_of(0).unwrap();
+    let second = order.begin_demand(first.0.next()).unwrap();
+    assert_eq!((first.1.key, second.key), (ExpertKey(1), ExpertKey(2)));
+    // The third was planned for a slot that is still to be read.
+    order.ended(&first.1, Ok(()));
+    order.read_done(place(0));
+    assert_eq!(order.begin_demand(first.0.next().next()), None);
+    order.ended(&second, Ok(()));
+    order.read_done(place(1));
+    let keys = [(); 3].map(|()| order.begin(true).unwrap().key);
+    assert_eq!(keys, [3, 4, 5].map(ExpertKey));
 }
 
 #[test]
@@ -55,7 +78,7 @@ fn a_wanted_prefetch_becomes_a_demand() {
     assert_eq!(job, prefetch(3));
     // It fails, and is loaded again for the call that waits.
     order.ended(&job, failed());
-    assert!(matches!(arrival(&mut order, 3), Arrival::Waiting));
+    assert!(matches!(arrival(&mut order, 3), Arrival::Requeued));
     let again = order.begin(false).unwrap();
     assert_eq!(again, demand(3));
     order.ended(&again, Ok(()));
@@ -140,7 +163,7 @@ proptest! {
                         order.read_done(place(slot));
                         *wanted = None;
                     }
-                    Arrival::Waiting => {}
+                    Arrival::Waiting | Arrival::Requeued => {}
                     Arrival::Failed(_) => {
                         order.abandon(place(slot));
                         *wanted = None;

@@ -27,7 +27,7 @@ pub(crate) enum Fate {
 pub(crate) struct Fated {
     pub(crate) store: Arc<dyn ExpertStore>,
     fates: Mutex<HashMap<(u16, u16), Fate>>,
-    /// Loads that have begun.
+    /// Loads and fetches that have begun.
     begun: Mutex<HashSet<(u16, u16)>>,
     changed: Condvar,
 }
@@ -68,7 +68,12 @@ impl ExpertStore for Fated {
     }
 
     fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights> {
-        let fate = self.fates.lock().unwrap().get(&(layer.0, expert.0)).copied();
+        let which = (layer.0, expert.0);
+        self.begun.lock().unwrap().insert(which);
+        let fates = self.fates.lock().unwrap();
+        let fates = self.changed.wait_while(fates, |fates| fates.get(&which) == Some(&Fate::Held)).unwrap();
+        let fate = fates.get(&which).copied();
+        drop(fates);
         assert_ne!(fate, Some(Fate::Panics), "what a store");
         self.store.fetch(layer, expert)
     }

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod callers;
+#[path = "../common/mod.rs"]
 mod common;
 
 use std::sync::Arc;
