@@ -64,7 +64,12 @@ fn main() -> Result<()> {
     let prompt = checkpoint.tokenizer()?.encode("DESCRIPTION\nThe program reads the file line by line and ")?;
 
     let mut recorded = Recorder::new(MemoryTrace::new(geometry.clone()));
-    let options = GenerateOptions { max_new_tokens: STEPS + 1, sampler: Sampling::Greedy, stop_tokens: Vec::new() };
+    let options = GenerateOptions {
+        max_new_tokens: STEPS + 1,
+        sampler: Sampling::Greedy,
+        seeds: Vec::new(),
+        stop_tokens: Vec::new(),
+    };
     let generated = generate(&model, std::slice::from_ref(&prompt), &options, &mut recorded, |_, _| ())?;
     let tokens = &generated.sequences[0].tokens[..STEPS];
     let trace = recorded.finish()?;

@@ -138,8 +138,12 @@ impl Workload {
             Kind::Text { config, vb, prompts, new_tokens } => {
                 let model = Olmoe::new(config, vb, bank)?;
                 let mut recorder = Recorder::new(MemoryTrace::new(config.geometry()));
-                let options =
-                    GenerateOptions { max_new_tokens: *new_tokens, sampler: Sampling::Greedy, stop_tokens: Vec::new() };
+                let options = GenerateOptions {
+                    max_new_tokens: *new_tokens,
+                    sampler: Sampling::Greedy,
+                    seeds: Vec::new(),
+                    stop_tokens: Vec::new(),
+                };
                 for prompt in prompts {
                     let (mut seconds, mut started) = (Vec::new(), Instant::now());
                     generate(&model, std::slice::from_ref(prompt), &options, &mut recorder, |_, _| {

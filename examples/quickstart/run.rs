@@ -33,7 +33,6 @@ pub(crate) fn generate_all(
     sampler: Sampling,
     max_new_tokens: usize,
 ) -> Result<Run> {
-    let served = Arc::clone(&bank);
     let model = Olmoe::new(config, vb, bank)?;
     let mut domains: Vec<&str> = Vec::new();
     for prompt in prompts {
@@ -57,9 +56,8 @@ pub(crate) fn generate_all(
             }
             Sampling::Greedy => Sampling::Greedy,
         };
-        let options = GenerateOptions { max_new_tokens, sampler, stop_tokens: stop_tokens.clone() };
+        let options = GenerateOptions { max_new_tokens, sampler, seeds: Vec::new(), stop_tokens: stop_tokens.clone() };
         let generated = generate(&model, one, &options, &mut recorder, |_, _| bar.inc(1))?;
-        served.sequence_end()?;
         texts.extend(generated.sequences.into_iter().map(|sequence| sequence.tokens));
         timings.prefill += generated.timings.prefill;
         timings.prefill_tokens += generated.timings.prefill_tokens;

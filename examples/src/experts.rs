@@ -25,7 +25,7 @@ pub fn open_checkpoint(folder: Option<&Path>) -> Result<Checkpoint> {
 /// # Errors
 /// As [`MappedStore::open`].
 pub fn mapped_experts(checkpoint: &Checkpoint) -> moe_offload::Result<MappedStore> {
-    let names = |layer, expert| checkpoint.expert_names(layer, expert);
+    let names = |layer, expert| checkpoint.expert_locations(layer, expert);
     MappedStore::open(checkpoint.files(), checkpoint.config().expert_shape(), DType::F32, names)
 }
 

@@ -23,7 +23,8 @@ fn serve(checkpoint: &Checkpoint, bank: Arc<dyn ExpertBank>) -> MemoryTrace {
     let model = Olmoe::new(checkpoint.config(), &vb, bank).unwrap();
     let mut recorder = Recorder::new(MemoryTrace::new(checkpoint.config().geometry()));
     let prompt = checkpoint.tokenizer().unwrap().encode(PROMPT).unwrap();
-    let options = GenerateOptions { max_new_tokens: 24, sampler: Sampling::Greedy, stop_tokens: Vec::new() };
+    let options =
+        GenerateOptions { max_new_tokens: 24, sampler: Sampling::Greedy, seeds: Vec::new(), stop_tokens: Vec::new() };
     generate(&model, &[prompt], &options, &mut recorder, |_, _| ()).unwrap();
     recorder.finish().unwrap()
 }
@@ -33,7 +34,7 @@ fn serve(checkpoint: &Checkpoint, bank: Arc<dyn ExpertBank>) -> MemoryTrace {
 fn predicted_seconds_are_the_loads_of_the_runtime() {
     let checkpoint = Checkpoint::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../models/default")).unwrap();
     let (geometry, shape) = (checkpoint.config().geometry(), checkpoint.config().expert_shape());
-    let names = |layer, expert| checkpoint.expert_names(layer, expert);
+    let names = |layer, expert| checkpoint.expert_locations(layer, expert);
     let mapped = MappedStore::open(checkpoint.files(), shape, DType::F32, names).unwrap();
     let store: Arc<dyn ExpertStore> = Arc::new(HostStore::from_store(&mapped).unwrap());
     let (capacity, experts) = (2 * geometry.top_k(), geometry.experts());

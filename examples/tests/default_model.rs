@@ -25,7 +25,7 @@ fn fixture() -> Fixture {
     let prompts: Vec<Vec<u32>> = PROMPTS.iter().map(|text| tokenizer.encode(text).unwrap()).collect();
     let model = checkpoint.load_resident(DType::F32, &Device::Cpu).unwrap();
     let sampler = Sampling::TopP { temperature: 1.0, top_p: 0.95, seed: 1 };
-    let options = GenerateOptions { max_new_tokens: 24, sampler, stop_tokens: Vec::new() };
+    let options = GenerateOptions { max_new_tokens: 24, sampler, seeds: Vec::new(), stop_tokens: Vec::new() };
     let generated = generate(&model, &prompts, &options, &mut moe_trace::IgnoreRouting, |_, _| ()).unwrap();
     let join = |(prompt, new): (&Vec<u32>, moe_model::Generation)| ([&prompt[..], &new.tokens].concat(), prompt.len());
     Fixture { sequences: prompts.iter().zip(generated.sequences).map(join).collect(), checkpoint }
@@ -60,7 +60,7 @@ fn offloading_changes_no_bit_and_hits_equal_the_simulation_for_every_policy() {
     let (shape, geometry) = (checkpoint.config().expert_shape(), checkpoint.config().geometry());
     let resident = Arc::new(checkpoint.resident_experts(DType::F32, &Device::Cpu).unwrap());
     let (expected_bits, expected_trace) = serve(&fixture, &resident);
-    let names = |layer, expert| checkpoint.expert_names(layer, expert);
+    let names = |layer, expert| checkpoint.expert_locations(layer, expert);
     let mapped: Arc<dyn ExpertStore> =
         Arc::new(MappedStore::open(checkpoint.files(), shape, DType::F32, names).unwrap());
     let host: Arc<dyn ExpertStore> = Arc::new(HostStore::from_store(&*mapped).unwrap());

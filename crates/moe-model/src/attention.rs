@@ -2,17 +2,20 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-use crate::kernels::{CausalMask, Kernels};
-use crate::kv_cache::KvCache;
+use crate::kernels::{CausalMask, ExpBlock, Kernels, causal_exp};
+use crate::kv_cache::{KeyValues, KvCache};
 use crate::linear::Linear;
 use crate::norm::RmsNorm;
-use crate::rope::Rope;
-use crate::{OlmoeConfig, Result};
+use crate::rope::{Rope, Rotation};
+use crate::{ModelError, OlmoeConfig, Result};
 
-/// Queries that attend at once; bounds the memory of a long prefill.
+/// Queries that attend at once.
+///
+/// With blocks of keys this bounds the memory of a long prefill: scores and weights of a block are f32
+/// `[heads, 512, 2048]` each, together 8 MiB per query head.
 const QUERY_BLOCK: usize = 512;
 
 /// Self-attention of one layer.
@@ -37,6 +40,7 @@ pub(crate) struct Attention {
 pub(crate) struct Span {
     /// Rows of the batch.
     pub(crate) rows: Range<usize>,
+    rotation: Rotation,
     /// Blocks of queries, in order.
     blocks: Vec<QueryBlock>,
 }
@@ -46,22 +50,23 @@ pub(crate) struct Span {
 struct QueryBlock {
     /// Queries, counted from the span's first row.
     queries: Range<usize>,
-    /// Number of keys that the last query sees.
-    keys: usize,
-    mask: CausalMask,
+    /// The keys that they see, block by block of the cache.
+    keys: Vec<CausalMask>,
 }
 
 impl Span {
-    /// The span of tokens at `rows` that have `past` tokens behind them.
-    pub(crate) fn new(rows: Range<usize>, past: usize, device: &Device) -> Result<Span> {
-        let length = rows.len();
+    /// The span of tokens at `rows` that follow the tokens of a cache.
+    pub(crate) fn new(rows: Range<usize>, cache: &KvCache, rope: &Rope, device: &Device) -> Result<Span> {
+        let (past, length) = (cache.len(), rows.len());
         let blocks = (0..length).step_by(QUERY_BLOCK).map(|start| {
             let queries = start..length.min(start + QUERY_BLOCK);
-            let keys = past + queries.end;
-            let mask = CausalMask::new(queries.len(), keys, device)?;
-            Ok(QueryBlock { queries, keys, mask })
+            let positions = past + queries.start..past + queries.end;
+            let end = positions.end;
+            let keys = (0..end).step_by(cache.block()).map(|first| first..end.min(first + cache.block()));
+            let keys = keys.map(|keys| CausalMask::new(positions.clone(), keys, device)).collect::<Result<_>>()?;
+            Ok(QueryBlock { queries, keys })
         });
-        Ok(Span { blocks: blocks.collect::<Result<_>>()?, rows })
+        Ok(Span { blocks: blocks.collect::<Result<_>>()?, rotation: rope.at(past..past + length)?, rows })
     }
 }
 
@@ -89,11 +94,17 @@ impl Attention {
     }
 
     /// Attention over whole sequences of one length: `x` is `[batch x length, hidden]`.
-    pub(crate) fn forward_dense(&self, x: &Tensor, batch: usize, mask: &CausalMask, rope: &Rope) -> Result<Tensor> {
+    pub(crate) fn forward_dense(
+        &self,
+        x: &Tensor,
+        batch: usize,
+        mask: &CausalMask,
+        rotation: &Rotation,
+    ) -> Result<Tensor> {
         let kernels = Kernels::Differentiable;
         let [queries, keys, values] = self.project(x, kernels)?;
-        let queries = rope.rotate(&split_heads(&queries, batch, self.heads)?, 0, kernels)?;
-        let keys = rope.rotate(&split_heads(&keys, batch, self.kv_heads)?, 0, kernels)?;
+        let queries = rotation.rotate(&split_heads(&queries, batch, self.heads)?, kernels)?;
+        let keys = rotation.rotate(&split_heads(&keys, batch, self.kv_heads)?, kernels)?;
         let values = split_heads(&values, batch, self.kv_heads)?;
         let mixed = self.attend(&queries, &keys, &values, mask, kernels)?;
         self.output.forward(&merge_heads(&mixed)?)
@@ -105,22 +116,20 @@ impl Attention {
         x: &Tensor,
         layer: usize,
         sequences: impl Iterator<Item = (&'c Span, &'c mut KvCache)>,
-        rope: &Rope,
     ) -> Result<Tensor> {
         let kernels = Kernels::Fused;
         let [queries, keys, values] = self.project(x, kernels)?;
         let mut mixed = Vec::new();
         for (span, cache) in sequences {
             let heads = |x: &Tensor, heads| split_heads(&x.narrow(0, span.rows.start, span.rows.len())?, 1, heads);
-            let queries = rope.rotate(&heads(&queries, self.heads)?, cache.len(), kernels)?;
-            let new_keys = rope.rotate(&heads(&keys, self.kv_heads)?, cache.len(), kernels)?;
+            let queries = span.rotation.rotate(&heads(&queries, self.heads)?, kernels)?;
+            let new_keys = span.rotation.rotate(&heads(&keys, self.kv_heads)?, kernels)?;
             let new_values = heads(&values, self.kv_heads)?;
-            let (keys, values) = cache.append(layer, &new_keys.squeeze(0)?, &new_values.squeeze(0)?)?;
-            let (keys, values) = (keys.unsqueeze(0)?, values.unsqueeze(0)?);
+            let new = KeyValues { keys: new_keys.squeeze(0)?, values: new_values.squeeze(0)? };
+            let past = cache.append(layer, &new)?;
             for block in &span.blocks {
                 let queries = queries.narrow(2, block.queries.start, block.queries.len())?.contiguous()?;
-                let (keys, values) = (keys.narrow(2, 0, block.keys)?, values.narrow(2, 0, block.keys)?);
-                mixed.push(merge_heads(&self.attend(&queries, &keys, &values, &block.mask, kernels)?)?);
+                mixed.push(merge_heads(&self.attend_in_blocks(&queries, &past, &block.keys)?)?);
             }
         }
         self.output.forward(&Tensor::cat(&mixed, 0)?)
@@ -147,18 +156,76 @@ impl Attention {
         mask: &CausalMask,
         kernels: Kernels,
     ) -> Result<Tensor> {
+        let weights = kernels.causal_softmax(&self.scores(queries, keys)?, self.scale(), mask)?;
+        self.mix(&weights, values)
+    }
+
+    /// As [`attend`](Self::attend) for one sequence, over keys and values that lie in blocks; `masks` has one for each
+    /// block that the queries see.
+    ///
+    /// Several blocks are taken one after the other (Milakov and Gimelshein 2018, arXiv 1805.02867): what was mixed so far
+    /// is scaled to the largest score seen so far, and divided by the sum of weights at the end.
+    fn attend_in_blocks(&self, queries: &Tensor, past: &[KeyValues], masks: &[CausalMask]) -> Result<Tensor> {
+        let block = |past: &KeyValues, mask: &CausalMask| {
+            let KeyValues { keys, values } = past.narrow(0..mask.keys())?;
+            Ok::<_, ModelError>((keys.unsqueeze(0)?, values.unsqueeze(0)?))
+        };
+        if let ([past, ..], [mask]) = (past, masks) {
+            let (keys, values) = block(past, mask)?;
+            return self.attend(queries, &keys, &values, mask, Kernels::Fused);
+        }
+        let mut state: Option<Mixed> = None;
+        for (past, mask) in past.iter().zip(masks) {
+            let (keys, values) = block(past, mask)?;
+            let scores = self.scores(queries, &keys)?;
+            let largest = state.as_ref().map(|state| &state.largest);
+            let ExpBlock { weights, largest, sums } = causal_exp(&scores, self.scale(), mask, largest)?;
+            let mixed = self.mix(&weights.to_dtype(values.dtype())?, &values)?.to_dtype(DType::F32)?;
+            state = Some(match state {
+                None => Mixed { largest, sums, mixed },
+                Some(before) => {
+                    let shrink = ((before.largest - &largest)? * f64::from(self.scale()))?.exp()?;
+                    let sums = ((before.sums * &shrink)? + sums)?;
+                    Mixed { largest, sums, mixed: (before.mixed.broadcast_mul(&shrink)? + mixed)? }
+                }
+            });
+        }
+        let state = state.expect("a query sees its own key");
+        Ok(state.mixed.broadcast_div(&state.sums)?.to_dtype(queries.dtype())?)
+    }
+
+    /// Factor of the scores.
+    // Head dimensions are small integers, which f32 holds.
+    #[expect(clippy::cast_precision_loss)]
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+
+    /// Products of queries and keys, `[batch, heads, length, keys]`.
+    fn scores(&self, queries: &Tensor, keys: &Tensor) -> Result<Tensor> {
         let (batch, _, length, _) = queries.dims4()?;
         // Queries of a group become rows of one matrix, so that keys and values need not be repeated.
         let grouped = (batch, self.kv_heads, self.heads / self.kv_heads * length, self.head_dim);
         let scores = queries.reshape(grouped)?.matmul(&keys.t()?)?;
-        let scores = scores.reshape((batch, self.heads, length, ()))?;
-        // Head dimensions are small integers, which f32 holds.
-        #[expect(clippy::cast_precision_loss)]
-        let scale = 1.0 / (self.head_dim as f32).sqrt();
-        let weights = kernels.causal_softmax(&scores, scale, mask)?;
+        Ok(scores.reshape((batch, self.heads, length, ()))?)
+    }
+
+    /// Sums of values by weights `[batch, heads, length, keys]`: `[batch, heads, length, head_dim]`.
+    fn mix(&self, weights: &Tensor, values: &Tensor) -> Result<Tensor> {
+        let (batch, _, length, _) = weights.dims4()?;
         let weights = weights.reshape((batch, self.kv_heads, self.heads / self.kv_heads * length, ()))?;
         Ok(weights.matmul(values)?.reshape((batch, self.heads, length, self.head_dim))?)
     }
+}
+
+/// What a block of queries has mixed of the key blocks so far, in f32.
+struct Mixed {
+    /// Largest score of each query, `[1, heads, queries, 1]`.
+    largest: Tensor,
+    /// Sums of the weights, `[1, heads, queries, 1]`.
+    sums: Tensor,
+    /// Sums of the weighted values, `[1, heads, queries, head_dim]`.
+    mixed: Tensor,
 }
 
 /// `[batch x length, heads x head_dim]` to contiguous `[batch, heads, length, head_dim]`.

@@ -9,14 +9,14 @@ use crate::attention::{Attention, Span};
 use crate::kernels::{CausalMask, Kernels};
 use crate::kv_cache::KvCache;
 use crate::norm::RmsNorm;
-use crate::rope::Rope;
-use crate::router::{Choice, Router, RouterOutput, TokenView};
+use crate::rope::Rotation;
+use crate::routed::Routed;
+use crate::router::{Router, RouterOutput, TokenView};
 use crate::tensors::mlp_names;
 use crate::{OlmoeConfig, Result};
 
 /// What all layers of a forward pass share.
 pub(crate) struct Pass<'a> {
-    pub(crate) rope: &'a Rope,
     pub(crate) tokens: TokenView<'a>,
     pub(crate) bank: &'a dyn ExpertBank,
 }
@@ -72,43 +72,42 @@ impl Block {
         })
     }
 
-    /// The layer on a ragged batch, `x` `[tokens, hidden]`; `routed` sees a router's choice before the experts run.
+    /// Runs the layer on a ragged batch, `x` `[tokens, hidden]`; also returns what its router chose, if it has one.
     pub(crate) fn forward_ragged<'c>(
         &self,
         x: &Tensor,
         sequences: impl Iterator<Item = (&'c Span, &'c mut KvCache)>,
         phase: Phase,
         pass: &Pass<'_>,
-        routed: impl FnOnce(LayerId, &Choice, &[f32]),
-    ) -> Result<Tensor> {
+    ) -> Result<(Tensor, Option<Routed>)> {
         let kernels = Kernels::Fused;
         let normed = self.attention_norm.forward(x, kernels)?;
-        let x = (x + self.attention.forward_ragged(&normed, self.layer, sequences, pass.rope)?)?;
+        let x = (x + self.attention.forward_ragged(&normed, self.layer, sequences)?)?;
         let normed = self.feed_forward_norm.forward(&x, kernels)?;
         match &self.feed_forward {
             FeedForward::Moe { layer, router, shared } => {
                 let (choice, weights, logits) = router.choose(&normed, &pass.tokens)?;
-                routed(*layer, &choice, &logits);
-                let routes = Routes::new(choice.experts, weights, phase)?;
-                add_experts(&x, &normed, *layer, &routes, shared.as_ref(), pass.bank)
+                let routes = Routes::new(choice.experts.clone(), weights, phase)?;
+                let x = add_experts(&x, &normed, *layer, &routes, shared.as_ref(), pass.bank)?;
+                Ok((x, Some(Routed { layer: *layer, choice, logits })))
             }
-            FeedForward::Dense(mlp) => Ok((x + mlp.forward(&normed)?)?),
+            FeedForward::Dense(mlp) => Ok(((x + mlp.forward(&normed)?)?, None)),
         }
     }
 
-    /// The layer on whole sequences of one length, `x` `[batch x length, hidden]`, with gradients; also returns what
+    /// Runs the layer on whole sequences of one length, `x` `[batch x length, hidden]`, with gradients; also returns what
     /// its router did, if it has one.
     pub(crate) fn forward_dense(
         &self,
         x: &Tensor,
         batch: usize,
-        mask: &CausalMask,
+        (mask, rotation): (&CausalMask, &Rotation),
         capacity_factor: Option<f64>,
         pass: &Pass<'_>,
     ) -> Result<(Tensor, Option<RouterOutput>)> {
         let kernels = Kernels::Differentiable;
         let normed = self.attention_norm.forward(x, kernels)?;
-        let x = (x + self.attention.forward_dense(&normed, batch, mask, pass.rope)?)?;
+        let x = (x + self.attention.forward_dense(&normed, batch, mask, rotation)?)?;
         let normed = self.feed_forward_norm.forward(&x, kernels)?;
         match &self.feed_forward {
             FeedForward::Moe { layer, router, shared } => {

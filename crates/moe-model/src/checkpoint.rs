@@ -6,14 +6,18 @@ use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
+use candle_nn::var_builder::SimpleBackend;
 use memmap2::Mmap;
-use moe_offload::ResidentExperts;
+use moe_offload::{ResidentExperts, WeightLocation};
 use moe_trace::{ExpertId, LayerId};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
+use crate::checkpoint_tensors::Tensors;
+use crate::expert_layout::{ExpertLayout, StackedFiles};
 use crate::{ModelError, Olmoe, OlmoeConfig, Result, Tokenizer, resident_experts};
 
 const CONFIG: &str = "config.json";
@@ -36,6 +40,7 @@ pub struct Checkpoint {
     folder: PathBuf,
     config: OlmoeConfig,
     files: Vec<PathBuf>,
+    layout: ExpertLayout,
 }
 
 /// The part of the index that matters: the file of each tensor.
@@ -47,12 +52,15 @@ struct Index {
 impl Checkpoint {
     /// Opens a folder with `config.json` and `model.safetensors`, or shards and `model.safetensors.index.json`.
     ///
-    /// Reads the headers of the weight files, not the weights.
+    /// Reads the headers of the weight files, not the weights. The experts of a layer may be separate tensors or stacked
+    /// in `mlp.experts.gate_up_proj` and `mlp.experts.down_proj`, as transformers 5 saves them with
+    /// `save_original_format=False`.
     ///
     /// # Errors
     /// As [`OlmoeConfig::from_file`]; [`ModelError::NoWeights`], [`ModelError::ShardName`], [`ModelError::MissingShard`],
     /// [`ModelError::Safetensors`], [`ModelError::MissingTensor`], [`ModelError::TensorShape`],
-    /// [`ModelError::TensorType`] for what the weight files lack.
+    /// [`ModelError::TensorType`] for what the weight files lack; [`ModelError::ExtraTensor`] for a tensor that the
+    /// configuration leaves out.
     pub fn open(folder: impl AsRef<Path>) -> Result<Checkpoint> {
         let folder = folder.as_ref().to_owned();
         let config = OlmoeConfig::from_file(folder.join(CONFIG))?;
@@ -62,8 +70,11 @@ impl Checkpoint {
             let source = |source| ModelError::Safetensors { path: file.clone(), source };
             SafeTensors::deserialize(map).map_err(source)
         });
-        check_tensors(&config, &folder, &files, &parsed.collect::<Result<Vec<_>>>()?)?;
-        Ok(Checkpoint { folder, config, files })
+        let parsed = parsed.collect::<Result<Vec<_>>>()?;
+        let layout = ExpertLayout::of(parsed.iter().flat_map(|file| file.names()));
+        let tensors = Tensors { config: &config, folder: &folder, files: &files, parsed: &parsed };
+        tensors.check(layout)?;
+        Ok(Checkpoint { folder, config, files, layout })
     }
 
     /// The configuration.
@@ -96,12 +107,16 @@ impl Checkpoint {
         &self.folder
     }
 
-    /// Names of an expert's gate, up and down projection in the weight files.
-    pub fn expert_names(&self, layer: LayerId, expert: ExpertId) -> [String; 3] {
-        self.config.expert_names(layer, expert)
+    /// Places of an expert's gate, up and down projection in the weight files.
+    ///
+    /// # Panics
+    /// Panics if the model does not have the layer.
+    pub fn expert_locations(&self, layer: LayerId, expert: ExpertId) -> [WeightLocation; 3] {
+        self.layout.locations(&self.config, layer, expert)
     }
 
-    /// Maps the weight files; tensors are copied to `device` as `dtype` when they are taken.
+    /// Maps the weight files; tensors are copied to `device` as `dtype` when they are taken. Experts have the names of
+    /// [`OlmoeConfig::expert_names`] also where the files stack them.
     ///
     /// # Errors
     /// [`ModelError::Tensor`] if a file cannot be mapped any more.
@@ -109,8 +124,12 @@ impl Checkpoint {
         // SAFETY: a map is undefined behaviour if the file is changed under it. Weight files are written once and then
         // only read; this is the assumption of every reader of such folders.
         #[expect(unsafe_code, reason = "maps files")]
-        let vb = unsafe { VarBuilder::from_mmaped_safetensors(&self.files, dtype, device)? };
-        Ok(vb)
+        let files = unsafe { MmapedSafetensors::multi(&self.files)? };
+        let backend: Box<dyn SimpleBackend> = match self.layout {
+            ExpertLayout::Separate => Box::new(files),
+            ExpertLayout::Stacked => Box::new(StackedFiles(files)),
+        };
+        Ok(VarBuilder::from_backend(backend, dtype, device.clone()))
     }
 
     /// Loads every expert to `device`.
@@ -168,32 +187,8 @@ fn map(path: &Path) -> Result<Mmap> {
     map.map_err(io)
 }
 
-/// Looks for every tensor of the architecture where it is read from: in the last file that has it.
-fn check_tensors(config: &OlmoeConfig, folder: &Path, files: &[PathBuf], parsed: &[SafeTensors<'_>]) -> Result<()> {
-    for spec in config.each_tensor() {
-        let found = parsed.iter().zip(files).rev().find_map(|(file, path)| Some((file.tensor(&spec.name).ok()?, path)));
-        let Some((tensor, path)) = found else {
-            return Err(ModelError::MissingTensor { path: expected_file(folder, files, &spec.name)?, name: spec.name });
-        };
-        if tensor.shape() != spec.shape {
-            return Err(ModelError::TensorShape {
-                path: path.clone(),
-                name: spec.name,
-                found: tensor.shape().to_vec(),
-                expected: spec.shape,
-            });
-        }
-        use safetensors::Dtype::{BF16, F16, F32};
-        if !matches!(tensor.dtype(), F32 | F16 | BF16) {
-            let (path, dtype) = (path.clone(), tensor.dtype());
-            return Err(ModelError::TensorType { path, name: spec.name, dtype });
-        }
-    }
-    Ok(())
-}
-
 /// The file that should have a tensor: the shard that the index names, else the index; or the single file.
-fn expected_file(folder: &Path, files: &[PathBuf], name: &str) -> Result<PathBuf> {
+pub(crate) fn expected_file(folder: &Path, files: &[PathBuf], name: &str) -> Result<PathBuf> {
     match files {
         [single] if *single == folder.join(WEIGHTS) => Ok(single.clone()),
         _ => {

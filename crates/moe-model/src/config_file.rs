@@ -1,11 +1,13 @@
 //! `config.json` in the generations that are in circulation.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::config::Problem;
+use crate::foreign_fields;
 use crate::{ModelError, OlmoeConfig, OlmoeParams, Result, RouterKind};
 
 /// Names of OLMoE in `architectures` and `model_type`.
@@ -49,6 +51,8 @@ struct ConfigFile {
     n_shared_experts: Option<usize>,
     mlp_only_layers: Option<Vec<usize>>,
     dense_intermediate_size: Option<usize>,
+    #[serde(flatten)]
+    others: BTreeMap<String, Value>,
 }
 
 /// Parameters of the rotary embedding; `type` is the older name of `rope_type`.
@@ -58,6 +62,8 @@ struct Rope {
     rope_type: Option<String>,
     r#type: Option<String>,
     partial_rotary_factor: Option<f64>,
+    #[serde(flatten)]
+    others: BTreeMap<String, Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -72,8 +78,8 @@ impl OlmoeConfig {
     ///
     /// # Errors
     /// [`ModelError::Io`], [`ModelError::Json`]; [`ModelError::ConfigFile`] names a field that is missing, out of
-    /// bounds or asks for what is not supported: another architecture or activation, scaled or partial rotary
-    /// embeddings, biases, a sliding window.
+    /// bounds, contradicts another or asks for what is not supported: another architecture or activation, scaled or
+    /// partial rotary embeddings, biases, a sliding window, factors and routings of other architectures.
     pub fn from_file(path: impl AsRef<Path>) -> Result<OlmoeConfig> {
         let path = path.as_ref();
         let text = std::fs::read(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
@@ -150,6 +156,11 @@ impl ConfigFile {
             return Err(Problem::new("head_dim", head_dim, limit));
         }
         let variant = self.check_architecture()?;
+        if let (Some(experts), Some(local)) = (self.num_experts, self.num_local_experts)
+            && experts != local
+        {
+            return Err(Problem::new("num_local_experts", local, format!("must be num_experts {experts}")));
+        }
         let params = OlmoeParams {
             vocab_size: required("vocab_size", self.vocab_size)?,
             hidden_size,
@@ -197,7 +208,14 @@ impl ConfigFile {
             }
         };
         let supported = if field == "architectures" { OLMOE[0] } else { OLMOE[1] };
-        known.map(|known| known == 1).ok_or_else(|| Problem::new(field, found, format!("supported is {supported}")))
+        let Some(known) = known else { return Err(Problem::new(field, found, format!("supported is {supported}"))) };
+        match &self.model_type {
+            Some(name) if names(name, 1) != Some(known) => {
+                let expected = [OLMOE[1], VARIANT[1]][known];
+                Err(Problem::new("model_type", name, format!("must be {expected} for the architecture {found}")))
+            }
+            _ => Ok(known == 1),
+        }
     }
 
     fn check_supported(&self) -> Result<(), Problem> {
@@ -213,10 +231,11 @@ impl ConfigFile {
         {
             return Err(Problem::new("sliding_window", window, "supported is full attention"));
         }
-        Ok(())
+        foreign_fields::check(&self.others, self.intermediate_size)
     }
 
     fn rope_theta(&self) -> Result<f64, Problem> {
+        let mut found: Option<f64> = None;
         for (field, rope) in [("rope_scaling", &self.rope_scaling), ("rope_parameters", &self.rope_parameters)] {
             let Some(rope) = rope else { continue };
             if let Some(name) = rope.rope_type.as_deref().or(rope.r#type.as_deref()).filter(|&name| name != "default") {
@@ -225,8 +244,17 @@ impl ConfigFile {
             if let Some(factor) = rope.partial_rotary_factor.filter(|&factor| factor != 1.0) {
                 return Err(Problem::new("partial_rotary_factor", factor, "supported is 1"));
             }
+            if let Some((name, value)) = rope.others.iter().find(|(_, value)| !value.is_null()) {
+                let limit = "supported are rope_theta and the rope_type default";
+                return Err(Problem::new(field, format_args!("{{{name:?}: {value}}}"), limit));
+            }
+            found = rope.rope_theta.or(found);
         }
-        let nested = self.rope_parameters.as_ref().and_then(|rope| rope.rope_theta);
-        Ok(nested.or(self.rope_theta).unwrap_or(OlmoeParams::default().rope_theta))
+        match (found, self.rope_theta) {
+            (Some(nested), Some(theta)) if nested != theta => {
+                Err(Problem::new("rope_theta", theta, format!("must be that of rope_parameters {nested}")))
+            }
+            (nested, theta) => Ok(nested.or(theta).unwrap_or(OlmoeParams::default().rope_theta)),
+        }
     }
 }

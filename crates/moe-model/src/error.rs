@@ -91,6 +91,16 @@ pub enum ModelError {
         /// The tensor.
         name: String,
     },
+    /// A weight file has a tensor that the model of the configuration lacks.
+    #[error("{path}: tensor {name} is not of the model that config.json describes, {reason}")]
+    ExtraTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Which field of the configuration leaves it out, if one does.
+        reason: String,
+    },
     /// A tensor has a shape that the configuration does not imply.
     #[error("{path}: tensor {name} has shape {found:?}, expected {expected:?}")]
     TensorShape {
@@ -216,6 +226,14 @@ pub enum ModelError {
         value: f64,
         /// What is allowed.
         limit: &'static str,
+    },
+    /// The seeds of a generation do not fit its prompts.
+    #[error("there are {seeds} seeds for {prompts} prompts, give one for each or none")]
+    Seeds {
+        /// Number of seeds.
+        seeds: usize,
+        /// Number of prompts.
+        prompts: usize,
     },
     /// A tokenizer file is not readable.
     #[error("{path}: not a readable tokenizer")]

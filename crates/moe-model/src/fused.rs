@@ -6,6 +6,8 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::kernels::{CausalMask, ExpBlock};
+
 /// Rows that one task handles. Fixed, so that sums over rows do not depend on the number of threads.
 const ROWS: usize = 64;
 
@@ -203,11 +205,47 @@ impl CustomOp1 for Rotate {
     }
 }
 
-/// `softmax(scale · x)` over the last dimension of `x`, `[.., queries, keys]`, where the last query sees every key and
-/// each earlier query one key less.
+/// `exp(scale · (x - largest))` of the first `seen` numbers of `x`, where `largest` is at least the greatest of them;
+/// returns the largest and the sum.
+fn exp_row(out: &mut [f32], x: &[f32], seen: usize, scale: f32, largest: f32) -> (f32, f32) {
+    let largest = x[..seen].iter().copied().fold(largest, f32::max);
+    for (out, x) in out[..seen].iter_mut().zip(x) {
+        *out = (scale * (x - largest)).exp();
+    }
+    (largest, out[..seen].iter().sum())
+}
+
+/// The fused form of [`kernels::causal_exp`](crate::kernels::causal_exp), for inference.
+pub(crate) fn causal_exp(x: &Tensor, scale: f32, mask: &CausalMask, largest: Option<&Tensor>) -> Result<ExpBlock> {
+    let (batch, heads, queries, keys) = x.dims4()?;
+    let shape = (batch, heads, queries, 1);
+    let mut largest = match largest {
+        Some(largest) => largest.flatten_all()?.to_vec1::<f32>()?,
+        None => vec![f32::NEG_INFINITY; batch * heads * queries],
+    };
+    let (mut weights, mut sums) = (vec![0f32; x.elem_count()], vec![0f32; largest.len()]);
+    with_slice(x, |xs| {
+        let heads = weights.par_chunks_mut(queries * keys).zip(xs.par_chunks(queries * keys));
+        let rows = largest.par_chunks_mut(queries).zip(sums.par_chunks_mut(queries));
+        heads.zip(rows).for_each(|((weights, xs), (largest, sums))| {
+            let rows = weights.chunks_exact_mut(keys).zip(xs.chunks_exact(keys));
+            for (query, ((out, x), (largest, sum))) in rows.zip(largest.iter_mut().zip(sums)).enumerate() {
+                (*largest, *sum) = exp_row(out, x, mask.seen(query), scale, *largest);
+            }
+        });
+    })?;
+    Ok(ExpBlock {
+        weights: Tensor::from_vec(weights, x.shape(), x.device())?,
+        largest: Tensor::from_vec(largest, shape, x.device())?,
+        sums: Tensor::from_vec(sums, shape, x.device())?,
+    })
+}
+
+/// `softmax(scale · x)` over the last dimension of `x`, `[.., queries, keys]`, and over the keys that the mask lets a
+/// query see; the mask is the one of all keys.
 pub(crate) struct CausalSoftmax {
     pub(crate) scale: f32,
-    pub(crate) queries: usize,
+    pub(crate) mask: CausalMask,
 }
 
 impl CustomOp1 for CausalSoftmax {
@@ -217,17 +255,13 @@ impl CustomOp1 for CausalSoftmax {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let xs = slice(x, layout)?;
-        let keys = last_dim(layout.shape());
+        let (queries, keys) = last_dims(layout.shape());
         let mut out = vec![0f32; xs.len()];
-        let matrix = self.queries * keys;
-        for_each_part(&mut out, xs, matrix, |out, xs| {
+        for_each_part(&mut out, xs, queries * keys, |out, xs| {
             for (query, (out, x)) in out.chunks_exact_mut(keys).zip(xs.chunks_exact(keys)).enumerate() {
-                let seen = keys + query + 1 - self.queries;
-                let max = x[..seen].iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                for (out, x) in out[..seen].iter_mut().zip(x) {
-                    *out = (self.scale * (x - max)).exp();
-                }
-                let inverse = 1.0 / out[..seen].iter().sum::<f32>();
+                let seen = self.mask.seen(query);
+                let (_, sum) = exp_row(out, x, seen, self.scale, f32::NEG_INFINITY);
+                let inverse = 1.0 / sum;
                 out[..seen].iter_mut().for_each(|out| *out *= inverse);
             }
         });
@@ -235,7 +269,7 @@ impl CustomOp1 for CausalSoftmax {
     }
 
     fn bwd(&self, _x: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let backward = CausalSoftmaxBackward { scale: self.scale, queries: self.queries };
+        let backward = CausalSoftmaxBackward { scale: self.scale, mask: self.mask.clone() };
         Ok(Some(y.apply_op2_no_bwd(&grad.contiguous()?, &backward)?))
     }
 }
@@ -245,7 +279,7 @@ impl CustomOp1 for CausalSoftmax {
 /// `dx = scale · y ⊙ (g − Σ g ⊙ y)` over the last dimension.
 struct CausalSoftmaxBackward {
     scale: f32,
-    queries: usize,
+    mask: CausalMask,
 }
 
 impl CustomOp2 for CausalSoftmaxBackward {
@@ -255,13 +289,13 @@ impl CustomOp2 for CausalSoftmaxBackward {
 
     fn cpu_fwd(&self, y: &CpuStorage, ly: &Layout, g: &CpuStorage, lg: &Layout) -> Result<(CpuStorage, Shape)> {
         let (ys, gs) = (slice(y, ly)?, slice(g, lg)?);
-        let keys = last_dim(ly.shape());
+        let (queries, keys) = last_dims(ly.shape());
         let mut out = vec![0f32; ys.len()];
-        let matrix = self.queries * keys;
+        let matrix = queries * keys;
         out.par_chunks_mut(matrix).zip(ys.par_chunks(matrix)).zip(gs.par_chunks(matrix)).for_each(|((out, ys), gs)| {
             let rows = out.chunks_exact_mut(keys).zip(ys.chunks_exact(keys)).zip(gs.chunks_exact(keys));
             for (query, ((out, y), g)) in rows.enumerate() {
-                let seen = keys + query + 1 - self.queries;
+                let seen = self.mask.seen(query);
                 let along = dot(&y[..seen], &g[..seen]);
                 for ((out, y), g) in out[..seen].iter_mut().zip(y).zip(g) {
                     *out = self.scale * y * (g - along);
@@ -272,6 +306,10 @@ impl CustomOp2 for CausalSoftmaxBackward {
     }
 }
 
-fn last_dim(shape: &Shape) -> usize {
-    shape.dims().last().copied().unwrap_or(1)
+fn last_dims(shape: &Shape) -> (usize, usize) {
+    match *shape.dims() {
+        [.., rows, columns] => (rows, columns),
+        [columns] => (1, columns),
+        [] => (1, 1),
+    }
 }

@@ -15,6 +15,10 @@ pub struct GenerateOptions {
     pub max_new_tokens: usize,
     /// How a token is chosen.
     pub sampler: Sampling,
+    /// Seeds of the prompts' random numbers, in order; if empty, every prompt has the seed of [`Sampling::TopP`].
+    ///
+    /// Equal prompts with equal seeds get equal texts, so give equal prompts seeds of their own.
+    pub seeds: Vec<u64>,
     /// Tokens that end a sequence.
     pub stop_tokens: Vec<u32>,
 }
@@ -75,9 +79,13 @@ struct Running {
 /// `on_token(sequence, token)` is called for each new token as it is chosen. The last token is not run through the
 /// model.
 ///
+/// Every sequence that begins also ends, for the [bank](moe_offload::ExpertBank::sequence_end) and for the observer, even
+/// if generation fails. After a failure the observer has seen whole passes only: a prompt whose prefill failed has not
+/// begun for it, and a sequence that was being decoded ends early.
+///
 /// # Errors
-/// [`ModelError::NoTokens`] for an empty prompt, [`ModelError::Option`], [`ModelError::Logit`], and the errors of
-/// [`Olmoe::forward`].
+/// [`ModelError::NoTokens`] for an empty prompt, [`ModelError::Option`], [`ModelError::Seeds`], [`ModelError::Logit`],
+/// and the errors of [`Olmoe::forward`].
 pub fn generate(
     model: &Olmoe,
     prompts: &[Vec<u32>],
@@ -88,21 +96,24 @@ pub fn generate(
     if options.max_new_tokens == 0 {
         return Err(ModelError::Option { field: "max_new_tokens", value: 0.0, limit: "must be at least 1" });
     }
+    if !options.seeds.is_empty() && options.seeds.len() != prompts.len() {
+        return Err(ModelError::Seeds { seeds: options.seeds.len(), prompts: prompts.len() });
+    }
     let max_len = model.config().params().max_position_embeddings;
     let mut timings = GenerateTimings::default();
     let mut sequences = Vec::with_capacity(prompts.len());
     for sequence in 0..prompts.len() {
-        let (cache, sampler) = (KvCache::new(model.config()), Sampler::new(options.sampler, sequence)?);
-        sequences.push(Running { cache, sampler, tokens: Vec::new(), finish: None });
+        let sampler = Sampler::new(options.sampler, sequence, options.seeds.get(sequence).copied())?;
+        sequences.push(Running { cache: KvCache::new(model.config()), sampler, tokens: Vec::new(), finish: None });
     }
 
+    let mut session = Session { model, observer, in_bank: 0, observed: Vec::new() };
     let start = Instant::now();
     for (sequence, (running, prompt)) in sequences.iter_mut().zip(prompts).enumerate() {
-        let chunk = Chunk { sequence, tokens: prompt, cache: &mut running.cache, phase: Phase::Prefill };
-        let logits = model.forward(&mut [chunk], LogitsAt::Last, observer)?;
-        on_token(sequence, running.next(&logits[0], options, max_len)?);
+        let logits = session.prefill(sequence, prompt, &mut running.cache)?;
+        on_token(sequence, running.next(&logits, options, max_len)?);
         if running.finish.is_some() {
-            observer.sequence_end(sequence);
+            session.end(sequence)?;
         }
         timings.prefill_tokens += prompt.len();
     }
@@ -117,12 +128,12 @@ pub fn generate(
         }
         let mut chunks: Vec<_> =
             unfinished.iter_mut().map(|(sequence, running)| running.last_token(*sequence)).collect();
-        let logits = model.forward(&mut chunks, LogitsAt::Last, observer)?;
+        let logits = model.forward(&mut chunks, LogitsAt::Last, session.observer)?;
         timings.decode_tokens += unfinished.len();
         for ((sequence, running), logits) in unfinished.iter_mut().zip(&logits) {
             on_token(*sequence, running.next(logits, options, max_len)?);
             if running.finish.is_some() {
-                observer.sequence_end(*sequence);
+                session.end(*sequence)?;
             }
         }
     }
@@ -132,6 +143,47 @@ pub fn generate(
         .into_iter()
         .filter_map(|Running { tokens, finish, .. }| finish.map(|finish| Generation { tokens, finish }));
     Ok(Generated { sequences: finished.collect(), timings })
+}
+
+/// The sequences that have begun and not ended; dropping the session ends them.
+struct Session<'a> {
+    model: &'a Olmoe,
+    observer: &'a mut dyn RouterObserver,
+    /// Number of sequences that the bank has seen a part of.
+    in_bank: usize,
+    /// Sequences that the observer has seen a pass of.
+    observed: Vec<usize>,
+}
+
+impl Session<'_> {
+    /// Begins a sequence; returns the logits of its first new token, `[1, vocab]`.
+    fn prefill(&mut self, sequence: usize, tokens: &[u32], cache: &mut KvCache) -> Result<Tensor> {
+        // A pass that fails may have reached the bank in some layers.
+        self.in_bank += 1;
+        let chunk = Chunk { sequence, tokens, cache, phase: Phase::Prefill };
+        let logits = self.model.forward(&mut [chunk], LogitsAt::Last, self.observer)?.remove(0);
+        self.observed.push(sequence);
+        Ok(logits)
+    }
+
+    fn end(&mut self, sequence: usize) -> Result<()> {
+        self.observed.retain(|&observed| observed != sequence);
+        self.observer.sequence_end(sequence);
+        self.in_bank -= 1;
+        Ok(self.model.bank().sequence_end()?)
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        for &sequence in &self.observed {
+            self.observer.sequence_end(sequence);
+        }
+        for _ in 0..self.in_bank {
+            // Generation has failed already, and its error is the one to report.
+            let _ = self.model.bank().sequence_end();
+        }
+    }
 }
 
 impl Running {

@@ -1,5 +1,7 @@
 //! The operations that have a fused and a composed form, and the choice between the forms.
 
+use std::ops::Range;
+
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::{ops, rotary_emb};
 
@@ -16,29 +18,54 @@ pub(crate) enum Kernels {
     Differentiable,
 }
 
-/// Which keys the queries of a block of attention see: the last query all, each earlier one a key less.
+/// Which keys of a block the queries of a block see: those at their own position and before it.
 #[derive(Clone, Debug)]
 pub(crate) struct CausalMask {
-    queries: usize,
+    /// Positions of the queries.
+    queries: Range<usize>,
+    /// Positions of the keys.
+    keys: Range<usize>,
     /// f32 `[queries, keys]`: 0 where a query sees a key, else negative infinity; none where no operation needs it.
     tensor: Option<Tensor>,
 }
 
 impl CausalMask {
-    /// The mask of `queries` consecutive tokens of which the last is token `keys - 1`.
-    pub(crate) fn new(queries: usize, keys: usize, device: &Device) -> Result<CausalMask> {
-        let needed = queries > 1 && !device.is_cpu();
-        let tensor = needed.then(|| mask_tensor(queries, keys, device)).transpose()?;
-        Ok(CausalMask { queries, tensor })
+    /// The mask of queries and keys at consecutive positions.
+    pub(crate) fn new(queries: Range<usize>, keys: Range<usize>, device: &Device) -> Result<CausalMask> {
+        let mask = CausalMask { queries, keys, tensor: None };
+        let needed = mask.seen(0) < mask.keys.len() && !device.is_cpu();
+        Ok(CausalMask { tensor: needed.then(|| mask.to_tensor(device)).transpose()?, ..mask })
+    }
+
+    /// Number of keys that a query sees: the first ones.
+    pub(crate) fn seen(&self, query: usize) -> usize {
+        (self.queries.start + query + 1).clamp(self.keys.start, self.keys.end) - self.keys.start
+    }
+
+    /// Number of keys in the block.
+    pub(crate) fn keys(&self) -> usize {
+        self.keys.len()
+    }
+
+    fn to_tensor(&self, device: &Device) -> Result<Tensor> {
+        let row = |query| {
+            let seen = self.seen(query);
+            (0..self.keys.len()).map(move |key| if key < seen { 0.0 } else { f32::NEG_INFINITY })
+        };
+        let mask: Vec<f32> = (0..self.queries.len()).flat_map(row).collect();
+        Ok(Tensor::from_vec(mask, (self.queries.len(), self.keys.len()), device)?)
     }
 }
 
-fn mask_tensor(queries: usize, keys: usize, device: &Device) -> Result<Tensor> {
-    let hidden = |query, key| key + queries > keys + query;
-    let mask: Vec<f32> = (0..queries)
-        .flat_map(|query| (0..keys).map(move |key| if hidden(query, key) { f32::NEG_INFINITY } else { 0.0 }))
-        .collect();
-    Ok(Tensor::from_vec(mask, (queries, keys), device)?)
+/// One block of keys in a softmax that is taken block by block; f32 tensors.
+#[derive(Debug)]
+pub(crate) struct ExpBlock {
+    /// `exp(scale · (scores - largest))`, 0 for hidden keys, `[batch, heads, queries, keys]`.
+    pub(crate) weights: Tensor,
+    /// Largest score of each query in this block and those before it, `[batch, heads, queries, 1]`.
+    pub(crate) largest: Tensor,
+    /// Sum of each query's weights in this block, `[batch, heads, queries, 1]`.
+    pub(crate) sums: Tensor,
 }
 
 impl Kernels {
@@ -65,7 +92,7 @@ impl Kernels {
     pub(crate) fn causal_softmax(self, scores: &Tensor, scale: f32, mask: &CausalMask) -> Result<Tensor> {
         let wide = scores.to_dtype(DType::F32)?;
         let weights = if fused::takes(&wide) {
-            wide.apply_op1(fused::CausalSoftmax { scale, queries: mask.queries })?
+            wide.apply_op1(fused::CausalSoftmax { scale, mask: mask.clone() })?
         } else {
             self.composed_softmax(&wide, scale, mask.tensor.as_ref())?
         };
@@ -82,6 +109,27 @@ impl Kernels {
             Kernels::Differentiable => ops::softmax(&scores, D::Minus1)?,
         })
     }
+}
+
+/// Weighs one block of keys, where `largest` has the largest scores of the blocks before it, if there are any. The first
+/// block must have a key for every query.
+pub(crate) fn causal_exp(scores: &Tensor, scale: f32, mask: &CausalMask, largest: Option<&Tensor>) -> Result<ExpBlock> {
+    let wide = scores.to_dtype(DType::F32)?;
+    match fused::takes(&wide) {
+        true => Ok(fused::causal_exp(&wide, scale, mask, largest)?),
+        false => composed_exp(&wide, scale, mask.tensor.as_ref(), largest),
+    }
+}
+
+fn composed_exp(scores: &Tensor, scale: f32, mask: Option<&Tensor>, largest: Option<&Tensor>) -> Result<ExpBlock> {
+    let scores = match mask {
+        Some(mask) => scores.broadcast_add(mask)?,
+        None => scores.clone(),
+    };
+    let own = scores.max_keepdim(D::Minus1)?;
+    let largest = largest.map_or_else(|| Ok(own.clone()), |before| own.maximum(before))?;
+    let weights = (scores.broadcast_sub(&largest)? * f64::from(scale))?.exp()?;
+    Ok(ExpBlock { sums: weights.sum_keepdim(D::Minus1)?, weights, largest })
 }
 
 #[cfg(test)]
@@ -130,22 +178,50 @@ mod tests {
         assert_agree(&fused, &rotary_emb::rope_slow(&x, &cos, &sin).unwrap(), &[&x]);
     }
 
+    fn mask(queries: Range<usize>, keys: Range<usize>) -> (CausalMask, Tensor) {
+        let mask = CausalMask::new(queries, keys, &Device::Cpu).unwrap();
+        let tensor = mask.to_tensor(&Device::Cpu).unwrap();
+        (mask, tensor)
+    }
+
     #[test]
     fn causal_softmax_agrees_with_its_composed_form() {
         for (queries, keys) in [(1, 1), (1, 9), (7, 7), (4, 21)] {
             let x = random(&[2, 3, queries, keys]);
-            let mask = CausalMask { queries, tensor: None };
+            let (mask, tensor) = mask(keys - queries..keys, 0..keys);
             let fused = Kernels::Differentiable.causal_softmax(&x, 0.7, &mask).unwrap();
-            let mask = mask_tensor(queries, keys, &Device::Cpu).unwrap();
-            let composed = |kernels: Kernels| kernels.composed_softmax(&x, 0.7, Some(&mask)).unwrap();
+            let composed = |kernels: Kernels| kernels.composed_softmax(&x, 0.7, Some(&tensor)).unwrap();
             assert_agree(&fused, &composed(Kernels::Differentiable), &[&x]);
             assert_agree(&fused, &composed(Kernels::Fused), &[]);
         }
     }
 
     #[test]
+    fn causal_exp_agrees_with_its_composed_form() {
+        // The first block, one that hides all keys from some queries, one that hides none.
+        for (queries, keys, later) in [(4..9, 0..6, false), (4..9, 6..12, true), (20..25, 6..12, true)] {
+            let x = random(&[2, 3, queries.len(), keys.len()]);
+            let before = random(&[2, 3, queries.len(), 1]);
+            let before = later.then(|| before.as_tensor());
+            let (mask, tensor) = mask(queries, keys);
+            let fused = causal_exp(&x, 0.7, &mask, before).unwrap();
+            let composed = composed_exp(&x, 0.7, Some(&tensor), before).unwrap();
+            for (fused, composed) in [
+                (&fused.weights, &composed.weights),
+                (&fused.largest, &composed.largest),
+                (&fused.sums, &composed.sums),
+            ] {
+                assert_agree(fused, composed, &[]);
+            }
+        }
+    }
+
+    #[test]
     fn a_query_sees_a_key_less_than_the_next() {
-        let mask = mask_tensor(2, 4, &Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
-        assert_eq!(mask, [[0.0, 0.0, 0.0, f32::NEG_INFINITY], [0.0; 4]]);
+        let hidden = f32::NEG_INFINITY;
+        let rows = |queries, keys| mask(queries, keys).1.to_vec2::<f32>().unwrap();
+        assert_eq!(rows(2..4, 0..4), [[0.0, 0.0, 0.0, hidden], [0.0; 4]]);
+        assert_eq!(rows(2..4, 3..5), [[hidden, hidden], [0.0, hidden]]);
+        assert_eq!(rows(2..4, 0..2), [[0.0; 2]; 2]);
     }
 }

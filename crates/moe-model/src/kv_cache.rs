@@ -1,40 +1,56 @@
 //! Keys and values of the tokens that a sequence has behind it.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 use moe_trace::DomainId;
 
 use crate::{OlmoeConfig, Result};
 
-/// Room that a cache starts with, in tokens.
+/// Most tokens whose keys, or values, lie in one tensor.
+///
+/// What attention computes from a block is bounded by it, and so is what the CPU converts at once: candle multiplies bf16
+/// matrices by widening the whole memory of a tensor.
+pub(crate) const KEY_BLOCK: usize = 2048;
+
+/// Room that a block starts with, in tokens.
 const FIRST_TOKENS: usize = 64;
 
 /// Keys and values of one sequence in every layer.
 ///
-/// The room for tokens doubles when it is used up, so that appending costs amortised constant time a token. A forward
-/// pass that fails leaves the cache as it was.
+/// They lie in blocks of up to 2,048 tokens. The room of the last block doubles when it is used up, so that appending
+/// costs amortised constant time a token. A forward pass that fails leaves the cache as it was.
 #[derive(Debug)]
 pub struct KvCache {
-    layers: Vec<Option<LayerCache>>,
+    /// Blocks of each layer.
+    layers: Vec<Vec<KeyValues>>,
     len: usize,
     max_len: usize,
+    block: usize,
     domain: Option<DomainId>,
 }
 
-/// Keys and values of one layer, each `[kv_heads, room, head_dim]`.
-#[derive(Debug)]
-struct LayerCache {
-    keys: Tensor,
-    values: Tensor,
+/// Keys and values of consecutive tokens in one layer, `[kv_heads, tokens, head_dim]` each.
+#[derive(Clone, Debug)]
+pub(crate) struct KeyValues {
+    pub(crate) keys: Tensor,
+    pub(crate) values: Tensor,
 }
 
 impl KvCache {
     /// Creates the empty cache of a sequence.
     pub fn new(config: &OlmoeConfig) -> KvCache {
+        KvCache::with_blocks(config, KEY_BLOCK)
+    }
+
+    /// Creates the empty cache of a sequence, with blocks of some tokens.
+    pub(crate) fn with_blocks(config: &OlmoeConfig, block: usize) -> KvCache {
         let params = config.params();
         KvCache {
-            layers: (0..params.num_hidden_layers).map(|_| None).collect(),
+            layers: vec![Vec::new(); params.num_hidden_layers],
             len: 0,
             max_len: params.max_position_embeddings,
+            block,
             domain: None,
         }
     }
@@ -69,26 +85,36 @@ impl KvCache {
         self.layers.len()
     }
 
-    /// Writes the keys and values of new tokens, `[kv_heads, new, head_dim]`, behind the present ones; returns those
-    /// of all tokens. The new tokens count only after [`advance`](Self::advance).
-    pub(crate) fn append(&mut self, layer: usize, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
-        let end = self.len + keys.dim(1)?;
-        let slot = &mut self.layers[layer];
-        let cache = match slot {
-            Some(cache) if cache.room()? >= end => cache,
-            _ => {
-                let room = end.next_power_of_two().max(FIRST_TOKENS).min(self.max_len.max(end));
-                let grown = LayerCache { keys: with_room(keys, room)?, values: with_room(values, room)? };
-                if let Some(old) = slot.as_ref().filter(|_| self.len > 0) {
-                    grown.keys.slice_set(&old.keys.narrow(1, 0, self.len)?.contiguous()?, 1, 0)?;
-                    grown.values.slice_set(&old.values.narrow(1, 0, self.len)?.contiguous()?, 1, 0)?;
-                }
-                slot.insert(grown)
+    /// Tokens of a full block.
+    pub(crate) fn block(&self) -> usize {
+        self.block
+    }
+
+    /// Writes the keys and values of new tokens behind the present ones; returns those of all tokens, block by block. The
+    /// new tokens count only after [`advance`](Self::advance).
+    pub(crate) fn append(&mut self, layer: usize, new: &KeyValues) -> Result<Vec<KeyValues>> {
+        let end = self.len + new.tokens()?;
+        let blocks = &mut self.layers[layer];
+        let mut at = self.len;
+        while at < end {
+            let (number, first) = (at / self.block, at / self.block * self.block);
+            let next = end.min(first + self.block);
+            let room = (next - first).next_power_of_two().max(FIRST_TOKENS);
+            let room = room.min(self.block).min(self.max_len.max(end) - first);
+            if blocks.len() == number {
+                blocks.push(new.with_room(room)?);
             }
-        };
-        cache.keys.slice_set(&keys.contiguous()?, 1, self.len)?;
-        cache.values.slice_set(&values.contiguous()?, 1, self.len)?;
-        Ok((cache.keys.narrow(1, 0, end)?, cache.values.narrow(1, 0, end)?))
+            let block = &mut blocks[number];
+            if block.tokens()? < next - first {
+                let grown = block.with_room(room)?;
+                grown.write(0, &block.narrow(0..at - first)?)?;
+                *block = grown;
+            }
+            block.write(at - first, &new.narrow(at - self.len..next - self.len)?)?;
+            at = next;
+        }
+        let starts = (0..end).step_by(self.block);
+        starts.zip(blocks).map(|(first, block)| block.narrow(0..self.block.min(end - first))).collect()
     }
 
     /// Counts tokens whose keys and values every layer has appended.
@@ -97,80 +123,118 @@ impl KvCache {
     }
 }
 
-impl LayerCache {
-    fn room(&self) -> Result<usize> {
+impl KeyValues {
+    fn tokens(&self) -> Result<usize> {
         Ok(self.keys.dim(1)?)
     }
-}
 
-fn with_room(like: &Tensor, room: usize) -> Result<Tensor> {
-    let (heads, _, width) = like.dims3()?;
-    Ok(Tensor::zeros((heads, room, width), like.dtype(), like.device())?)
+    fn with_room(&self, room: usize) -> Result<KeyValues> {
+        let (heads, _, width) = self.keys.dims3()?;
+        let empty = || Tensor::zeros((heads, room, width), self.keys.dtype(), self.keys.device());
+        Ok(KeyValues { keys: empty()?, values: empty()? })
+    }
+
+    fn write(&self, at: usize, tokens: &KeyValues) -> Result<()> {
+        if tokens.tokens()? > 0 {
+            self.keys.slice_set(&tokens.keys.contiguous()?, 1, at)?;
+            self.values.slice_set(&tokens.values.contiguous()?, 1, at)?;
+        }
+        Ok(())
+    }
+
+    /// Returns a part of the tokens, of the same memory.
+    pub(crate) fn narrow(&self, tokens: Range<usize>) -> Result<KeyValues> {
+        let part = |tensor: &Tensor| tensor.narrow(1, tokens.start, tokens.len());
+        Ok(KeyValues { keys: part(&self.keys)?, values: part(&self.values)? })
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
+    use candle_core::Device;
 
     use super::*;
     use crate::OlmoeParams;
 
-    fn cache(max_position_embeddings: usize) -> KvCache {
+    fn cache(max_position_embeddings: usize, block: usize) -> KvCache {
         let params = OlmoeParams { num_hidden_layers: 1, max_position_embeddings, ..OlmoeParams::default() };
-        KvCache::new(&OlmoeConfig::new(params).unwrap())
+        KvCache::with_blocks(&OlmoeConfig::new(params).unwrap(), block)
     }
 
-    fn random(tokens: usize) -> Tensor {
-        Tensor::randn(0f32, 1.0, (2, tokens, 3), &Device::Cpu).unwrap()
+    fn random(tokens: usize) -> KeyValues {
+        let random = || Tensor::randn(0f32, 1.0, (2, tokens, 3), &Device::Cpu).unwrap();
+        KeyValues { keys: random(), values: random() }
     }
 
-    fn room(cache: &KvCache) -> usize {
-        cache.layers[0].as_ref().unwrap().room().unwrap()
+    fn rooms(cache: &KvCache) -> Vec<usize> {
+        cache.layers[0].iter().map(|block| block.tokens().unwrap()).collect()
     }
 
-    fn assert_same(a: &Tensor, b: &Tensor) {
-        let values = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        assert_eq!(values(a), values(b));
+    /// Asserts that parts have the same tokens in the same order.
+    fn assert_same(a: &[KeyValues], b: &[KeyValues]) {
+        let values = |parts: &[KeyValues], of: fn(&KeyValues) -> &Tensor| {
+            let parts: Vec<&Tensor> = parts.iter().map(of).collect();
+            Tensor::cat(&parts, 1).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        assert_eq!(values(a, |part| &part.keys), values(b, |part| &part.keys));
+        assert_eq!(values(a, |part| &part.values), values(b, |part| &part.values));
+    }
+
+    fn append(cache: &mut KvCache, parts: &mut Vec<KeyValues>, tokens: usize) {
+        parts.push(random(tokens));
+        let all = cache.append(0, parts.last().unwrap()).unwrap();
+        cache.advance(tokens);
+        assert_same(&all, parts);
     }
 
     #[test]
     fn appended_tokens_come_back_while_the_room_grows() {
-        let mut cache = cache(200);
-        let (mut keys, mut values) = (Vec::new(), Vec::new());
-        // Room after each append: 64, 64, 128, 128, 200, the last one bounded by the positions.
-        for (tokens, expected_room) in [(60, 64), (4, 64), (1, 128), (50, 128), (80, 200)] {
-            keys.push(random(tokens));
-            values.push(random(tokens));
-            let (all_keys, all_values) = cache.append(0, keys.last().unwrap(), values.last().unwrap()).unwrap();
-            cache.advance(tokens);
-            assert_same(&all_keys, &Tensor::cat(&keys, 1).unwrap());
-            assert_same(&all_values, &Tensor::cat(&values, 1).unwrap());
-            assert_eq!(room(&cache), expected_room);
+        let (mut cache, mut parts) = (cache(200, KEY_BLOCK), Vec::new());
+        // The last room is bounded by the positions.
+        for (tokens, room) in [(60, 64), (4, 64), (1, 128), (50, 128), (80, 200)] {
+            append(&mut cache, &mut parts, tokens);
+            assert_eq!(rooms(&cache), [room]);
         }
         assert_eq!(cache.len(), 195);
     }
 
     #[test]
+    fn a_full_block_stays_where_it_is() {
+        let (mut cache, mut parts) = (cache(400, 100), Vec::new());
+        let steps: [(usize, &[usize]); 6] = [
+            (70, &[100]),
+            (40, &[100, 64]),
+            (60, &[100, 100]),
+            (30, &[100, 100]),
+            (1, &[100, 100, 64]),
+            (199, &[100, 100, 100, 100]),
+        ];
+        for (tokens, expected) in steps {
+            append(&mut cache, &mut parts, tokens);
+            assert_eq!(rooms(&cache), expected);
+        }
+    }
+
+    #[test]
     fn tokens_that_were_not_counted_are_written_over() {
-        let mut cache = cache(200);
-        let (first, failed, second) = (random(3), random(90), random(2));
-        cache.append(0, &first, &first).unwrap();
+        let mut cache = cache(200, 100);
+        let (first, failed, second) = (random(3), random(120), random(2));
+        cache.append(0, &first).unwrap();
         cache.advance(3);
-        cache.append(0, &failed, &failed).unwrap();
-        let (keys, _) = cache.append(0, &second, &second).unwrap();
-        assert_same(&keys, &Tensor::cat(&[&first, &second], 1).unwrap());
+        cache.append(0, &failed).unwrap();
+        assert_same(&cache.append(0, &second).unwrap(), &[first, second]);
         assert_eq!(cache.len(), 3);
     }
 
     #[test]
     fn a_cleared_cache_keeps_its_room() {
-        let mut cache = cache(200);
-        cache.append(0, &random(100), &random(100)).unwrap();
+        let mut cache = cache(200, KEY_BLOCK);
+        cache.append(0, &random(100)).unwrap();
         cache.advance(100);
         cache.clear();
         assert!(cache.is_empty());
-        let keys = Tensor::ones((2, 1, 3), DType::F32, &Device::Cpu).unwrap();
-        let (all, _) = cache.append(0, &keys, &keys).unwrap();
-        assert_eq!((all.dims(), room(&cache)), ([2, 1, 3].as_slice(), 128));
+        let one = random(1);
+        assert_same(&cache.append(0, &one).unwrap(), &[one]);
+        assert_eq!(rooms(&cache), [128]);
     }
 }

@@ -28,7 +28,7 @@
 //! let tokenizer = checkpoint.tokenizer()?;
 //!
 //! let prompts = [tokenizer.encode("w7 w11 w13")?, tokenizer.encode("w17")?];
-//! let options = GenerateOptions { max_new_tokens: 4, sampler: Sampling::Greedy, stop_tokens: vec![] };
+//! let options = GenerateOptions { max_new_tokens: 4, sampler: Sampling::Greedy, seeds: vec![], stop_tokens: vec![] };
 //! let mut recorder = Recorder::new(MemoryTrace::new(checkpoint.config().geometry()));
 //! let generated = generate(&model, &prompts, &options, &mut recorder, |_, _| {})?;
 //! assert_eq!(generated.sequences[0].tokens.len(), 4);
@@ -43,9 +43,12 @@
 mod attention;
 mod block;
 mod checkpoint;
+mod checkpoint_tensors;
 mod config;
 mod config_file;
 mod error;
+mod expert_layout;
+mod foreign_fields;
 mod fused;
 mod fused_experts;
 mod generate;
@@ -56,6 +59,7 @@ mod norm;
 mod olmoe;
 mod packed_experts;
 mod rope;
+mod routed;
 mod router;
 mod sampler;
 mod tensors;

@@ -15,7 +15,8 @@ use crate::kv_cache::KvCache;
 use crate::linear::Linear;
 use crate::norm::RmsNorm;
 use crate::rope::Rope;
-use crate::router::{Choice, RouterOutput, TokenView};
+use crate::routed::{Routed, Rows};
+use crate::router::{RouterOutput, TokenView};
 use crate::{ModelError, OlmoeConfig, Result, RouterKind};
 
 /// OLMoE (Muennighoff et al. 2024, arXiv 2409.02060; `OlmoeForCausalLM` of Hugging Face) or a variant of it, without its
@@ -86,8 +87,10 @@ impl DenseOutput {
             let mut weights = router.weights.flatten_all()?.to_vec1::<f32>()?;
             let dropped = router.served.iter().zip(&mut weights).filter(|&(&expert, _)| expert == EMPTY_SLOT);
             dropped.for_each(|(_, weight)| *weight = 0.0);
-            let logits =
-                if observer.wants_logits() { router.logits.flatten_all()?.to_vec1::<f32>()? } else { Vec::new() };
+            let logits = match &router.logits {
+                Some(logits) if observer.wants_logits() => logits.flatten_all()?.to_vec1::<f32>()?,
+                _ => Vec::new(),
+            };
             let slots = (router.served.len() / rows.len().max(1)).max(1);
             let events = rows.iter().zip(router.served.chunks_exact(slots).zip(weights.chunks_exact(slots)));
             for (sequence, (token_ids, (experts, weights))) in events.enumerate() {
@@ -145,6 +148,11 @@ impl Olmoe {
         &self.config
     }
 
+    /// The bank that runs the experts.
+    pub(crate) fn bank(&self) -> &dyn ExpertBank {
+        &*self.bank
+    }
+
     /// The device that the model computes on.
     pub fn device(&self) -> &Device {
         self.embedding.device()
@@ -159,8 +167,8 @@ impl Olmoe {
     /// type: `[tokens, vocab]` of the chunk's tokens, or `[1, vocab]`.
     ///
     /// The tokens of all chunks are rows of one matrix; attention alone keeps sequences apart. There is no padding.
-    /// The observer gets one event for each layer and chunk, layer by layer, chunks in order. If the pass fails, the
-    /// caches are as before.
+    /// When the pass has succeeded, the observer gets one event for each layer and chunk, layer by layer, chunks in order.
+    /// If the pass fails, the caches are as before and the observer gets nothing, so that the pass can be run again.
     ///
     /// # Errors
     /// [`ModelError::NoTokens`], [`ModelError::TokenOutOfRange`], [`ModelError::ContextLength`],
@@ -179,7 +187,7 @@ impl Olmoe {
         for chunk in chunks.iter() {
             self.check(chunk, phase)?;
             let (past, new) = (chunk.cache.len(), chunk.tokens.len());
-            spans.push(Span::new(ids.len()..ids.len() + new, past, self.device())?);
+            spans.push(Span::new(ids.len()..ids.len() + new, chunk.cache, &self.rope, self.device())?);
             ids.extend_from_slice(chunk.tokens);
             positions.extend((0u32..).skip(past).take(new));
             if let Some(domain) = self.check_domain(chunk.sequence, chunk.cache.domain())? {
@@ -189,31 +197,17 @@ impl Olmoe {
 
         let mut x = self.embed(&Tensor::from_slice(&ids, ids.len(), self.device())?)?;
         let tokens = TokenView { ids: &ids, positions: &positions, domains: &domains };
-        let pass = Pass { rope: &self.rope, tokens, bank: &*self.bank };
-        let (wants_logits, experts) = (observer.wants_logits(), self.config.params().num_experts);
+        let pass = Pass { tokens, bank: &*self.bank };
+        // Reported when the pass has succeeded, so that a failed pass can be run again under the same observer.
+        let mut events = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
-            // The caches are lent to the attention for this layer, the rest of the chunks to the observer.
-            let (mut caches, mut seen) = (Vec::with_capacity(spans.len()), Vec::with_capacity(spans.len()));
-            for (span, chunk) in spans.iter().zip(chunks.iter_mut()) {
-                caches.push((span, &mut *chunk.cache));
-                seen.push((span, chunk.sequence, chunk.tokens));
-            }
-            let routed = |layer, choice: &Choice, logits: &[f32]| {
-                for (span, sequence, token_ids) in seen {
-                    let slots = span.rows.start * choice.slots..span.rows.end * choice.slots;
-                    let rows = span.rows.start * experts..span.rows.end * experts;
-                    observer.routed(&RoutingEvent {
-                        sequence,
-                        layer,
-                        phase,
-                        token_ids,
-                        experts: &choice.experts[slots.clone()],
-                        weights: &choice.weights[slots],
-                        logits: (wants_logits && !logits.is_empty()).then(|| &logits[rows]),
-                    });
-                }
-            };
-            x = block.forward_ragged(&x, caches.into_iter(), phase, &pass, routed)?;
+            let caches = chunks.iter_mut().map(|chunk| &mut *chunk.cache);
+            let (out, routed) = block.forward_ragged(&x, spans.iter().zip(caches), phase, &pass)?;
+            events.extend(routed.map(|routed| match observer.wants_logits() {
+                true => routed,
+                false => Routed { logits: Vec::new(), ..routed },
+            }));
+            x = out;
         }
 
         if at == LogitsAt::Last {
@@ -226,8 +220,14 @@ impl Olmoe {
             LogitsAt::Last => Ok(logits.narrow(0, index, 1)?),
         });
         let of_chunk = of_chunk.collect::<Result<_>>()?;
-        for chunk in chunks {
+        for chunk in chunks.iter_mut() {
             chunk.cache.advance(chunk.tokens.len());
+        }
+        for routed in &events {
+            for (span, chunk) in spans.iter().zip(chunks.iter()) {
+                let rows = Rows { sequence: chunk.sequence, token_ids: chunk.tokens, range: span.rows.clone() };
+                routed.report(&rows, phase, observer);
+            }
         }
         Ok(of_chunk)
     }
@@ -265,12 +265,13 @@ impl Olmoe {
         }
         let positions: Vec<u32> = (0..batch).flat_map(|_| (0u32..).take(length)).collect();
         let view = TokenView { ids: &ids, positions: &positions, domains: &domains };
-        let pass = Pass { rope: &self.rope, tokens: view, bank: &*self.bank };
-        let mask = CausalMask::new(length, length, self.device())?;
+        let pass = Pass { tokens: view, bank: &*self.bank };
+        let mask = CausalMask::new(0..length, 0..length, self.device())?;
+        let rotation = self.rope.at(0..length)?;
         let mut x = self.embed(&tokens.flatten_all()?)?;
         let mut routers = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
-            let (out, router) = block.forward_dense(&x, batch, &mask, options.capacity_factor, &pass)?;
+            let (out, router) = block.forward_dense(&x, batch, (&mask, &rotation), options.capacity_factor, &pass)?;
             routers.extend(router);
             x = out;
         }

@@ -2,6 +2,7 @@
 
 use moe_trace::{ExpertId, LayerId};
 
+use crate::expert_layout::ExpertLayout;
 use crate::{OlmoeConfig, RouterKind};
 
 /// What a tensor is for, which decides how a new one is initialised.
@@ -30,6 +31,11 @@ pub struct TensorSpec {
     pub expert_of: Option<LayerId>,
 }
 
+/// Name of all gate and up projections of a layer in one tensor, behind the name of its MLP.
+pub(crate) const GATE_UP: &str = ".experts.gate_up_proj";
+/// Name of all down projections of a layer in one tensor, behind the name of its MLP.
+pub(crate) const STACKED_DOWN: &str = ".experts.down_proj";
+
 /// Names of the gate, up and down projection of the MLP called `mlp`.
 pub(crate) fn mlp_names(mlp: &str) -> [String; 3] {
     ["gate", "up", "down"].map(|projection| format!("{mlp}.{projection}_proj.weight"))
@@ -53,7 +59,7 @@ impl OlmoeConfig {
     /// # Ok::<(), moe_model::ModelError>(())
     /// ```
     pub fn tensors(&self) -> Vec<TensorSpec> {
-        self.each_tensor().collect()
+        self.each_tensor(ExpertLayout::Separate).collect()
     }
 
     /// Number of values in all tensors.
@@ -67,7 +73,7 @@ impl OlmoeConfig {
     /// # Ok::<(), moe_model::ModelError>(())
     /// ```
     pub fn parameters(&self) -> usize {
-        self.each_tensor().fold(0, |sum: usize, tensor| {
+        self.each_tensor(ExpertLayout::Separate).fold(0, |sum: usize, tensor| {
             sum.saturating_add(tensor.shape.iter().fold(1, |count: usize, &size| count.saturating_mul(size)))
         })
     }
@@ -80,18 +86,19 @@ impl OlmoeConfig {
         mlp_names(&format!("model.layers.{}.mlp.experts.{}", self.model_layer(layer), expert.0))
     }
 
-    /// [`tensors`](Self::tensors) one by one: a configuration may claim more of them than memory holds.
-    pub(crate) fn each_tensor(&self) -> impl Iterator<Item = TensorSpec> + '_ {
+    /// [`tensors`](Self::tensors) one by one, in one of the layouts: a configuration may claim more of them than memory
+    /// holds.
+    pub(crate) fn each_tensor(&self, layout: ExpertLayout) -> impl Iterator<Item = TensorSpec> + '_ {
         let params = self.params();
         let (vocab, hidden) = (params.vocab_size, params.hidden_size);
         let output = (!params.tie_word_embeddings).then(|| matrix("lm_head.weight".to_owned(), (vocab, hidden)));
         std::iter::once(matrix("model.embed_tokens.weight".to_owned(), (vocab, hidden)))
-            .chain((0..params.num_hidden_layers).flat_map(|layer| self.layer_tensors(layer)))
+            .chain((0..params.num_hidden_layers).flat_map(move |layer| self.layer_tensors(layer, layout)))
             .chain(std::iter::once(norm("model.norm.weight".to_owned(), hidden)))
             .chain(output)
     }
 
-    fn layer_tensors(&self, layer: usize) -> impl Iterator<Item = TensorSpec> + '_ {
+    fn layer_tensors(&self, layer: usize, layout: ExpertLayout) -> impl Iterator<Item = TensorSpec> + '_ {
         let params = self.params();
         let hidden = params.hidden_size;
         let kv_width = params.num_key_value_heads * self.head_dim();
@@ -108,11 +115,11 @@ impl OlmoeConfig {
             norm(name("post_attention_layernorm"), hidden),
         ]
         .into_iter()
-        .chain(moe.then(|| self.moe_tensors(layer)).into_iter().flatten())
+        .chain(moe.then(|| self.moe_tensors(layer, layout)).into_iter().flatten())
         .chain((!moe).then(|| self.dense_tensors(layer)).into_iter().flatten())
     }
 
-    fn moe_tensors(&self, layer: usize) -> impl Iterator<Item = TensorSpec> + '_ {
+    fn moe_tensors(&self, layer: usize, layout: ExpertLayout) -> impl Iterator<Item = TensorSpec> + '_ {
         let params = self.params();
         let (experts, hidden) = (params.num_experts, params.hidden_size);
         let mlp = format!("model.layers.{layer}.mlp");
@@ -130,11 +137,19 @@ impl OlmoeConfig {
         let shared = params.n_shared_experts * params.intermediate_size;
         let shared = (shared > 0).then(|| mlp_tensors(&format!("{mlp}.shared_experts"), hidden, shared));
         let expert_of = self.moe_layer(layer);
-        let routed = self.geometry().expert_ids().flat_map(move |expert| {
-            let projections =
-                mlp_tensors(&format!("{mlp}.experts.{}", expert.0), hidden, self.params().intermediate_size);
-            projections.map(|projection| TensorSpec { expert_of, ..projection })
+        let width = params.intermediate_size;
+        let separate = (layout == ExpertLayout::Separate).then(|| self.geometry().expert_ids());
+        let name = mlp.clone();
+        let separate = separate
+            .into_iter()
+            .flatten()
+            .flat_map(move |expert| mlp_tensors(&format!("{name}.experts.{}", expert.0), hidden, width));
+        let stacked = (layout == ExpertLayout::Stacked).then(|| {
+            [(GATE_UP, [experts, 2 * width, hidden]), (STACKED_DOWN, [experts, hidden, width])]
+                .map(|(name, shape)| TensorSpec { shape: shape.to_vec(), ..matrix(format!("{mlp}{name}"), (0, 0)) })
         });
+        let routed = separate.chain(stacked.into_iter().flatten());
+        let routed = routed.map(move |projection| TensorSpec { expert_of, ..projection });
         gate.into_iter().chain(bias).chain(routed).chain(shared.into_iter().flatten())
     }
 

@@ -79,6 +79,44 @@ fn configurations_that_cannot_be_run() {
         ),
         ("rope_scaling", json!({"type": "linear"}), "rope_scaling is linear, supported is the rope_type default"),
         ("rope_parameters", json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor is 0.5, supported is 1"),
+        (
+            "rope_scaling",
+            json!({"factor": 2.0}),
+            "rope_scaling is {\"factor\": 2.0}, supported are rope_theta and the rope_type default",
+        ),
+        (
+            "rope_parameters",
+            json!({"full_attention": {"rope_type": "default"}}),
+            "rope_parameters is {\"full_attention\": {\"rope_type\":\"default\"}}, \
+             supported are rope_theta and the rope_type default",
+        ),
+        ("rope_theta", json!(5e5), "rope_theta is 500000, must be that of rope_parameters 10000"),
+        ("num_local_experts", json!(9), "num_local_experts is 9, must be num_experts 8"),
+        (
+            "model_type",
+            json!("qwen3_moe"),
+            "model_type is qwen3_moe, must be olmoe for the architecture OlmoeForCausalLM",
+        ),
+        (
+            "moe_intermediate_size",
+            json!(8),
+            "moe_intermediate_size is 8, must be intermediate_size, the width of an expert",
+        ),
+        ("partial_rotary_factor", json!(0.5), "partial_rotary_factor is 0.5, supported is 1"),
+        ("mlp_bias", json!(true), "mlp_bias is true, supported is false"),
+        ("use_qk_norm", json!(false), "use_qk_norm is false, supported is true"),
+        (
+            "layer_types",
+            json!(["full_attention", "sliding_attention", "full_attention"]),
+            "layer_types is [\"full_attention\",\"sliding_attention\",\"full_attention\"], supported is full_attention",
+        ),
+        ("attention_multiplier", json!(0.1), "attention_multiplier is 0.1, supported is null"),
+        ("logits_scaling", json!(8), "logits_scaling is 8, supported is 1"),
+        ("routed_scaling_factor", json!(2.5), "routed_scaling_factor is 2.5, supported is 1"),
+        ("scoring_func", json!("sigmoid"), "scoring_func is \"sigmoid\", supported is softmax"),
+        ("first_k_dense_replace", json!(1), "first_k_dense_replace is 1, supported is 0"),
+        ("no_rope_layers", json!([1]), "no_rope_layers is [1], supported is an empty list"),
+        ("quantization_config", json!({"bits": 4}), "quantization_config is {\"bits\":4}, supported is null"),
     ];
     for (field, value, message) in cases {
         assert_eq!(config_error(field, value), format!("config.json: {message}"));
@@ -102,6 +140,13 @@ fn configurations_in_other_words() {
         fields.insert("sliding_window".to_owned(), json!(0));
         fields.insert("use_sliding_window".to_owned(), json!(false));
         fields.insert("rope_scaling".to_owned(), json!({"rope_type": "default"}));
+        // Fields of other architectures that ask for what OLMoE does.
+        fields.insert("layer_types".to_owned(), json!(["full_attention", "full_attention", "full_attention"]));
+        fields.insert("routed_scaling_factor".to_owned(), json!(1));
+        fields.insert("mlp_bias".to_owned(), json!(false));
+        fields.insert("final_logit_softcapping".to_owned(), Value::Null);
+        // Fields that no inference reads.
+        fields.insert("router_aux_loss_coef".to_owned(), json!(0.01));
     });
     assert_eq!(OlmoeConfig::from_file(&path).unwrap(), expected);
     edit_json(&path, |config| config["model_type"] = json!("mixtral"));
@@ -197,6 +242,52 @@ fn weight_files_that_lack_a_tensor() {
 }
 
 #[test]
+fn weight_files_with_tensors_that_the_configuration_leaves_out() {
+    let folder = copy(GQA);
+    edit_json(&folder.path().join("config.json"), |config| config["num_hidden_layers"] = json!(2));
+    let error = open_error(&folder);
+    let (file, message) = error.split_once(": ").unwrap();
+    assert!(file.starts_with("model-0000"), "{error}");
+    let expected = "is not of the model that config.json describes, whose num_hidden_layers is 2";
+    assert!(message.starts_with("tensor model.layers.2.") && message.ends_with(expected), "{error}");
+
+    let folder = copy(MHA);
+    let file = folder.path().join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+    let mut error_with = |name: &str, like: &str| {
+        let tensor = tensors[like].clone();
+        tensors.insert(name.to_owned(), tensor);
+        candle_core::safetensors::save(&tensors, &file).unwrap();
+        tensors.remove(name);
+        Checkpoint::open(folder.path()).map(|_| String::new()).unwrap_or_else(|_| open_error(&folder))
+    };
+    let extra = |name: &str, reason: &str| {
+        format!("model.safetensors: tensor {name} is not of the model that config.json describes, {reason}")
+    };
+    let bias = "model.layers.0.self_attn.q_proj.bias";
+    assert_eq!(error_with(bias, "model.norm.weight"), extra(bias, "which has none of this name"));
+    let expert = "model.layers.0.mlp.experts.8.up_proj.weight";
+    let like = "model.layers.0.mlp.experts.0.up_proj.weight";
+    assert_eq!(error_with(expert, like), extra(expert, "whose num_experts is 8"));
+    // A table that old checkpoints hold.
+    assert_eq!(error_with("model.layers.0.self_attn.rotary_emb.inv_freq", "model.norm.weight"), "");
+}
+
+#[test]
+fn an_output_projection_beside_a_tied_embedding_must_be_its_copy() {
+    let folder = copy(MHA);
+    let file = folder.path().join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+    edit_json(&folder.path().join("config.json"), |config| config["tie_word_embeddings"] = json!(true));
+    let reason = "whose tie_word_embeddings is true, and it differs from model.embed_tokens.weight";
+    let expected = format!("tensor lm_head.weight is not of the model that config.json describes, {reason}");
+    assert_eq!(open_error(&folder), format!("model.safetensors: {expected}"));
+    tensors.insert("lm_head.weight".to_owned(), tensors["model.embed_tokens.weight"].clone());
+    candle_core::safetensors::save(&tensors, &file).unwrap();
+    Checkpoint::open(folder.path()).unwrap();
+}
+
+#[test]
 fn weight_files_that_are_cut_off() {
     let folder = copy(MHA);
     let file = folder.path().join("model.safetensors");
@@ -264,7 +355,7 @@ fn dense_batches_that_cannot_be_run() {
 fn prompts_and_options_that_cannot_be_run() {
     let fixture = Fixture::load(MHA);
     let error = |prompts: &[Vec<u32>], max_new_tokens| {
-        let options = GenerateOptions { max_new_tokens, sampler: Sampling::Greedy, stop_tokens: vec![] };
+        let options = GenerateOptions { max_new_tokens, sampler: Sampling::Greedy, seeds: vec![], stop_tokens: vec![] };
         generate(&fixture.model, prompts, &options, &mut IgnoreRouting, |_, _| {}).unwrap_err().to_string()
     };
     assert_eq!(error(&[vec![3], vec![]], 1), "sequence 1: there are no tokens");
@@ -284,7 +375,7 @@ fn with_nan(name: &str) -> Olmoe {
 
 #[test]
 fn logits_that_are_not_finite() {
-    let options = GenerateOptions { max_new_tokens: 2, sampler: Sampling::Greedy, stop_tokens: vec![] };
+    let options = GenerateOptions { max_new_tokens: 2, sampler: Sampling::Greedy, seeds: vec![], stop_tokens: vec![] };
     let error = |model: &Olmoe| {
         generate(model, &[vec![3, 4]], &options, &mut IgnoreRouting, |_, _| {}).unwrap_err().to_string()
     };

@@ -4,12 +4,18 @@
 
 mod common;
 
+use std::collections::HashMap;
+use std::fs;
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Tensor};
 use common::{DEEPSEEK, Event, Events, Fixture, GQA, MHA, PROMPTS, assert_close, difference, folder, prefill, run};
 use moe_model::{
-    Checkpoint, Chunk, Finish, GenerateOptions, KvCache, LogitsAt, OlmoeConfig, RouterKind, Sampling, generate,
+    Checkpoint, Chunk, Finish, GenerateOptions, KvCache, LogitsAt, Olmoe, OlmoeConfig, RouterKind, Sampling, generate,
 };
+use moe_offload::{MappedStore, OffloadOptions, OffloadedExperts};
 use moe_trace::{IgnoreRouting, Phase};
+use tempfile::TempDir;
 
 /// Bound on `max |a - b| / max |b|` against transformers, and between ways to run the same tokens.
 const CLOSE: f32 = 1e-5;
@@ -52,7 +58,7 @@ fn a_variant_matches_the_modules_of_transformers() {
 
         let dense = fixture.model.forward_dense(&Tensor::new(vec![tokens], &Device::Cpu).unwrap()).unwrap();
         assert_close(&dense.logits.squeeze(0).unwrap(), &fixture.tensor("logits", prompt), CLOSE);
-        let router_logits: Vec<Tensor> = dense.routers.iter().map(|router| router.logits.clone()).collect();
+        let router_logits: Vec<Tensor> = dense.routers.iter().map(|router| router.logits.clone().unwrap()).collect();
         assert_close(&Tensor::stack(&router_logits, 0).unwrap(), &fixture.tensor("router_logits", prompt), CLOSE);
     }
 }
@@ -130,7 +136,8 @@ fn greedy_generation_matches_transformers() {
     for name in [MHA, GQA] {
         let fixture = Fixture::load(name);
         let prompts: Vec<Vec<u32>> = (0..PROMPTS).map(|prompt| fixture.prompt(prompt)).collect();
-        let options = GenerateOptions { max_new_tokens: 12, sampler: Sampling::Greedy, stop_tokens: vec![] };
+        let options =
+            GenerateOptions { max_new_tokens: 12, sampler: Sampling::Greedy, seeds: vec![], stop_tokens: vec![] };
         let generated = generate(&fixture.model, &prompts, &options, &mut IgnoreRouting, |_, _| {}).unwrap();
         for (prompt, generation) in generated.sequences.iter().enumerate() {
             assert_eq!(generation.tokens, fixture.ids("generated", prompt));
@@ -166,4 +173,78 @@ fn half_precision_stays_near_single_precision() {
         assert_eq!(joined(&events.routed, 2), joined(&expected_events.routed, 2));
         println!("{dtype:?}: logits differ by {:.1e}", assert_close(&logits, &expected, bound));
     }
+}
+
+/// A folder of a fixture whose experts are stacked, as transformers 5 saves them with `save_original_format=False`.
+fn stacked_copy(name: &str) -> TempDir {
+    let copy = TempDir::new().unwrap();
+    let checkpoint = Checkpoint::open(folder(name)).unwrap();
+    let mut tensors: HashMap<String, Tensor> = checkpoint
+        .files()
+        .iter()
+        .flat_map(|file| candle_core::safetensors::load(file, &Device::Cpu).unwrap())
+        .collect();
+    let config = checkpoint.config();
+    for (layer, moe) in config.geometry().layer_ids().zip(config.geometry().moe_layers()) {
+        let (mut gates_and_ups, mut downs) = (Vec::new(), Vec::new());
+        for expert in config.geometry().expert_ids() {
+            let [gate, up, down] = config.expert_names(layer, expert).map(|name| tensors.remove(&name).unwrap());
+            gates_and_ups.push(Tensor::cat(&[gate, up], 0).unwrap());
+            downs.push(down);
+        }
+        let experts = format!("model.layers.{}.mlp.experts", moe.model_layer);
+        tensors.insert(format!("{experts}.gate_up_proj"), Tensor::stack(&gates_and_ups, 0).unwrap());
+        tensors.insert(format!("{experts}.down_proj"), Tensor::stack(&downs, 0).unwrap());
+    }
+    candle_core::safetensors::save(&tensors, copy.path().join("model.safetensors")).unwrap();
+    fs::copy(folder(name).join("config.json"), copy.path().join("config.json")).unwrap();
+    copy
+}
+
+#[test]
+fn stacked_experts_compute_what_separate_ones_compute() {
+    for name in [MHA, GQA, DEEPSEEK] {
+        let fixture = Fixture::load(name);
+        let expected = common::values(&fixture.prefill(&fixture.prompt(0)).0);
+        let copy = stacked_copy(name);
+        let checkpoint = Checkpoint::open(copy.path()).unwrap();
+        let resident = checkpoint.load_resident(DType::F32, &Device::Cpu).unwrap();
+        assert_eq!(common::values(&prefill(&resident, &fixture.prompt(0))), expected, "{name}, resident");
+
+        let shape = checkpoint.config().expert_shape();
+        let locations = |layer, expert| checkpoint.expert_locations(layer, expert);
+        let store = MappedStore::open(checkpoint.files(), shape, DType::F32, locations).unwrap();
+        let bank = OffloadedExperts::new(Arc::new(store), &Device::Cpu, OffloadOptions::slots(3)).unwrap();
+        let vb = checkpoint.var_builder(DType::F32, &Device::Cpu).unwrap();
+        let offloaded = Olmoe::new(checkpoint.config(), &vb, Arc::new(bank)).unwrap();
+        assert_eq!(common::values(&prefill(&offloaded, &fixture.prompt(0))), expected, "{name}, mapped");
+
+        let half = checkpoint.load_resident(DType::BF16, &Device::Cpu).unwrap();
+        let separate = Checkpoint::open(folder(name)).unwrap().load_resident(DType::BF16, &Device::Cpu).unwrap();
+        assert_eq!(
+            common::values(&prefill(&half, &fixture.prompt(0))),
+            common::values(&prefill(&separate, &fixture.prompt(0)))
+        );
+    }
+}
+
+#[test]
+fn stacks_of_another_shape_are_refused() {
+    let copy = stacked_copy(MHA);
+    let file = copy.path().join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+    let error = |tensors: &HashMap<String, Tensor>| {
+        candle_core::safetensors::save(tensors, &file).unwrap();
+        Checkpoint::open(copy.path()).unwrap_err().to_string().replace(&format!("{}: ", file.display()), "")
+    };
+    let name = "model.layers.1.mlp.experts.gate_up_proj";
+    let stack = tensors.remove(name).unwrap();
+    assert_eq!(error(&tensors), format!("tensor {name} is missing"));
+    tensors.insert(name.to_owned(), stack.narrow(0, 0, 7).unwrap());
+    assert_eq!(error(&tensors), format!("tensor {name} has shape [7, 32, 32], expected [8, 32, 32]"));
+    // gpt-oss keeps a stack the other way round.
+    tensors.insert(name.to_owned(), stack);
+    let down = "model.layers.1.mlp.experts.down_proj";
+    tensors.insert(down.to_owned(), tensors[down].transpose(1, 2).unwrap().contiguous().unwrap());
+    assert_eq!(error(&tensors), format!("tensor {down} has shape [8, 16, 32], expected [8, 32, 16]"));
 }

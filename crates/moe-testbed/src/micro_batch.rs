@@ -124,8 +124,13 @@ impl Trainer {
             (_, None) => load_balance(&router.probs, &router.experts),
         });
         let balance = Tensor::stack(&balances.collect::<Result<Vec<_>, _>>()?, 0)?.mean_all()?;
-        let z_losses = pass.routers.iter().map(|router| router_z_loss(&router.logits));
-        let z_loss = Tensor::stack(&z_losses.collect::<Result<Vec<_>, _>>()?, 0)?.mean_all()?;
+        let z_losses = pass.routers.iter().filter_map(|router| router.logits.as_ref()).map(router_z_loss);
+        let z_losses = z_losses.collect::<Result<Vec<_>, _>>()?;
+        // Experts that are drawn have no logits to keep small.
+        let z_loss = match z_losses.is_empty() {
+            true => pass.loss.zeros_like()?,
+            false => Tensor::stack(&z_losses, 0)?.mean_all()?,
+        };
         let mut total = pass.loss.clone();
         if scope != BalanceScope::None {
             total = (total + (&balance * coefficient)?)?;

@@ -101,7 +101,7 @@ mod tests {
         let tokens = experts.len() / 2;
         let zeros = |width| Tensor::zeros((tokens, width), DType::F32, &Device::Cpu).unwrap();
         let (experts, served) = (experts.to_vec(), served.to_vec());
-        RouterOutput { logits: zeros(3), probs: zeros(3), experts, served, weights: zeros(2) }
+        RouterOutput { logits: None, probs: zeros(3), experts, served, weights: zeros(2) }
     }
 
     #[test]

@@ -48,8 +48,8 @@ pub(crate) struct Router {
 /// What one router did in a [dense forward pass](crate::Olmoe::forward_dense); gradients flow through the tensors.
 #[derive(Clone, Debug)]
 pub struct RouterOutput {
-    /// Router logits, f32 `[batch x length, experts]`; 0 where experts are drawn without.
-    pub logits: Tensor,
+    /// Router logits, f32 `[batch x length, experts]`; none where experts are drawn without.
+    pub logits: Option<Tensor>,
     /// What the router makes of them before it chooses, as a distribution over experts, f32
     /// `[batch x length, experts]`: a softmax, the reference router's over the experts of the domain; the shares of the
     /// sigmoids; `1 / top_k` where experts are drawn.
@@ -119,8 +119,8 @@ impl Router {
         let (logits, values) = self.logits(x)?;
         let count = x.dim(0)?;
         let zeros = || Tensor::zeros((count, self.top_k.experts), DType::F32, x.device());
-        let logits = logits.map_or_else(zeros, Ok)?;
-        let scores = self.strategy.scores(&logits, tokens)?.to_device(x.device())?;
+        let scored = logits.clone().map_or_else(zeros, Ok)?;
+        let scores = self.strategy.scores(&scored, tokens)?.to_device(x.device())?;
         let Choice { experts, slots, .. } = self.strategy.choose_in_batch(&values, tokens)?;
         let weights = self.weights(&scores, &experts, (count, slots))?;
         let mut served = experts.clone();

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file is a crate of its own and uses a part of this module")]
 
+pub mod failing;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 

@@ -5,13 +5,13 @@ use std::fs;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use moe_model::{Checkpoint, KvCache, Olmoe, OlmoeConfig, OlmoeParams, RouterKind};
+use moe_model::{Checkpoint, DenseOptions, KvCache, Olmoe, OlmoeConfig, OlmoeParams, RouterKind};
 use moe_offload::{MappedStore, OffloadOptions, OffloadedExperts};
-use moe_trace::{DomainId, ExpertId, IgnoreRouting, LayerId, Phase};
+use moe_trace::{DomainId, ExpertId, IgnoreRouting, LayerId, Phase, RouterObserver, RoutingEvent};
 
 use crate::common;
 use crate::common::{assert_close, run};
-use crate::models::{TOP_K, batch, build, dense, from_tensors, params, variants, write_folder};
+use crate::models::{EXPERTS, LENGTH, TOP_K, batch, build, dense, from_tensors, params, variants, write_folder};
 
 #[test]
 fn folders_of_variants_open_and_compute_the_same() {
@@ -62,7 +62,7 @@ fn offloading_changes_no_bit_of_a_variant() {
     let (map, model) = build(params(RouterKind::Sigmoid));
     let folder = write_folder(&map, model.config());
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    let names = |layer, expert| checkpoint.expert_names(layer, expert);
+    let names = |layer, expert| checkpoint.expert_locations(layer, expert);
     let shape = checkpoint.config().expert_shape();
     let store = MappedStore::open(checkpoint.files(), shape, DType::F32, names).unwrap();
     let bank = OffloadedExperts::new(Arc::new(store), &Device::Cpu, OffloadOptions::slots(TOP_K)).unwrap();
@@ -73,6 +73,35 @@ fn offloading_changes_no_bit_of_a_variant() {
         common::values(&common::prefill(&offloaded, &rows[0])),
         common::values(&common::prefill(&model, &rows[0]))
     );
+}
+
+/// Routers that draw experts have no logits, however the model is run.
+#[test]
+fn only_routers_with_a_gate_report_logits() {
+    struct Logits(Vec<Option<usize>>);
+    impl RouterObserver for Logits {
+        fn routed(&mut self, event: &RoutingEvent<'_>) {
+            self.0.push(event.logits.map(<[f32]>::len));
+        }
+
+        fn wants_logits(&self) -> bool {
+            true
+        }
+    }
+    for router in RouterKind::ALL {
+        let (_, model) = build(params(router));
+        let (rows, domains) = batch();
+        let mut ragged = Logits(Vec::new());
+        let mut cache = KvCache::new(model.config()).in_domain(domains[0]);
+        run(&model, &rows[0], &mut cache, Phase::Prefill, &mut ragged);
+        let mut whole = Logits(Vec::new());
+        let tokens = Tensor::new(vec![rows[0].clone()], &Device::Cpu).unwrap();
+        let options = DenseOptions { domains: Some(&domains[..1]), capacity_factor: None };
+        let output = model.forward_dense_with(&tokens, &options).unwrap();
+        output.report(&tokens, &mut whole).unwrap();
+        let expected = vec![router.has_logits().then_some(LENGTH * EXPERTS); 3];
+        assert_eq!((ragged.0, whole.0), (expected.clone(), expected), "{router}");
+    }
 }
 
 /// One routed expert of weight 1 is a dense MLP, and a shared expert beside it with the same weights doubles it.
@@ -145,12 +174,16 @@ fn files_name_the_variants() {
     let folder = write_folder(&map, model.config());
     let mut json = model.config().to_json();
     assert_eq!((&json["model_type"], &json["router"]), (&"olmoe_variant".into(), &"sigmoid".into()));
-    json["architectures"] = serde_json::json!(["OlmoeForCausalLM"]);
     let path = folder.path().join("config.json");
-    fs::write(&path, json.to_string()).unwrap();
-    let error = Checkpoint::open(folder.path()).unwrap_err().to_string();
+    let mut error = |field: &str, value| {
+        json[field] = value;
+        fs::write(&path, json.to_string()).unwrap();
+        Checkpoint::open(folder.path()).unwrap_err().to_string().replace(&format!("{}: ", path.display()), "")
+    };
+    let expected = "model_type is olmoe_variant, must be olmoe for the architecture OlmoeForCausalLM";
+    assert_eq!(error("architectures", serde_json::json!(["OlmoeForCausalLM"])), expected);
     let expected = "model_type is olmoe, must be olmoe_variant for what OLMoE lacks";
-    assert_eq!(error, format!("{}: {expected}", path.display()));
+    assert_eq!(error("model_type", serde_json::json!("olmoe")), expected);
     let plain = OlmoeConfig::new(OlmoeParams::default()).unwrap().to_json();
     assert_eq!((&plain["model_type"], plain.get("router")), (&"olmoe".into(), None));
 }
