@@ -32,12 +32,13 @@ impl ExpertLayout {
 
     /// Places of an expert's gate, up and down projection.
     pub(crate) fn locations(self, config: &OlmoeConfig, layer: LayerId, expert: ExpertId) -> [WeightLocation; 3] {
-        config.expert_names(layer, expert).map(|name| match (self, StackedPart::of(&name)) {
-            (ExpertLayout::Stacked, Some(StackedPart { tensor, part, per_expert })) => {
-                WeightLocation::part(tensor, part, per_expert * config.params().num_experts)
+        match self {
+            ExpertLayout::Separate => config.expert_names(layer, expert).map(WeightLocation::whole),
+            ExpertLayout::Stacked => {
+                let stack = |name| format!("{}{name}", config.mlp_name(layer));
+                WeightLocation::fused(stack(GATE_UP), stack(STACKED_DOWN), expert, config.params().num_experts)
             }
-            _ => WeightLocation::whole(name),
-        })
+        }
     }
 }
 

@@ -83,7 +83,12 @@ impl OlmoeConfig {
     /// # Panics
     /// Panics if the model does not have the layer.
     pub fn expert_names(&self, layer: LayerId, expert: ExpertId) -> [String; 3] {
-        mlp_names(&format!("model.layers.{}.mlp.experts.{}", self.model_layer(layer), expert.0))
+        mlp_names(&format!("{}.experts.{}", self.mlp_name(layer), expert.0))
+    }
+
+    /// Name of a layer's MoE block.
+    pub(crate) fn mlp_name(&self, layer: LayerId) -> String {
+        format!("model.layers.{}.mlp", self.model_layer(layer))
     }
 
     /// [`tensors`](Self::tensors) one by one, in one of the layouts: a configuration may claim more of them than memory
