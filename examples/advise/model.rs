@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use expert_cache::ModelSize;
-use moe_examples::ModelShape;
+use moe_trace::ModelSizes;
 
 /// Bits of a weight, scales included.
 #[derive(Clone, Copy, Debug)]
@@ -37,22 +37,23 @@ pub(crate) fn size(model: &str, expert_bits: Option<f64>, dense_bits: Option<f64
         return serde_json::from_reader(file)
             .with_context(|| format!("{model} is not the size of a model; see --help"));
     }
-    let shape =
-        ModelShape::find(model).with_context(|| format!("--model {model}; a JSON file of sizes is fine too"))?;
+    let sizes =
+        ModelSizes::find(model).with_context(|| format!("--model {model}; a JSON file of sizes is fine too"))?;
     let bits = usual_bits(model).unwrap_or(Bits { experts: 16.0, dense: 16.0, head: 16.0 });
     let dense = dense_bits.unwrap_or(bits.dense);
     let bits = Bits { experts: expert_bits.unwrap_or(bits.experts), dense, head: dense_bits.unwrap_or(bits.head) };
-    size_of(&shape, bits)
+    size_of(&sizes, bits)
 }
 
-/// Three projections an expert; query, key, value and output projections and the router a layer; the head.
-fn size_of(shape: &ModelShape, bits: Bits) -> Result<ModelSize> {
+/// The experts, the attention and the router per layer, and the head.
+fn size_of(sizes: &ModelSizes, bits: Bits) -> Result<ModelSize> {
     for (field, value) in [("--expert-bits", bits.experts), ("--dense-bits", bits.dense)] {
         ensure!(value > 0.0 && value <= 64.0, "{field} is {value}, give 0 to 64");
     }
-    let (expert, dense, head) = (shape.expert_weights(), shape.dense_weights(), shape.head_weights());
+    let dense = sizes.attention_weights + sizes.router_weights();
+    let (expert, head) = (sizes.expert_weights(), sizes.head_weights());
     Ok(ModelSize {
-        expert_bytes: vec![bytes(expert, bits.experts); shape.layers],
+        expert_bytes: vec![bytes(expert, bits.experts); sizes.config.decoder.moe_layers.len()],
         expert_weights: expert,
         dense_bytes: bytes(dense, bits.dense),
         dense_weights: dense,

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use moe_examples::ModelShape;
-use moe_offload::{RandomExperts, WeightType};
+use moe_offload::{ExpertShape, RandomExperts, WeightType};
+use moe_trace::ModelSizes;
 
 use crate::expert_files;
 
@@ -33,11 +33,21 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let mut shape = ModelShape::find(&arguments.shape).context("cannot use --shape")?.expert_shape()?;
+    let mut shape = shape(&ModelSizes::find(&arguments.shape).context("cannot use --shape")?)?;
     if let Some(layers) = arguments.layers {
         ensure!((1..=shape.layers).contains(&layers), "--layers is {layers}, the model has {}", shape.layers);
         shape.layers = layers;
     }
     let experts = RandomExperts::new(shape, arguments.weight_type, arguments.seed)?;
     expert_files::write(&experts, &arguments.out)
+}
+
+/// The experts of all layers that have experts.
+fn shape(sizes: &ModelSizes) -> Result<ExpertShape> {
+    Ok(ExpertShape {
+        layers: sizes.config.decoder.moe_layers.len(),
+        experts: sizes.config.experts,
+        hidden: sizes.hidden.try_into()?,
+        intermediate: sizes.expert_intermediate.try_into()?,
+    })
 }

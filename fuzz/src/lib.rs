@@ -80,7 +80,13 @@ pub fn shard_index(bytes: &[u8]) {
 
 /// Reads bytes as the configuration of a model.
 pub fn model_config(bytes: &[u8]) {
-    if let Ok(config) = moe_trace::ModelConfig::read(file(bytes, "c")) {
-        assert!(config.moe_layers.iter().all(|&layer| layer < config.layers));
+    if let Ok(config) = moe_trace::ModelConfig::parse(Path::new("c"), bytes) {
+        for stack in std::iter::once(&config.decoder).chain(&config.encoder) {
+            assert!(stack.moe_layers.iter().all(|&layer| layer < stack.layers));
+        }
+        assert!(config.top_k <= config.experts);
+        if let Ok(sizes) = moe_trace::ModelSizes::parse(Path::new("c"), bytes) {
+            assert_eq!(sizes.config, config);
+        }
     }
 }

@@ -314,6 +314,14 @@ pub enum TraceError {
         /// What the format allows.
         limit: &'static str,
     },
+    /// A model's name is not known, and is no path.
+    #[error("{name:?} is neither a model known by name ({known}), nor the folder of a checkpoint, nor a configuration")]
+    UnknownModel {
+        /// The name.
+        name: String,
+        /// The names that are known.
+        known: String,
+    },
     /// A directory of shards has no complete shard.
     #[error("{path}: no complete shard in this directory")]
     NoShards {

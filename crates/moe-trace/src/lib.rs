@@ -47,6 +47,7 @@ mod import;
 mod import_report;
 mod layer_copy;
 mod memory;
+mod model_config;
 mod observer;
 mod open_sequence;
 mod phase;
@@ -76,11 +77,12 @@ pub use geometry::{Geometry, MoeLayer, Stack};
 pub use ids::{DomainId, ExpertId, LayerId};
 #[cfg(feature = "import")]
 pub use import::{
-    Import, ImportOptions, Importer, Input, InputBytes, InputReader, ModelConfig, Sample, detect_importer, import,
-    importer, importers, open_import,
+    Import, ImportOptions, Importer, Input, InputBytes, InputReader, Sample, detect_importer, import, importer,
+    importers, open_import,
 };
 pub use import_report::{ImportReport, Warning, WarningKind};
 pub use memory::MemoryTrace;
+pub use model_config::{ModelConfig, ModelSizes, StackLayers};
 pub use observer::{IgnoreRouting, RouterObserver, RoutingEvent};
 pub use phase::Phase;
 pub use queued::{BackPressure, QueuedSink};

@@ -1,7 +1,6 @@
 //! What the user knows and the file does not say.
 
-use super::ModelConfig;
-use crate::{ImportReport, Phase, Stack, WarningKind};
+use crate::{ImportReport, ModelConfig, Phase, Stack, WarningKind};
 
 /// How to say the phase of tokens.
 pub(super) const PHASE_REMEDY: &str = "--token-phase says which it is";

@@ -150,12 +150,13 @@ impl Seen {
 
     fn moe_layers(&self, path: &Path, options: &ImportOptions) -> Result<Vec<usize>> {
         let all = 0..self.used.len();
-        match &options.config {
-            Some(config) if config.layers == self.used.len() => Ok(config.moe_layers.clone()),
-            Some(config) if config.moe_layers.len() == self.used.len() => Ok(all.collect()),
-            Some(config) => {
-                let limit =
-                    format!("the configuration has {} layers, {} of them MoE", config.layers, config.moe_layers.len());
+        let stack = options.config.as_ref().map(|config| config.stack(options.stack()));
+        match stack {
+            Some(Some(stack)) if stack.layers == self.used.len() => Ok(stack.moe_layers.clone()),
+            Some(Some(stack)) if stack.moe_layers.len() == self.used.len() => Ok(all.collect()),
+            Some(stack) => {
+                let (layers, moe) = stack.map_or((0, 0), |stack| (stack.layers, stack.moe_layers.len()));
+                let limit = format!("the configuration has {layers} layers, {moe} of them MoE");
                 Err(record(path, Place::Entry("array".to_owned()), "layers", &self.used.len().to_string(), limit))
             }
             None if self.top_k == 1 => Ok(all.collect()),

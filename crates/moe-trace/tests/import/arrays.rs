@@ -1,5 +1,7 @@
 //! NumPy and PyTorch files, made by `tests/fixtures/make_fixtures.py`.
 
+use std::path::Path;
+
 use moe_trace::{EMPTY_SLOT, ImportOptions, ModelConfig, Phase, RoutingSource, detect_importer, import};
 
 use crate::{failure, fixture};
@@ -15,7 +17,9 @@ fn routed(tokens: usize) -> Vec<u16> {
 }
 
 fn config() -> ModelConfig {
-    ModelConfig { layers: 4, experts: 300, top_k: 2, moe_layers: vec![1, 3] }
+    let json = br#"{"model_type": "qwen2_moe", "num_hidden_layers": 4, "num_experts": 300, "num_experts_per_tok": 2,
+        "decoder_sparse_step": 2}"#;
+    ModelConfig::parse(Path::new("config.json"), json).unwrap()
 }
 
 #[test]
@@ -50,7 +54,8 @@ fn options_that_do_not_fit_the_arrays_are_told() {
     let expected = format!("expert is {largest}, there are 8 experts: give --experts if there are more");
     assert!(few.starts_with(", array, token ") && few.ends_with(&expected), "{few}");
     assert_eq!(short(message(ImportOptions { top_k: Some(3), ..none() })), ", options: top_k is 3, the arrays have 2");
-    let other = ModelConfig { layers: 7, ..config() };
+    let mut other = config();
+    other.decoder.layers = 7;
     let other = short(message(ImportOptions { config: Some(other), ..none() }));
     assert_eq!(other, ", array: layers is 4, the configuration has 7 layers, 2 of them MoE");
 }
