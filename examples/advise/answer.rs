@@ -7,7 +7,7 @@ use expert_cache::{
     Advisor, Choices, CostModel, HardwareProfile, Layout, ModelSize, PolicyKind, PrefetcherKind, SpeedBootstrap,
     Target, Verdict, WhileLoading,
 };
-use moe_examples::{print_warnings, progress_bar, write_json};
+use moe_examples::{Files, print_warnings, progress_bar, write_json, write_text};
 use moe_trace::{ImportOptions, MemoryTrace, RoutingSource};
 
 use crate::model::parse_bytes;
@@ -88,11 +88,11 @@ pub(crate) struct Arguments {
     seed: u64,
 
     /// Write everything to this file as JSON.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = moe_examples::output_path())]
     json: Option<PathBuf>,
 
     /// Write the report with its curves to this file as one HTML page.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = moe_examples::output_path())]
     html: Option<PathBuf>,
 }
 
@@ -134,6 +134,9 @@ impl Goal {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let files = Files::new().reads_trace(&arguments.trace).reads_model(&arguments.model);
+    let files = files.reads("the profile", &arguments.profile);
+    files.writes("--json", &arguments.json).writes("--html", &arguments.html).check()?;
     let target = arguments.goal.target()?;
     let trace = open(&arguments.trace, arguments.sequences)?;
     let geometry = trace.geometry().clone();
@@ -200,14 +203,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         over_bandwidth,
         survey,
     };
-    println!("{report}");
+    moe_examples::outln!("{report}");
     if let Some(path) = &arguments.json {
         write_json(path, &report)?;
-        println!("JSON: {}", path.display());
+        moe_examples::outln!("JSON: {}", path.display());
     }
     if let Some(path) = &arguments.html {
-        std::fs::write(path, page::render(&report)).with_context(|| format!("cannot write {}", path.display()))?;
-        println!("page: {}", path.display());
+        write_text(path, &page::render(&report))?;
+        moe_examples::outln!("page: {}", path.display());
     }
     Ok(())
 }

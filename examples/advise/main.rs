@@ -13,6 +13,8 @@ mod page;
 mod report;
 mod residency;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -34,8 +36,12 @@ enum Command {
     Residency(residency::Arguments),
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     moe_examples::set_threads(moe_examples::processors());
+    moe_examples::run(program)
+}
+
+fn program() -> Result<()> {
     match Arguments::parse().command {
         Command::Answer(arguments) => answer::run(&arguments),
         Command::Measure(arguments) => measure::run(&arguments),

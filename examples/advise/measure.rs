@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
-use moe_examples::{DeviceName, host_experts, mapped_experts, open_checkpoint};
+use moe_examples::{DeviceName, Files, host_experts, mapped_experts, open_checkpoint};
 use moe_offload::{ExpertStore, Transfers, measure, measure_disk};
 
 #[derive(clap::Args)]
@@ -22,21 +22,22 @@ pub(crate) struct Arguments {
     name: String,
 
     /// File for the profile; give it to `answer --profile`.
-    #[arg(long, value_name = "FILE", default_value = "profile.json")]
+    #[arg(long, value_name = "FILE", default_value = "profile.json", value_parser = moe_examples::output_path())]
     out: PathBuf,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let device = arguments.device.open()?;
     let checkpoint = open_checkpoint(arguments.model.as_deref())?;
-    println!("reading {} cold", checkpoint.folder().display());
+    Files::new().reads_model(checkpoint.folder()).writes("--out", &arguments.out).check()?;
+    moe_examples::outln!("reading {} cold", checkpoint.folder().display());
     let disk = measure_disk(checkpoint.files(), || mapped_experts(&checkpoint))?;
-    println!("loading and computing experts");
+    moe_examples::outln!("loading and computing experts");
     let host: Arc<dyn ExpertStore> = Arc::new(host_experts(&mapped_experts(&checkpoint)?)?);
     let mut profile = measure(&arguments.name, &host, &device, Transfers::Inline)?;
     profile.disk = disk;
-    println!("{}", serde_json::to_string_pretty(&profile)?);
+    moe_examples::outln!("{}", serde_json::to_string_pretty(&profile)?);
     moe_examples::write_json(&arguments.out, &profile)?;
-    println!("profile: {}", arguments.out.display());
+    moe_examples::outln!("profile: {}", arguments.out.display());
     Ok(())
 }

@@ -101,8 +101,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         share(hits, accesses + prefill),
         per_cent(total.hit_rate()),
     ]);
-    println!("{table}");
-    println!("{agreeing} of {accesses} accesses of decoded tokens agree: {} %", share(agreeing, accesses));
+    moe_examples::outln!("{table}");
+    moe_examples::outln!("{agreeing} of {accesses} accesses of decoded tokens agree: {} %", share(agreeing, accesses));
     Ok(())
 }
 

@@ -11,14 +11,19 @@ mod summary;
 mod tables;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use lrc_metrics::{Bootstrap, MetricError};
-use moe_examples::{Page, fitting_windows};
+use moe_examples::{Files, Page, fitting_windows, no_formula, write_text};
 
 /// Window lengths unless told otherwise.
 const WINDOWS: [usize; 8] = [2, 4, 8, 16, 32, 64, 128, 256];
+
+/// The page, and all files of the folder.
+const PAGE: &str = "consistency.html";
+const FILES: [&str; 6] = [PAGE, "srp.csv", "starts.csv", "curves.csv", "experts.csv", "domains.csv"];
 
 /// Print and plot the local routing consistency of a trace.
 ///
@@ -50,13 +55,23 @@ struct Arguments {
     #[arg(long, default_value_t = 0)]
     seed: u64,
 
+    /// Put a ' in front of names of domains in the CSV files that a spreadsheet would take for formulas: those that begin
+    /// with = + - @, a tab or a carriage return.
+    #[arg(long)]
+    csv_safe: bool,
+
     /// Folder for the page and the CSV files.
     #[arg(long, default_value = "consistency")]
     out: PathBuf,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    moe_examples::run(program)
+}
+
+fn program() -> Result<()> {
     let arguments = Arguments::parse();
+    Files::new().reads_trace(&arguments.trace).writes_in("--out", &arguments.out, &FILES).check()?;
     let trace = moe_trace::open(&arguments.trace)
         .with_context(|| format!("cannot open the trace {}", arguments.trace.display()))?;
     ensure!(!trace.is_empty(), "{} has no sequence; was its recording finished?", arguments.trace.display());
@@ -70,7 +85,7 @@ fn main() -> Result<()> {
     };
     ensure!(windows.contains(&at), "--at {at} is not among the window lengths {windows:?}");
     let bootstrap = Bootstrap::new(arguments.resamples, arguments.confidence, arguments.seed)?;
-    let measured =
+    let mut measured =
         measure::measure(trace.as_ref(), &windows, at, &bootstrap).map_err(|error| match error.downcast_ref() {
             Some(MetricError::WindowTooLong { .. }) => {
                 error.context("give --m only window lengths that fit into a sequence")
@@ -79,14 +94,18 @@ fn main() -> Result<()> {
         })?;
 
     let summary = summary::summary(&measured);
-    println!("{summary}");
+    moe_examples::outln!("{summary}");
     std::fs::create_dir_all(&arguments.out)
         .with_context(|| format!("cannot create the folder {}", arguments.out.display()))?;
-    tables::write(&measured, &arguments.out)?;
     let mut page = Page::new(&format!("Local routing consistency of {}", measured.model), &summary);
     figures::add(&measured, &mut page);
-    let path = arguments.out.join("consistency.html");
-    std::fs::write(&path, page.finish()).with_context(|| format!("cannot write {}", path.display()))?;
-    println!("wrote {}", path.display());
+    let path = arguments.out.join(PAGE);
+    write_text(&path, &page.finish())?;
+    if arguments.csv_safe {
+        let names = measured.names.iter_mut().chain(measured.domains.iter_mut().map(|(name, _)| name));
+        names.for_each(|name| *name = no_formula(name));
+    }
+    tables::write(&measured, &arguments.out)?;
+    moe_examples::outln!("wrote {}", path.display());
     Ok(())
 }

@@ -5,7 +5,7 @@ use lrc_metrics::{
     Accumulator, Bootstrap, ByDomain, DomainLoad, LoadBalance, MetricError, MetricsIntervals, MetricsOptions,
     PositionSrp, StartSrp, TraceIntervals, accumulate,
 };
-use moe_examples::progress_bar;
+use moe_examples::{progress_bar, shown};
 use moe_trace::{Geometry, LayerId, RoutingSource};
 
 use crate::domain::DomainSequences;
@@ -50,11 +50,17 @@ pub(crate) fn measure(
         let metrics = fold(&sequences, &format!("sequences of {name} measured"), &empty)?;
         match estimate(&metrics, bootstrap) {
             Ok(measured) if !measured.value.model.srp.contains_key(&at) => {
-                eprintln!("domain {name} is left out: none of its sequences has a window of {at} tokens");
+                moe_examples::errln!(
+                    "domain {} is left out: none of its sequences has a window of {at} tokens",
+                    shown(name)
+                );
             }
             Ok(measured) => domains.push((name.clone(), measured)),
             Err(MetricError::WindowTooLong { window, longest, .. }) => {
-                eprintln!("domain {name} is left out: its longest sequence has {longest} tokens, a window {window}");
+                moe_examples::errln!(
+                    "domain {} is left out: its longest sequence has {longest} tokens, a window {window}",
+                    shown(name)
+                );
             }
             Err(error) => return Err(error.into()),
         }

@@ -1,7 +1,7 @@
 //! The main numbers as text.
 
 use lrc_metrics::{MetricsIntervals, MetricsReport, correlate, srp_lower_bound, static_curve};
-use moe_examples::{per_cent, table};
+use moe_examples::{per_cent, shown, table};
 
 use crate::measure::Measured;
 
@@ -14,7 +14,8 @@ pub(crate) fn summary(measured: &Measured) -> String {
     let (layers, experts, top_k) = (geometry.layers(), geometry.experts(), geometry.top_k());
     let (sequences, tokens) = (all.value.sequences, all.value.tokens);
     let head = format!(
-        "{model}: {layers} MoE layers x {experts} experts, top-{top_k}; {sequences} sequences, {tokens} tokens"
+        "{}: {layers} MoE layers x {experts} experts, top-{top_k}; {sequences} sequences, {tokens} tokens",
+        shown(model)
     );
 
     let mut srp = table(["m", "SRP %", "interval", "rho^", "lower bound %"]);

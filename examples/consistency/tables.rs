@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use lrc_metrics::{MetricsIntervals, MetricsReport, SrpValue, relative_to, static_curve};
+use moe_examples::write_csv;
 use serde::Serialize;
 
 use crate::measure::Measured;
@@ -65,15 +66,33 @@ struct ExpertRow {
     domain_specialization: Option<f64>,
 }
 
+const SRP: [&str; 11] = [
+    "level",
+    "domain",
+    "layer",
+    "m",
+    "srp",
+    "srp_low",
+    "srp_high",
+    "rho",
+    "threshold",
+    "activation_rate",
+    "lower_bound",
+];
+const STARTS: [&str; 4] = ["start", "m", "windows", "srp"];
+const CURVES: [&str; 8] = ["layer", "policy", "slots", "rho", "hit_rate", "low", "high", "relative_to_belady"];
+const EXPERTS: [&str; 6] = ["layer", "expert", "activation_rate", "m", "srp", "domain_specialization"];
+const DOMAINS: [&str; 3] = ["domain", "other", "correlation"];
+
 /// Writes srp.csv, starts.csv, curves.csv, experts.csv and domains.csv.
 pub(crate) fn write(measured: &Measured, folder: &Path) -> Result<()> {
-    write_csv(&folder.join("srp.csv"), srp_rows(measured))?;
+    write_csv(&folder.join("srp.csv"), &SRP, srp_rows(measured))?;
     let starts = measured.starts.iter().map(|at| {
         let (m, windows, srp) = (measured.at, at.report.windows, at.report.model.srp);
         StartRow { start: at.start, m, windows, srp }
     });
-    write_csv(&folder.join("starts.csv"), starts)?;
-    write_csv(&folder.join("curves.csv"), curve_rows(measured))?;
+    write_csv(&folder.join("starts.csv"), &STARTS, starts)?;
+    write_csv(&folder.join("curves.csv"), &CURVES, curve_rows(measured))?;
     let experts = experts_of(measured).into_iter().map(|expert| ExpertRow {
         layer: expert.layer,
         expert: expert.expert,
@@ -82,14 +101,14 @@ pub(crate) fn write(measured: &Measured, folder: &Path) -> Result<()> {
         srp: expert.srp,
         domain_specialization: expert.specialization,
     });
-    write_csv(&folder.join("experts.csv"), experts)?;
+    write_csv(&folder.join("experts.csv"), &EXPERTS, experts)?;
     let matrix = measured.load.correlation();
     let pairs = matrix.indexed_iter().map(|((domain, other), &correlation)| CorrelationRow {
         domain: &measured.names[domain],
         other: &measured.names[other],
         correlation: some_number(correlation),
     });
-    write_csv(&folder.join("domains.csv"), pairs)
+    write_csv(&folder.join("domains.csv"), &DOMAINS, pairs)
 }
 
 /// A bound or a correlation, if it exists.
@@ -190,11 +209,39 @@ fn curve_of<'a>(
     curve.iter().enumerate().map(row).collect()
 }
 
-fn write_csv(path: &Path, rows: impl IntoIterator<Item = impl Serialize>) -> Result<()> {
-    let context = || format!("cannot write {}", path.display());
-    let mut writer = csv::Writer::from_path(path).with_context(context)?;
-    for row in rows {
-        writer.serialize(row).with_context(context)?;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The header is written by itself, so that a table without rows has it; it must be that of the rows.
+    #[test]
+    fn headers_are_the_names_of_the_fields() {
+        fn header(row: impl Serialize) -> String {
+            let mut writer = csv::Writer::from_writer(Vec::new());
+            writer.serialize(row).unwrap();
+            let text = String::from_utf8(writer.into_inner().unwrap()).unwrap();
+            text.lines().next().unwrap().to_owned()
+        }
+        let srp = SrpRow {
+            level: "",
+            domain: "",
+            layer: None,
+            m: 1,
+            srp: 0.0,
+            srp_low: None,
+            srp_high: None,
+            rho: 0.0,
+            threshold: 1,
+            activation_rate: 0.0,
+            lower_bound: 0.0,
+        };
+        assert_eq!(header(srp), SRP.join(","));
+        assert_eq!(header(StartRow { start: 0, m: 1, windows: 1, srp: 0.0 }), STARTS.join(","));
+        let curve = curve_of(None, "", 1, &[0.5], None, |_| None).remove(0);
+        assert_eq!(header(curve), CURVES.join(","));
+        let expert =
+            ExpertRow { layer: 0, expert: 0, activation_rate: 0.0, m: 1, srp: 0.0, domain_specialization: None };
+        assert_eq!(header(expert), EXPERTS.join(","));
+        assert_eq!(header(CorrelationRow { domain: "", other: "", correlation: None }), DOMAINS.join(","));
     }
-    writer.flush().with_context(context)
 }

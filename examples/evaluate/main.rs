@@ -1,13 +1,13 @@
 //! Compares a model with byte n-grams on held-out text.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device};
 use clap::Parser;
-use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
-use moe_examples::write_json;
+use moe_examples::{Files, Table, write_json};
 use moe_model::Checkpoint;
 use moe_testbed::{ByteNgram, Corpus, DomainBits, TokenizedCorpus, held_out_bits, ngram_bits, read_tokenizer};
 use serde::Serialize;
@@ -39,7 +39,7 @@ struct Options {
     #[arg(long, default_value_t = 2)]
     workers: usize,
     /// File that receives the figures
-    #[arg(long)]
+    #[arg(long, value_parser = moe_examples::output_path())]
     json: Option<PathBuf>,
 }
 
@@ -59,10 +59,16 @@ impl Row {
     }
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     // The workers run tensor operations side by side, each in one thread.
     moe_examples::set_threads(1);
+    moe_examples::run(program)
+}
+
+fn program() -> Result<()> {
     let options = Options::parse();
+    let files = Files::new().reads_model(&options.model).reads("the text", &options.data);
+    files.writes("--json", &options.json).check()?;
     let range = 1..=ByteNgram::MAX_ORDER;
     ensure!(range.contains(&options.order), "--order is {}, give {range:?}", options.order);
     let checkpoint = Checkpoint::open(&options.model)?;
@@ -92,7 +98,7 @@ fn main() -> Result<()> {
     }
     bar.finish_and_clear();
 
-    println!("{}", table(&orders, &rows));
+    moe_examples::outln!("{}", table(&orders, &rows));
     if let Some(path) = &options.json {
         write_json(path, &rows)?;
     }
@@ -100,20 +106,16 @@ fn main() -> Result<()> {
 }
 
 fn table(orders: &[usize], rows: &[Row]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN);
     let mut header = vec!["domain".to_owned(), "held-out bytes".to_owned(), "model".to_owned()];
     header.extend(orders.iter().map(|order| format!("{order}-gram")));
     header.push("model / best n-gram".to_owned());
-    table.set_header(header);
+    let mut table = Table::new(header);
     for row in rows {
         let mut cells = vec![row.domain.clone(), row.bytes.to_string(), format!("{:.3}", row.model)];
         cells.extend(row.ngrams.iter().map(|(_, bits)| format!("{bits:.3}")));
         cells.push(format!("{:.3}", row.model / row.best_ngram()));
         table.add_row(cells);
     }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
+    table.align_right();
     table
 }

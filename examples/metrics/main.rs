@@ -4,13 +4,13 @@
 //! cargo run --release --example metrics -- TRACE --m 4,16,64 --pool --json metrics.json
 //! ```
 
+use std::process::ExitCode;
 use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use comfy_table::Table;
 use lrc_metrics::{MetricsOptions, MetricsReport, TraceMetrics, accumulate};
-use moe_examples::{fitting_windows, per_cent, progress_bar, table, write_json};
+use moe_examples::{Files, Table, fitting_windows, per_cent, progress_bar, shown, table, write_json};
 use moe_trace::{LayerId, RoutingSource};
 
 /// Measure the local routing consistency of a trace.
@@ -37,7 +37,7 @@ struct Arguments {
     pool: bool,
 
     /// Write everything to this file as JSON.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = moe_examples::output_path())]
     json: Option<PathBuf>,
 }
 
@@ -67,8 +67,13 @@ fn layer_list(text: &str) -> Result<LayerList, String> {
     Ok(LayerList(layers.into_iter().map(LayerId).collect()))
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    moe_examples::run(program)
+}
+
+fn program() -> Result<()> {
     let arguments = Arguments::parse();
+    Files::new().reads_trace(&arguments.trace).writes("--json", &arguments.json).check()?;
     let trace = open(&arguments)?;
     let geometry = trace.geometry();
     let options = MetricsOptions {
@@ -90,16 +95,16 @@ fn main() -> Result<()> {
     let seconds = start.elapsed().as_secs_f64();
     let report = metrics.finish().context("give --m only window lengths that fit into a sequence")?;
 
-    println!(
+    moe_examples::outln!(
         "{}: {} sequences, {} tokens, {} MoE layers x {} experts, top-{}; {seconds:.2} s",
-        trace.model().unwrap_or("unnamed model"),
+        shown(trace.model().unwrap_or("unnamed model")),
         report.sequences,
         report.tokens,
         geometry.layers(),
         geometry.experts(),
         geometry.top_k()
     );
-    println!("\n{}\n\n{}", srp_table(&report), curve_table(&report, geometry.top_k()));
+    moe_examples::outln!("\n{}\n\n{}", srp_table(&report), curve_table(&report, geometry.top_k()));
     if let Some(path) = &arguments.json {
         write_json(path, &report)?;
     }

@@ -28,6 +28,6 @@ pub(crate) fn write(store: &dyn ExpertStore, path: &Path) -> Result<()> {
     write_gguf(store, path, &mut |done, _| bar.set_position(done))?;
     bar.finish_and_clear();
     let bytes = indicatif::BinaryBytes(std::fs::metadata(path)?.len());
-    println!("{}: {} layers of {} experts, {bytes}", path.display(), shape.layers, shape.experts);
+    moe_examples::outln!("{}: {} layers of {} experts, {bytes}", path.display(), shape.layers, shape.experts);
     Ok(())
 }

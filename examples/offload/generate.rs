@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
+use moe_examples::Files;
 use moe_offload::{ExpertShape, RandomExperts, WeightType};
 use moe_trace::ModelSizes;
 
@@ -33,6 +34,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    Files::new().reads_model(&arguments.shape).writes("--out", &arguments.out).check()?;
     let mut shape = shape(&ModelSizes::find(&arguments.shape).context("cannot use --shape")?)?;
     if let Some(layers) = arguments.layers {
         ensure!((1..=shape.layers).contains(&layers), "--layers is {layers}, the model has {}", shape.layers);

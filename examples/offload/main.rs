@@ -28,6 +28,8 @@ mod steps;
 mod stores;
 mod workload;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -51,8 +53,12 @@ enum Command {
     Relate(Box<relate::Arguments>),
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     moe_examples::set_threads(moe_examples::processors());
+    moe_examples::run(program)
+}
+
+fn program() -> Result<()> {
     match Arguments::parse().command {
         Command::Speed(arguments) => speed::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
-use moe_examples::open_checkpoint;
+use moe_examples::{Files, open_checkpoint};
 use moe_model::{Checkpoint, Chunk, KvCache, LogitsAt, Olmoe};
 use moe_offload::{Divergence, ExpertStore, FileReads, OffloadOptions, OffloadedExperts, QuantizedExperts, WeightType};
 use moe_trace::{IgnoreRouting, Phase};
@@ -35,6 +35,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let checkpoint = open_checkpoint(arguments.model.as_deref())?;
+    Files::new().reads_model(checkpoint.folder()).writes("--out", &arguments.out).check()?;
     let experts: Arc<dyn ExpertStore> = Arc::new(expert_files::of_checkpoint(&checkpoint, FileReads::Cached)?);
     expert_files::write(&QuantizedExperts::new(Arc::clone(&experts), arguments.weight_type)?, &arguments.out)?;
     if arguments.compare {
@@ -45,7 +46,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             None => "the likeliest next token is always the same".to_owned(),
         };
         let Divergence { tokens, largest, .. } = divergence;
-        println!("over {tokens} tokens {first}; the largest difference of two logits is {largest:.3}");
+        moe_examples::outln!("over {tokens} tokens {first}; the largest difference of two logits is {largest:.3}");
     }
     Ok(())
 }

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use candle_core::Device;
 use lrc_metrics::{MetricsOptions, MetricsReport, TraceMetrics, accumulate};
-use moe_examples::{host_experts, progress_bar, write_json};
+use moe_examples::{Files, host_experts, progress_bar, write_json, write_text};
 use moe_offload::{
     ExpertBank, ExpertShape, ExpertStore, OffloadOptions, OffloadedExperts, RandomExperts, Replay, ResidentExperts,
     WeightType,
@@ -67,15 +67,17 @@ pub(crate) struct Arguments {
     rounds: usize,
 
     /// Write all figures to this file as JSON
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = moe_examples::output_path())]
     json: Option<PathBuf>,
 
     /// Write plots to this file as a self-contained page
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = moe_examples::output_path())]
     html: Option<PathBuf>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let files = Files::new().reads_all("a trace", &arguments.traces);
+    files.writes("--json", &arguments.json).writes("--html", &arguments.html).check()?;
     let Arguments { rounds, window, prefill, tokens, .. } = *arguments;
     ensure!(rounds > 0, "--rounds is 0, give at least 1");
     ensure!(window > 0, "--window is 0, give at least 1");
@@ -91,13 +93,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     bar.finish_and_clear();
     let relation = Relation::new(window, rows);
-    println!("{relation}");
+    moe_examples::outln!("{relation}");
     if let Some(path) = &arguments.json {
         write_json(path, &relation)?;
     }
     if let Some(path) = &arguments.html {
-        let page = relation_page::render(&relation);
-        std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?;
+        write_text(path, &relation_page::render(&relation))?;
     }
     Ok(())
 }

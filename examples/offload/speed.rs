@@ -1,18 +1,17 @@
 //! Predicted and measured speed of the runtime, side by side.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use expert_cache::{HardwareProfile, PolicyKind, PrefetcherKind, Transfer};
-use moe_examples::{host_experts, open_checkpoint, write_json};
+use moe_examples::{Files, host_experts, open_checkpoint, write_json, write_text};
 use moe_offload::{
     ExpertStore, LayerReport, OffloadOptions, OffloadedExperts, QuantizedExperts, ResidentExperts, Transfers,
     WeightType, measure,
 };
+use moe_trace::WholeFile;
 
 use crate::calibrate::{Prices, calibrate, prices};
 use crate::case::{Case, Misses, Served, cases};
@@ -91,15 +90,15 @@ pub(crate) struct Arguments {
 
     /// Run the first case once more, and write what its threads did to this file as a Chrome trace, for Perfetto or
     /// `chrome://tracing`.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = moe_examples::output_path())]
     timeline: Option<PathBuf>,
 
     /// Write all figures to this file as JSON.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = moe_examples::output_path())]
     json: Option<PathBuf>,
 
     /// Write plots to this file as a self-contained page.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = moe_examples::output_path())]
     html: Option<PathBuf>,
 }
 
@@ -135,6 +134,10 @@ struct Source {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let files = Files::new().reads_all("the file of the weights", &arguments.weights);
+    let files = files.reads_all("a file of the model", &arguments.model).reads_all("the trace", &arguments.trace);
+    let files = files.writes("--json", &arguments.json).writes("--html", &arguments.html);
+    files.writes("--timeline", &arguments.timeline).check()?;
     ensure!(arguments.rounds > 0, "--rounds is 0, give at least 1");
     let transfers = Transfers::threads(arguments.transfers);
     let (tier, ahead) = (arguments.store.host_tier()?, arguments.store.ahead()?);
@@ -247,12 +250,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let rows = cases.iter().zip(&measured.cases).map(row).collect::<Result<_>>()?;
     let mapped = workload.too_large.then_some(&mapped);
     let report = Report::new(&prices, &measured.resident, mapped, rows);
-    println!("{report}");
+    moe_examples::outln!("{report}");
     if let Some(path) = &arguments.json {
         write_json(path, &report)?;
     }
     if let Some(path) = &arguments.html {
-        std::fs::write(path, page::render(&report)).with_context(|| format!("cannot write {}", path.display()))?;
+        write_text(path, &page::render(&report))?;
     }
     Ok(())
 }
@@ -275,12 +278,14 @@ impl Source {
 
 fn write_timeline(path: &Path, bank: &OffloadedExperts) -> Result<()> {
     let Some(timeline) = bank.timeline() else { return Ok(()) };
-    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
-    let mut file = BufWriter::new(file);
-    let written = timeline.write_chrome_trace(&mut file).and_then(|()| file.flush());
-    written.with_context(|| format!("cannot write {}", path.display()))?;
+    let write = || {
+        let mut file = WholeFile::create(path)?;
+        timeline.write_chrome_trace(&mut file)?;
+        file.commit()
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))?;
     if timeline.dropped() > 0 {
-        eprintln!("{}: only the first {TIMELINE_EVENTS} activities", path.display());
+        moe_examples::errln!("{}: only the first {TIMELINE_EVENTS} activities", path.display());
     }
     Ok(())
 }

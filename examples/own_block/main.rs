@@ -1,5 +1,6 @@
 //! An expert cache under a candle MoE block that is somebody else's: `cargo run --release --example own_block`.
 
+use std::process::ExitCode;
 use std::{collections::HashMap, sync::Arc};
 
 use anyhow::Result;
@@ -33,7 +34,11 @@ impl Block {
     }
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    moe_examples::run(program)
+}
+
+fn program() -> Result<()> {
     let arguments = Arguments::parse();
     // A checkpoint; any names will do.
     let shape = ExpertShape { layers: 1, experts: 16, hidden: 64, intermediate: 128 };
@@ -53,6 +58,6 @@ fn main() -> Result<()> {
     for _ in 0..100 {
         block.forward(&Tensor::randn(0f32, 1.0, (1, 64), &Device::Cpu)?, Phase::Decode)?;
     }
-    println!("{}", serde_json::to_string_pretty(&block.experts.report()?.total.decode)?);
+    moe_examples::outln!("{}", serde_json::to_string_pretty(&block.experts.report()?.total.decode)?);
     Ok(std::fs::remove_file(file)?)
 }

@@ -11,13 +11,14 @@ mod report;
 mod run;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::DType;
 use clap::Parser;
 use expert_cache::PolicyKind;
-use moe_examples::{DeviceName, host_experts, mapped_experts, open_checkpoint};
+use moe_examples::{DeviceName, Files, host_experts, mapped_experts, open_checkpoint, write_json, write_text};
 use moe_model::Sampling;
 use moe_offload::ExpertStore;
 use moe_trace::write_trace;
@@ -86,7 +87,7 @@ struct Arguments {
     out: PathBuf,
 
     /// Write all results to this file as JSON.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = moe_examples::output_path())]
     json: Option<PathBuf>,
 }
 
@@ -99,12 +100,19 @@ enum Store {
     Disk,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     moe_examples::set_threads(moe_examples::processors());
+    moe_examples::run(program)
+}
+
+fn program() -> Result<()> {
     let arguments = Arguments::parse();
     ensure!(arguments.rho > 0.0, "--rho is {}, it must be above 0", arguments.rho);
     ensure!((0.0..=1.0).contains(&arguments.target), "--target is {}, give a share such as 0.9", arguments.target);
     let checkpoint = open_checkpoint(arguments.model.as_deref())?;
+    let files = Files::new().reads_model(checkpoint.folder()).reads_all("a text", &arguments.text);
+    let files = files.writes_in("--out", &arguments.out, &["trace.safetensors", "report.html"]);
+    files.writes("--json", &arguments.json).check()?;
     let tokenizer = checkpoint.tokenizer()?;
     let (dtype, device) = (DType::F32, arguments.device.open()?);
     let config = checkpoint.config();
@@ -128,7 +136,7 @@ fn main() -> Result<()> {
     let folder = checkpoint.folder();
     let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
 
-    println!("1. Generate with all experts resident, and record the router");
+    moe_examples::outln!("1. Generate with all experts resident, and record the router");
     let vb = checkpoint.var_builder(dtype, &device)?;
     let resident = Arc::new(moe_model::resident_experts(config, &vb)?);
     let generate =
@@ -140,12 +148,12 @@ fn main() -> Result<()> {
     let trace_file = arguments.out.join("trace.safetensors");
     write_trace(&trace_file, &resident.trace)?;
 
-    println!("2. Measure the trace");
+    moe_examples::outln!("2. Measure the trace");
     let metrics = measure::metrics(&resident.trace)?;
     let hit_rates = measure::hit_rates(&metrics, config.geometry().top_k());
     let smallest_cache = measure::smallest_caches(&metrics, arguments.target);
 
-    println!("3. Generate again with a cache of rho = {}", arguments.rho);
+    moe_examples::outln!("3. Generate again with a cache of rho = {}", arguments.rho);
     let capacity = measure::capacity(arguments.rho, &config.geometry());
     let mapped = mapped_experts(&checkpoint)?;
     let bank =
@@ -173,14 +181,13 @@ fn main() -> Result<()> {
         generation: Generation::compare(arguments.policy, &resident, &offloaded, &bank, &simulated)?,
         samples: report::samples(&prompts, &resident, &tokenizer)?,
     };
-    println!("\n{report}");
+    moe_examples::outln!("\n{report}");
     let page = arguments.out.join("report.html");
-    std::fs::write(&page, page::render(&report, &resident.trace, &tokenizer)?)
-        .with_context(|| format!("cannot write {}", page.display()))?;
-    println!("trace:  {}\nreport: {}", trace_file.display(), page.display());
+    write_text(&page, &page::render(&report, &resident.trace, &tokenizer)?)?;
+    moe_examples::outln!("trace:  {}\nreport: {}", trace_file.display(), page.display());
     if let Some(path) = &arguments.json {
-        moe_examples::write_json(path, &report)?;
-        println!("JSON:   {}", path.display());
+        write_json(path, &report)?;
+        moe_examples::outln!("JSON:   {}", path.display());
     }
     ensure!(report.generation.exact, "the offloaded run differs from the resident one; see the table above");
     Ok(())

@@ -45,7 +45,7 @@ impl DeviceName {
 pub fn page_lock(device: &Device, store: &Arc<HostStore>) -> Result<()> {
     #[cfg(feature = "cuda")]
     if device.is_cuda() {
-        println!("{}", moe_offload::CudaLoader::of(device)?.pin(store, u64::MAX)?);
+        crate::outln!("{}", moe_offload::CudaLoader::of(device)?.pin(store, u64::MAX)?);
     }
     Ok(())
 }

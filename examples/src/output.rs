@@ -1,21 +1,12 @@
-//! Tables, progress bars, JSON files.
+//! Progress bars and the files that programs write.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use comfy_table::{Table, presets::ASCII_MARKDOWN};
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
-use moe_trace::ImportReport;
+use moe_trace::{ImportReport, WholeFile, write_whole};
 use serde::Serialize;
-
-/// A table with a header, ready to be pasted into Markdown.
-pub fn table<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table.load_style(ASCII_MARKDOWN).set_header(header);
-    table
-}
 
 /// A share as per cent with two decimals.
 pub fn per_cent(share: f64) -> String {
@@ -24,6 +15,7 @@ pub fn per_cent(share: f64) -> String {
 
 /// A progress bar over `len` steps of `what`.
 pub fn progress_bar(len: usize, what: &str) -> ProgressBar {
+    let what = crate::shown(what).replace('{', "{{").replace('}', "}}");
     bar(len as u64, &format!("{{bar:40}} {{pos}}/{{len}} {what}, {{eta}} left"))
 }
 
@@ -39,7 +31,21 @@ fn bar(len: u64, template: &str) -> ProgressBar {
 
 /// Prints what an import inferred or found odd, one line a warning, on standard error.
 pub fn print_warnings(report: &ImportReport) {
-    report.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
+    report.warnings().iter().for_each(|warning| crate::errln!("warning: {warning}"));
+}
+
+/// Parses the path of a file to write, `-` as standard output.
+pub fn output_path() -> impl TypedValueParser<Value = PathBuf> {
+    let standard = |path: PathBuf| if path == Path::new("-") { PathBuf::from("/dev/stdout") } else { path };
+    PathBufValueParser::new().map(standard)
+}
+
+/// Writes a text as a whole file.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn write_text(path: &Path, text: &str) -> Result<()> {
+    write_whole(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Writes a value as pretty JSON.
@@ -47,8 +53,46 @@ pub fn print_warnings(report: &ImportReport) {
 /// # Errors
 /// If the file cannot be written.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
-    let mut file = BufWriter::new(file);
-    serde_json::to_writer_pretty(&mut file, value)?;
-    file.flush().with_context(|| format!("cannot write {}", path.display()))
+    write_text(path, &serde_json::to_string_pretty(value)?)
+}
+
+/// Writes rows as comma-separated values below a header, which is there without rows, too.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn write_csv(path: &Path, header: &[&str], rows: impl IntoIterator<Item = impl Serialize>) -> Result<()> {
+    let write = || -> Result<()> {
+        let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(WholeFile::create(path)?);
+        writer.write_record(header)?;
+        rows.into_iter().try_for_each(|row| writer.serialize(row))?;
+        Ok(writer.into_inner().map_err(csv::IntoInnerError::into_error)?.commit()?)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Returns a text that no spreadsheet takes for a formula: one that begins with `=`, `+`, `-`, `@`, a tab or a carriage
+/// return gets a `'` in front.
+pub fn no_formula(text: &str) -> String {
+    let quote = if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { "'" } else { "" };
+    format!("{quote}{text}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_table_has_its_header() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.csv");
+        write_csv(&path, &["a", "b"], std::iter::empty::<(u8, u8)>()).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "a,b\n");
+        write_csv(&path, &["a", "b"], [("x,y", Some(0.5)), ("", None)]).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "a,b\n\"x,y\",0.5\n,\n");
+    }
+
+    #[test]
+    fn formulas_are_neutralised() {
+        assert_eq!(["=1+1", "-x", "@a", "prose", ""].map(no_formula), ["'=1+1", "'-x", "'@a", "prose", ""]);
+    }
 }

@@ -13,7 +13,7 @@ pub fn fitting_windows(trace: &dyn RoutingSource, windows: &[usize]) -> moe_trac
     }
     let mut fitting: Vec<usize> = windows.iter().copied().filter(|&window| window <= longest).collect();
     if fitting.len() < windows.len() {
-        println!("windows above {longest} tokens, the longest sequence, are left out");
+        crate::outln!("windows above {longest} tokens, the longest sequence, are left out");
     }
     if fitting.is_empty() {
         fitting.push(1);

@@ -1,6 +1,6 @@
 //! The tables of a study: which figures stand where, and how they are written.
 
-use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
+use moe_examples::Table;
 use moe_testbed::{PointSummary, Spread};
 
 /// A figure in a table.
@@ -107,17 +107,13 @@ pub(crate) fn table(points: &[PointSummary], columns: &[Column], window: usize) 
     if !points.iter().any(|point| columns.iter().any(|column| spread(point, column).is_some())) {
         return None;
     }
-    let mut table = Table::new();
-    let titles = columns.iter().map(|column| column.title);
-    table.load_style(ASCII_MARKDOWN).set_header(["point", "seeds"].into_iter().chain(titles));
+    let mut table = Table::new(["point", "seeds"].into_iter().chain(columns.iter().map(|column| column.title)));
     for point in points {
         let seeds = point.figures.values().next().map_or(0, |spread| spread.seeds);
         let cells = columns.iter().map(|column| spread(point, column).map_or("–".to_owned(), |s| column.cell(&s)));
         table.add_row([point.point.clone(), seeds.to_string()].into_iter().chain(cells));
     }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
+    table.align_right();
     Some(table)
 }
 

@@ -91,7 +91,7 @@ impl<'a> Jobs<'a> {
                     problem
                 }
             };
-            self.bars.suspend(|| println!("{line}"));
+            self.bars.suspend(|| moe_examples::outln!("{line}"));
             self.overall.set_message(format!(
                 "{}/{} runs begun",
                 self.next.load(Ordering::Relaxed).min(self.runs.len()),
@@ -135,7 +135,7 @@ impl<'a> Jobs<'a> {
     fn foretell(&self, done: f64, took: Duration) {
         if !self.foretold.swap(true, Ordering::Relaxed) {
             let text = forecast::sentence(self.total, done, took, self.jobs.len(), machine::peak_bytes());
-            self.bars.suspend(|| println!("{} runs: {text}", self.runs.len()));
+            self.bars.suspend(|| moe_examples::outln!("{} runs: {text}", self.runs.len()));
         }
     }
 }

@@ -13,6 +13,8 @@ mod page;
 mod report;
 mod run;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use mimalloc::MiMalloc;
@@ -37,9 +39,13 @@ enum Command {
     Report(report::Arguments),
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     // Runs and their workers are side by side, each tensor operation in one thread.
     moe_examples::set_threads(1);
+    moe_examples::run(program)
+}
+
+fn program() -> Result<()> {
     match Arguments::parse().command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use lrc_metrics::pearson;
-use moe_examples::{table, write_json};
-use moe_testbed::{DroppingEffect, Effects, Experiment, PointSummary, Study};
+use moe_examples::{Files, Table, table, write_csv, write_json, write_text};
+use moe_testbed::{DroppingEffect, Effects, Experiment, PointSummary, Spread, Study};
 use serde::Serialize;
 
 use crate::figures::{self, Column, TABLES};
@@ -53,21 +53,22 @@ pub(crate) struct Report {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let out = arguments.out.as_ref().unwrap_or(&arguments.folder);
+    let files = ["report.html", "report.json", "points.csv", "runs.csv"];
+    Files::new().writes_in("--out", out, &files).check()?;
     let file = arguments.folder.join(EXPERIMENT);
     let experiment = Experiment::read(&file).context("give the folder that `testbed run` made")?;
     let study = Study::read(&experiment, &arguments.folder)?;
     let report = Report::new(&study, arguments.window)?;
     let text = report.text();
-    println!("{text}");
-    let out = arguments.out.as_ref().unwrap_or(&arguments.folder);
+    moe_examples::outln!("{text}");
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     write_points(&out.join("points.csv"), &report.points)?;
     write_runs(&out.join("runs.csv"), &study)?;
     write_json(&out.join("report.json"), &report)?;
     let html = out.join("report.html");
-    std::fs::write(&html, page::render(&report, &study, &text))
-        .with_context(|| format!("cannot write {}", html.display()))?;
-    println!("report: {}", html.display());
+    write_text(&html, &page::render(&report, &study, &text))?;
+    moe_examples::outln!("report: {}", html.display());
     Ok(())
 }
 
@@ -103,7 +104,7 @@ impl Report {
     /// The tables, one below the other.
     fn text(&self) -> String {
         let mut text = String::new();
-        let mut add = |title: &str, table: comfy_table::Table| {
+        let mut add = |title: &str, table: Table| {
             // Writing to a string does not fail.
             let _ = writeln!(text, "{title}\n{table}\n");
         };
@@ -159,43 +160,38 @@ impl Report {
 
 /// A line for every point and figure.
 fn write_points(path: &Path, points: &[PointSummary]) -> Result<()> {
-    let mut csv = csv::Writer::from_path(path).with_context(|| format!("cannot write {}", path.display()))?;
     let header = ["point", "router", "scope", "capacity_factor", "figure", "mean", "deviation", "min", "max", "seeds"];
-    csv.write_record(header)?;
-    for point in points {
-        for (figure, spread) in &point.figures {
-            csv.write_record([
-                point.point.clone(),
-                point.router.clone(),
-                point.scope.to_string(),
-                point.capacity_factor.map_or(String::new(), |factor| factor.to_string()),
-                figure.clone(),
-                spread.mean.to_string(),
-                spread.deviation.to_string(),
-                spread.min.to_string(),
-                spread.max.to_string(),
-                spread.seeds.to_string(),
-            ])?;
-        }
-    }
-    Ok(csv.flush()?)
+    let row = |point: &PointSummary, figure: &str, spread: &Spread| {
+        [
+            point.point.clone(),
+            point.router.clone(),
+            point.scope.to_string(),
+            point.capacity_factor.map_or(String::new(), |factor| factor.to_string()),
+            figure.to_owned(),
+            spread.mean.to_string(),
+            spread.deviation.to_string(),
+            spread.min.to_string(),
+            spread.max.to_string(),
+            spread.seeds.to_string(),
+        ]
+    };
+    let pairs =
+        points.iter().flat_map(|point| point.figures.iter().map(move |(figure, spread)| (point, figure, spread)));
+    write_csv(path, &header, pairs.map(|(point, figure, spread)| row(point, figure, spread)))
 }
 
 /// A line for every run and figure.
 fn write_runs(path: &Path, study: &Study) -> Result<()> {
-    let mut csv = csv::Writer::from_path(path).with_context(|| format!("cannot write {}", path.display()))?;
-    csv.write_record(["point", "seed", "figure", "value"])?;
-    for run in &study.runs {
-        let (point, seed) = (run.config.point.clone(), run.config.seed().to_string());
+    let rows = study.runs.iter().flat_map(|run| {
         let seconds = [
             ("training_seconds".to_owned(), run.seconds.training),
             ("measuring_seconds".to_owned(), run.seconds.measuring),
         ];
-        for (figure, value) in run.figures.by_name().into_iter().chain(seconds) {
-            csv.write_record([point.clone(), seed.clone(), figure, value.to_string()])?;
-        }
-    }
-    Ok(csv.flush()?)
+        let (point, seed) = (&run.config.point, run.config.seed());
+        let figures = run.figures.by_name().into_iter().chain(seconds);
+        figures.map(move |(figure, value)| [point.clone(), seed.to_string(), figure, value.to_string()])
+    });
+    write_csv(path, &["point", "seed", "figure", "value"], rows)
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! Runs an experiment.
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use moe_examples::{DeviceName, processors, table};
+use moe_examples::{DeviceName, Files, Table, processors, shown, table};
 use moe_testbed::{Experiment, RunConfig, RunFolder, RunState};
+use moe_trace::{FolderLock, write_whole};
 
 use crate::jobs::Jobs;
 use crate::{forecast, machine};
@@ -37,34 +38,40 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let device = arguments.device.open()?;
+    let folder = match &arguments.out {
+        Some(folder) => folder.clone(),
+        None => Path::new("target/testbed").join(arguments.experiment.file_stem().unwrap_or_default()),
+    };
+    Files::new().writes_in("--out", &folder, &[]).check()?;
     let experiment = Experiment::read(&arguments.experiment)?;
+    let experiment_text = fs::read(&arguments.experiment)?;
     let prepared = experiment.prepare()?;
     let runs = experiment.runs(&prepared)?;
     let jobs = arguments.jobs.map_or(processors(), usize::from).min(runs.len());
     let workers = usize::from(arguments.workers);
     for domain in &prepared.tokens.domains {
         let held_out: usize = domain.held_out.iter().map(|document| document.tokens.len()).sum();
-        println!("{:16} {:8} tokens to train on, {held_out:7} held out", domain.name, domain.training.len());
+        moe_examples::outln!(
+            "{:16} {:8} tokens to train on, {held_out:7} held out",
+            shown(&domain.name),
+            domain.training.len()
+        );
     }
-    println!("\n{}", plan(&runs, experiment.seeds().len())?);
+    moe_examples::outln!("\n{}", plan(&runs, experiment.seeds().len())?);
     check_memory(forecast::bytes(&runs, jobs, workers)?, machine::available_bytes())?;
     if arguments.dry_run {
         return Ok(());
     }
 
-    let folder = match &arguments.out {
-        Some(folder) => folder.clone(),
-        None => Path::new("target/testbed").join(arguments.experiment.file_stem().unwrap_or_default()),
-    };
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let _lock = lock(&folder)?;
+    let _lock = FolderLock::take(&folder).with_context(|| folder.display().to_string())?;
     let create = |config| Ok(RunFolder::create(&folder, config)?);
     let folders: Vec<RunFolder> = runs.into_iter().map(create).collect::<Result<_>>()?;
-    fs::copy(&arguments.experiment, folder.join(EXPERIMENT))
-        .with_context(|| format!("cannot write {}", folder.join(EXPERIMENT).display()))?;
+    let copy = folder.join(EXPERIMENT);
+    write_whole(&copy, &experiment_text).with_context(|| format!("cannot write {}", copy.display()))?;
     let count = |state| folders.iter().filter(|run| run.state() == state).count();
     let (complete, resumable) = (count(RunState::Complete), count(RunState::Resumable));
-    println!("{} of {} runs are complete, {resumable} go on from a checkpoint", complete, folders.len());
+    moe_examples::outln!("{} of {} runs are complete, {resumable} go on from a checkpoint", complete, folders.len());
     let left = folders.into_iter().filter(|run| run.state() != RunState::Complete);
     let with_work = left.map(|run| {
         let work = forecast::work(run.config())?;
@@ -78,12 +85,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         failed.len(),
         failed.join("\n")
     );
-    println!("complete; compare them with: testbed report {}", folder.display());
+    moe_examples::outln!("complete; compare them with: testbed report {}", folder.display());
     Ok(())
 }
 
 /// The points and what they change.
-fn plan(runs: &[RunConfig], seeds: usize) -> Result<comfy_table::Table> {
+fn plan(runs: &[RunConfig], seeds: usize) -> Result<Table> {
     let mut plan = table(["point", "router", "scope", "experts", "top-k", "width", "parameters", "steps", "tokens"]);
     for run in runs.iter().step_by(seeds) {
         let (config, training) = (run.config()?, &run.training);
@@ -108,22 +115,11 @@ fn plan(runs: &[RunConfig], seeds: usize) -> Result<comfy_table::Table> {
 /// Refuses what will not fit.
 fn check_memory(needed: u64, available: Option<u64>) -> Result<()> {
     let mib = |bytes: u64| bytes >> 20;
-    println!("at most about {} MiB of memory are needed", mib(needed));
+    moe_examples::outln!("at most about {} MiB of memory are needed", mib(needed));
     if let Some(available) = available.filter(|&available| available < needed) {
         bail!("only {} MiB are available; take fewer --jobs or --workers, or smaller models", mib(available));
     }
     Ok(())
-}
-
-/// Keeps others out of the folder for as long as the file lives.
-fn lock(folder: &Path) -> Result<File> {
-    let path = folder.join(".lock");
-    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => bail!("{} is being worked on by another process", folder.display()),
-        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
-    }
 }
 
 #[cfg(test)]
@@ -150,9 +146,9 @@ mod tests {
     #[test]
     fn a_folder_has_one_user() {
         let folder = tempfile::tempdir().unwrap();
-        let held = lock(folder.path()).unwrap();
-        assert!(lock(folder.path()).unwrap_err().to_string().ends_with("is being worked on by another process"));
-        drop(held);
-        lock(folder.path()).unwrap();
+        let _held = FolderLock::take(folder.path()).unwrap();
+        let smoke = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testbed/smoke.toml"));
+        let error = format!("{:#}", run(&Arguments::of(smoke, folder.path(), 1)).unwrap_err());
+        assert!(error.ends_with("is being written by another process"), "{error}");
     }
 }

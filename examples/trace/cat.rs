@@ -24,6 +24,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    arguments.output.check(&arguments.inputs, &arguments.foreign)?;
     let open =
         |path: &PathBuf| open(path, &arguments.foreign).with_context(|| format!("cannot open {}", path.display()));
     let sources = arguments.inputs.iter().map(open).collect::<Result<Vec<_>>>()?;
@@ -44,7 +45,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             let mut writer = ShardedWriter::append(&arguments.output.path, shard_tokens)?;
             append(&all, &mut writer)?;
             writer.finish()?;
-            println!("{}: {} sequences appended", arguments.output.path.display(), all.len());
+            moe_examples::outln!("{}: {} sequences appended", arguments.output.path.display(), all.len());
             Ok(())
         }
         _ => write(&all, &arguments.output),

@@ -19,6 +19,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    arguments.output.check(std::slice::from_ref(&arguments.input), &arguments.foreign)?;
     let source = open(&arguments.input, &arguments.foreign)?;
     write(source.as_ref(), &arguments.output)
 }

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use moe_examples::progress_bar;
-use moe_trace::{exporter, exporters};
+use moe_examples::{Files, no_formula, progress_bar};
+use moe_trace::{Geometry, ImportReport, RoutingSource, Sequence, exporter, exporters};
 
 use super::input::{Foreign, open};
 
@@ -14,10 +14,15 @@ pub(crate) struct Arguments {
     /// Trace to read.
     input: PathBuf,
     /// File to write.
+    #[arg(value_parser = moe_examples::output_path())]
     output: PathBuf,
     /// Format to write [default: by the ending of OUTPUT].
     #[arg(long, value_name = "FORMAT")]
     to: Option<String>,
+    /// Put a ' in front of names that a spreadsheet would take for formulas: those that begin with = + - @, a tab or a
+    /// carriage return.
+    #[arg(long)]
+    csv_safe: bool,
     #[command(flatten)]
     foreign: Foreign,
 }
@@ -29,12 +34,58 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let known: Vec<&str> = exporters().iter().map(|exporter| exporter.name()).collect();
         format!("no format `{name}`; give --to one of {}", known.join(", "))
     })?;
+    let description = (name == "npz").then(|| arguments.output.with_extension("meta.json"));
+    let files = Files::new().reads_trace(&arguments.input).reads_all("the file of --config", &arguments.foreign.config);
+    files.writes("OUTPUT", &arguments.output).writes("OUTPUT's description", &description).check()?;
     let source = open(&arguments.input, &arguments.foreign)?;
+    let source: &dyn RoutingSource = match arguments.csv_safe {
+        true => &WithoutFormulas::new(source),
+        false => &*source,
+    };
     let bar = progress_bar(source.len(), "sequences");
     exporter
-        .write(source.as_ref(), &arguments.output, &|_| bar.inc(1))
+        .write(source, &arguments.output, &|_| bar.inc(1))
         .with_context(|| format!("cannot export {}", arguments.input.display()))?;
     bar.finish_and_clear();
-    println!("{}: {} sequences as {name}", arguments.output.display(), source.len());
+    moe_examples::outln!("{}: {} sequences as {name}", arguments.output.display(), source.len());
     Ok(())
+}
+
+/// A source whose names no spreadsheet takes for formulas.
+struct WithoutFormulas {
+    source: Box<dyn RoutingSource>,
+    domains: Vec<String>,
+}
+
+impl WithoutFormulas {
+    fn new(source: Box<dyn RoutingSource>) -> WithoutFormulas {
+        let domains = source.domains().iter().map(|name| no_formula(name)).collect();
+        WithoutFormulas { source, domains }
+    }
+}
+
+impl RoutingSource for WithoutFormulas {
+    fn geometry(&self) -> &Geometry {
+        self.source.geometry()
+    }
+
+    fn len(&self) -> usize {
+        self.source.len()
+    }
+
+    fn sequence(&self, index: usize) -> moe_trace::Result<Sequence<'_>> {
+        self.source.sequence(index)
+    }
+
+    fn domains(&self) -> &[String] {
+        &self.domains
+    }
+
+    fn model(&self) -> Option<&str> {
+        self.source.model()
+    }
+
+    fn import_report(&self) -> &ImportReport {
+        self.source.import_report()
+    }
 }

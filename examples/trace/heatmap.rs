@@ -1,10 +1,10 @@
 //! `trace heatmap`.
 
-use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use moe_examples::{Files, write_text};
 use moe_trace::{LayerId, Phase, RoutingSource, Sequence};
 
 use super::input::{Foreign, open};
@@ -15,6 +15,7 @@ pub(crate) struct Arguments {
     /// Trace to read.
     input: PathBuf,
     /// SVG file to write.
+    #[arg(value_parser = moe_examples::output_path())]
     output: PathBuf,
     /// Sequence to draw.
     #[arg(long, default_value_t = 0)]
@@ -33,6 +34,8 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let files = Files::new().reads_trace(&arguments.input).reads_all("the file of --config", &arguments.foreign.config);
+    files.writes("OUTPUT", &arguments.output).check()?;
     let source = open(&arguments.input, &arguments.foreign)?;
     draw(arguments, source.as_ref()).with_context(|| format!("cannot draw {}", arguments.input.display()))
 }
@@ -67,9 +70,8 @@ fn draw(arguments: &Arguments, source: &dyn RoutingSource) -> Result<()> {
         decoded: (0..part.len()).map(|token| part.phase(token) == Phase::Decode).collect(),
         cells: cells(&part, layer),
     };
-    fs::write(&arguments.output, picture.svg())
-        .with_context(|| format!("cannot write {}", arguments.output.display()))?;
-    println!("{}: {} tokens x {} experts", arguments.output.display(), part.len(), geometry.experts());
+    write_text(&arguments.output, &picture.svg())?;
+    moe_examples::outln!("{}: {} tokens x {} experts", arguments.output.display(), part.len(), geometry.experts());
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use moe_examples::print_warnings;
+use moe_examples::{print_warnings, shown};
 use moe_trace::SequenceStream;
 
 use super::input::Foreign;
@@ -21,6 +21,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    arguments.output.check(std::slice::from_ref(&arguments.input), &arguments.foreign)?;
     let mut import = match arguments.foreign.open(&arguments.input) {
         Ok(opened) => opened,
         Err(_) if arguments.foreign.from.is_none() && moe_trace::open(&arguments.input).is_ok() => {
@@ -28,11 +29,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         }
         Err(error) => return Err(error).with_context(|| format!("cannot import {}", arguments.input.display())),
     };
-    let model = import.model().unwrap_or("unnamed model");
-    println!("{model}: {}, read as {}", import.geometry(), import.importer().name());
+    let model = shown(import.model().unwrap_or("unnamed model"));
+    moe_examples::outln!("{model}: {}, read as {}", import.geometry(), import.importer().name());
     let count = write_stream(&mut import, &arguments.output)
         .with_context(|| format!("cannot import {}", arguments.input.display()))?;
     print_warnings(import.report());
-    println!("{}: {count} sequences", arguments.output.path.display());
+    moe_examples::outln!("{}: {count} sequences", arguments.output.path.display());
     Ok(())
 }

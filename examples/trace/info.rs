@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use moe_examples::{progress_bar, table, write_json};
+use moe_examples::{Files, progress_bar, table, write_json};
 use moe_trace::{MoeLayer, Phase, RoutingSource};
 use serde::Serialize;
 
@@ -15,7 +15,7 @@ pub(crate) struct Arguments {
     /// Trace to look at.
     input: PathBuf,
     /// Write everything to this file as JSON.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = moe_examples::output_path())]
     json: Option<PathBuf>,
     #[command(flatten)]
     foreign: Foreign,
@@ -43,6 +43,8 @@ struct Info {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let files = Files::new().reads_trace(&arguments.input).reads_all("the file of --config", &arguments.foreign.config);
+    files.writes("--json", &arguments.json).check()?;
     let source = open(&arguments.input, &arguments.foreign)?;
     let info = look(source.as_ref())?;
     let mut facts = table(["", ""]);
@@ -59,13 +61,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     for (column, sequences) in &info.columns {
         row(column, format!("{sequences} sequences"));
     }
-    println!("{facts}");
+    moe_examples::outln!("{facts}");
     if !info.domains.is_empty() {
         let mut domains = table(["domain", "sequences", "tokens"]);
         for (name, sequences, tokens) in &info.domains {
             domains.add_row([name.clone(), sequences.to_string(), tokens.to_string()]);
         }
-        println!("\n{domains}");
+        moe_examples::outln!("\n{domains}");
     }
     if let Some(path) = &arguments.json {
         write_json(path, &info)?;

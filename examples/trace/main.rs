@@ -23,6 +23,8 @@ mod svg;
 mod tests;
 mod validate;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use moe_examples::table;
@@ -61,8 +63,8 @@ enum Command {
     Formats,
 }
 
-fn main() -> Result<()> {
-    run(Arguments::parse())
+fn main() -> ExitCode {
+    moe_examples::run(|| run(Arguments::parse()))
 }
 
 fn run(arguments: Arguments) -> Result<()> {
@@ -83,7 +85,7 @@ fn run(arguments: Arguments) -> Result<()> {
             for exporter in exporters() {
                 formats.add_row(["export", exporter.name(), exporter.description()]);
             }
-            println!("{formats}");
+            moe_examples::outln!("{formats}");
             Ok(())
         }
     }

@@ -5,21 +5,42 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use moe_examples::progress_bar;
+use moe_examples::{Files, progress_bar};
 use moe_trace::{
     Geometry, ImportReport, MemoryTrace, RoutingSource, Sequence, SequenceStream, ShardedWriter, write_trace,
 };
+
+use super::input::Foreign;
 
 /// Where a trace is written, and how.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Output {
     /// Trace file to write, or directory of shards with --shard-tokens.
-    #[arg(value_name = "OUTPUT")]
+    #[arg(value_name = "OUTPUT", value_parser = moe_examples::output_path())]
     pub(crate) path: PathBuf,
 
     /// Write a directory of shards of at least this many tokens instead of one file: for traces larger than memory.
     #[arg(long, value_name = "TOKENS")]
     pub(crate) shard_tokens: Option<usize>,
+}
+
+impl Output {
+    /// Checks that the output can be written and destroys none of the inputs. A trace may replace itself: it is read
+    /// until the new one is complete.
+    ///
+    /// # Errors
+    /// As [`Files::check`].
+    pub(crate) fn check(&self, inputs: &[PathBuf], foreign: &Foreign) -> Result<()> {
+        let files = Files::new().reads_all("the file of --config", &foreign.config);
+        match self.shard_tokens {
+            Some(_) => files.writes_in("OUTPUT", &self.path, &[]),
+            None => {
+                let recordings = inputs.iter().filter(|input| moe_trace::TraceFile::open(input).is_err());
+                files.reads_all("a file that is read", recordings).writes("OUTPUT", &self.path)
+            }
+        }
+        .check()
+    }
 }
 
 /// Writes a source.
@@ -30,14 +51,14 @@ pub(crate) fn write(source: &dyn RoutingSource, output: &Output) -> Result<()> {
     let path = &output.path;
     let Some(shard_tokens) = output.shard_tokens else {
         write_file(source, path)?;
-        println!("{}: {} sequences", path.display(), source.len());
+        moe_examples::outln!("{}: {} sequences", path.display(), source.len());
         return Ok(());
     };
     let geometry = source.geometry().clone();
     let mut writer = ShardedWriter::create(path, geometry, source.domains(), source.model(), shard_tokens)?;
     append(source, &mut writer)?;
     writer.finish()?;
-    println!("{}: {} sequences in shards", path.display(), source.len());
+    moe_examples::outln!("{}: {} sequences in shards", path.display(), source.len());
     Ok(())
 }
 

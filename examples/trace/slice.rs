@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use moe_examples::shown;
 use moe_trace::{DomainId, LayerId, Phase, RoutingSource, Selection, TraceView};
 
 use super::input::{Foreign, open, phase};
@@ -33,6 +34,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    arguments.output.check(std::slice::from_ref(&arguments.input), &arguments.foreign)?;
     let source = open(&arguments.input, &arguments.foreign)?;
     let selection = Selection {
         sequences: arguments.sequences.clone().map(|list| list.0),
@@ -54,7 +56,9 @@ fn domains(names: &[String], source: &dyn RoutingSource) -> Result<Option<Vec<Do
     }
     let id = |name: &String| {
         let found = source.domains().iter().position(|known| known == name).and_then(|id| u16::try_from(id).ok());
-        found.map(DomainId).with_context(|| format!("no domain `{name}`; there are: {}", source.domains().join(", ")))
+        found
+            .map(DomainId)
+            .with_context(|| format!("no domain `{name}`; there are: {}", shown(&source.domains().join(", "))))
     };
     names.iter().map(id).collect::<Result<_>>().map(Some)
 }

@@ -100,13 +100,17 @@ fn visible(text: &str) -> String {
         ' ' => '\u{b7}',
         '\n' => '\u{21b5}',
         '\t' => '\u{21e5}',
-        c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => '\u{fffd}',
+        c if c.is_control() => '\u{fffd}',
         c => c,
     });
     shown.chain(text.chars().nth(LONGEST).map(|_| '\u{2026}')).collect()
 }
 
+/// Escapes markup; characters that XML cannot hold are replaced.
 fn escape(text: &str) -> String {
+    let allowed =
+        |c: char| matches!(c, '\t' | '\n' | '\r') || !(c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}'));
+    let text: String = text.chars().map(|c| if allowed(c) { c } else { '\u{fffd}' }).collect();
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
@@ -118,12 +122,19 @@ mod tests {
     fn tokens_are_escaped_and_blanks_visible() {
         let cell = Cell { token: 1, expert: 3, share: 1.0, note: "expert 3".to_owned() };
         let labels = vec![" a\n".to_owned(), "<b>&\u{7}\u{ffff}".to_owned()];
-        let svg =
-            Picture { title: "t".to_owned(), experts: 4, labels, decoded: vec![false, true], cells: vec![cell] }.svg();
+        let svg = Picture {
+            title: "t\u{1b}\u{0}<".to_owned(),
+            experts: 4,
+            labels,
+            decoded: vec![false, true],
+            cells: vec![cell],
+        }
+        .svg();
         assert!(
             svg.contains(">\u{b7}a\u{21b5}</text>") && svg.contains(">&lt;b&gt;&amp;\u{fffd}\u{fffd}</text>"),
             "{svg}"
         );
+        assert!(svg.contains(">t\u{fffd}\u{fffd}&lt;</text>"), "{svg}");
         assert!(svg.contains("<rect x=\"60\" y=\"92\" width=\"12\" height=\"12\" fill=\"rgb(102,37,6)\">"), "{svg}");
         assert_eq!(svg.matches("<svg").count(), svg.matches("</svg>").count());
     }

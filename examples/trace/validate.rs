@@ -29,7 +29,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             Err(error) => {
                 wrong += 1;
                 if wrong <= arguments.show {
-                    bar.suspend(|| println!("{:#}", anyhow::Error::from(error)));
+                    bar.suspend(|| moe_examples::outln!("{:#}", anyhow::Error::from(error)));
                 }
             }
         }
@@ -39,6 +39,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if wrong > 0 {
         bail!("{wrong} of {} sequences are invalid", source.len());
     }
-    println!("{}: {} sequences, {tokens} tokens, all valid", arguments.input.display(), source.len());
+    moe_examples::outln!("{}: {} sequences, {tokens} tokens, all valid", arguments.input.display(), source.len());
     Ok(())
 }

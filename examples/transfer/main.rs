@@ -6,6 +6,7 @@
 
 mod plain;
 
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -55,8 +56,12 @@ struct Arguments {
     rounds: usize,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     moe_examples::set_threads(moe_examples::processors());
+    moe_examples::run(program)
+}
+
+fn program() -> Result<()> {
     let arguments = Arguments::parse();
     for (option, value) in
         [("--experts", arguments.experts), ("--slots", arguments.slots), ("--rounds", arguments.rounds)]
@@ -70,7 +75,7 @@ fn main() -> Result<()> {
     let slots = slots(arguments.slots, store.shape(), weights, &device)?;
     let dims = store.shape().projections();
     let mut plain = Plain::new(arguments.slots, dims.map(|(rows, columns)| weights.bytes(rows, columns)), &device)?;
-    println!(
+    moe_examples::outln!(
         "{experts} experts of {} bytes ({hidden} x {intermediate}, {weights}) from host memory into {} slots on {}\n",
         store.shape().expert_bytes(weights),
         arguments.slots,
@@ -94,9 +99,9 @@ fn main() -> Result<()> {
         let loader = moe_offload::CudaLoader::of(&device)?;
         let pinning = loader.pin(&store, u64::MAX)?;
         measure("page-locked")?;
-        println!("{pinning}; loaded {:?}\n", loader.copied());
+        moe_examples::outln!("{pinning}; loaded {:?}\n", loader.copied());
     }
-    println!("{rows}");
+    moe_examples::outln!("{rows}");
     Ok(())
 }
 

@@ -71,7 +71,7 @@ pub use error::{Place, Result, TraceError};
 pub use expert_set::ExpertSet;
 #[cfg(feature = "import")]
 pub use export::{Exporter, exporter, exporters};
-pub use files::{FolderLock, WholeFile, abandon_writes, write_whole};
+pub use files::{Destination, FolderLock, WholeFile, abandon_writes, write_whole};
 pub use format::{TraceFile, write_trace};
 pub use geometry::{Geometry, MoeLayer, Stack};
 pub use ids::{DomainId, ExpertId, LayerId};

@@ -4,9 +4,9 @@ use std::fs::{self, Metadata};
 use std::io::{Error, ErrorKind, Result};
 use std::path::{Path, PathBuf};
 
-/// What a path names.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Destination {
+/// What the path of an output names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
     /// A regular file, which may exist already. It is replaced as a whole, at this path behind all links.
     Regular(PathBuf),
     /// A pipe or a character device. It is written to.
@@ -19,8 +19,11 @@ pub(super) enum Destination {
 const MOST_LINKS: usize = 40;
 
 impl Destination {
-    /// Finds what a path names, through links.
-    pub(super) fn of(path: &Path) -> Result<Destination> {
+    /// Finds what a path names, through links. `/dev/stdout` is the standard output, on every platform.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for a path that names a folder, a block device or a socket; what following links finds.
+    pub fn of(path: &Path) -> Result<Destination> {
         if ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| path == Path::new(name)) {
             return Ok(Destination::StandardOutput);
         }

@@ -7,6 +7,7 @@ mod temporary;
 mod tests;
 mod whole_file;
 
+pub use destination::Destination;
 pub use folder_lock::FolderLock;
 pub use temporary::abandon_writes;
 pub(crate) use temporary::{TEMPORARY, sync_directory};
