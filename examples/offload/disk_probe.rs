@@ -36,10 +36,7 @@ impl DiskProbe {
         let order = experts.flat_map(|expert| (0..).take(shape.layers).map(move |layer| (LayerId(layer), expert)));
         let mut slots: Vec<(ExpertTypes, CpuSlots)> = Vec::new();
         for (layer, &types) in (0..).map(LayerId).zip(store.weight_types()) {
-            let first = ExpertId(0);
-            if slots.iter().all(|&(known, _)| known != types)
-                && store.read_to(layer, first, &mut store.fetch(layer, first)?)?
-            {
+            if slots.iter().all(|&(known, _)| known != types) && store.loads_straight(layer)? {
                 slots.push((types, CpuSlots::new(SLOTS_BYTES.div_ceil(shape.expert_bytes(types)), shape, types)?));
             }
         }

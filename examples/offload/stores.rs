@@ -113,7 +113,7 @@ impl HostTier {
     pub(crate) fn copy_seconds(self, store: Arc<dyn ExpertStore>) -> Result<f64> {
         let (shape, types) = (store.shape(), store.weight_types()[0]);
         let largest = store.weight_types().iter().map(|&types| shape.expert_bytes(types) as u64).max();
-        let cache = HostCache::new(store, largest.unwrap_or_default(), self.policy)?;
+        let cache: &dyn ExpertStore = &HostCache::new(store, largest.unwrap_or_default(), self.policy)?;
         let slots = CpuSlots::new(COPIES, shape, types)?;
         let copies = (0..).take(COPIES).zip((0..).take(shape.experts).map(ExpertId).cycle()).map(|(slot, expert)| {
             let mut seconds = 0.0;

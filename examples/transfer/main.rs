@@ -15,7 +15,7 @@ use candle_core::Device;
 use clap::Parser;
 use expert_cache::SlotId;
 use moe_examples::{DeviceName, host_experts, table};
-use moe_offload::{CpuSlots, ExpertShape, ExpertSlots, ExpertStore, HostStore, RandomExperts, WeightType};
+use moe_offload::{CpuSlots, ExpertShape, ExpertSlots, ExpertStore, RandomExperts, WeightType};
 use moe_trace::{ExpertId, LayerId};
 
 use crate::plain::Plain;
@@ -83,7 +83,7 @@ fn program() -> Result<()> {
     );
     let mut rows = table(["host memory", "copy GB/s", "load GB/s", "load of copy %"]);
     let mut measure = |memory: &str| -> Result<()> {
-        let [copy, load] = best_seconds(&arguments, &store, &mut plain, &*slots)?;
+        let [copy, load] = best_seconds(&arguments, &*store, &mut plain, &*slots)?;
         let rate = |seconds: f64| (experts * store.shape().expert_bytes(weights)) as f64 / seconds / 1e9;
         rows.add_row([
             memory.to_owned(),
@@ -108,7 +108,7 @@ fn program() -> Result<()> {
 /// Seconds of the best round of plain copies, and of loads.
 fn best_seconds(
     arguments: &Arguments,
-    store: &HostStore,
+    store: &dyn ExpertStore,
     plain: &mut Plain,
     slots: &dyn ExpertSlots,
 ) -> Result<[f64; 2]> {
@@ -119,7 +119,7 @@ fn best_seconds(
         for expert in ids() {
             let mut result = Ok(());
             store.with_bytes(LayerId(0), expert, &mut |bytes| {
-                result = plain.copy(expert.index() % arguments.slots, bytes);
+                result = plain.copy(expert.index() % arguments.slots, bytes.each());
                 Ok(())
             })?;
             result?;

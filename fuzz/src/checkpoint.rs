@@ -1,7 +1,7 @@
 //! Checkpoints: whatever opens has experts that can be read and computed.
 
 use candle_core::{DType, Device, Tensor};
-use moe_offload::{ExpertShape, ExpertStore, MappedStore, WeightLocation};
+use moe_offload::{ExpertShape, ExpertStore, MappedStore, ProjectionBytes, WeightLocation};
 use moe_trace::{ExpertId, LayerId};
 
 use crate::file;
@@ -39,15 +39,15 @@ fn read(store: &MappedStore) {
         let id = |index: usize| u16::try_from(index).expect("a checked shape has ids");
         let (layer, expert) = (LayerId(id(layer)), ExpertId(id(expert)));
         let mut lent = Vec::new();
-        let lend = &mut |bytes: [&[u8]; 3]| {
-            assert_eq!(bytes.map(<[u8]>::len), shape.projection_bytes(types));
+        let lend = &mut |bytes: ProjectionBytes<'_>| {
+            assert_eq!(bytes.each().map(<[u8]>::len), shape.projection_bytes(types));
             lent = bytes.concat();
             Ok(())
         };
-        store.with_bytes(layer, expert, lend).expect("what opens can be lent");
+        (store as &dyn ExpertStore).with_bytes(layer, expert, lend).expect("what opens can be lent");
         store.read_ahead(layer, expert).expect("what opens can be read ahead");
         let weights = store.fetch(layer, expert).expect("what opens can be fetched");
-        let compare = &mut |bytes: [&[u8]; 3]| {
+        let compare = &mut |bytes: ProjectionBytes<'_>| {
             assert!(bytes.concat() == lent, "what is fetched is what is lent");
             Ok(())
         };

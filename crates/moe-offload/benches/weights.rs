@@ -8,7 +8,8 @@ use candle_core::{DType, Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use expert_cache::SlotId;
 use moe_offload::{
-    BlockMatrix, CpuSlots, ExpertShape, ExpertSlots, ExpertStore, HostStore, Projection, RandomExperts, WeightType,
+    BlockMatrix, CpuSlots, ExpertShape, ExpertSlots, ExpertStore, HostStore, Projection, ProjectionBytes,
+    RandomExperts, WeightType,
 };
 use moe_trace::{ExpertId, LayerId};
 use rayon::prelude::*;
@@ -27,7 +28,7 @@ fn loads(c: &mut Criterion) {
     ] {
         let shape = ExpertShape { layers: 1, experts: EXPERTS.into(), hidden, intermediate };
         let random = RandomExperts::new(shape, weights, 1).expect("a shape of models");
-        let store = HostStore::from_store(&random).expect("memory");
+        let store: &dyn ExpertStore = &HostStore::from_store(&random).expect("memory");
         let slots = CpuSlots::new(8, shape, weights).expect("a shape of models");
         let bytes = shape.expert_bytes(weights);
         let mut plain: Vec<Vec<u8>> = (0..8).map(|_| vec![1; bytes]).collect();
@@ -36,16 +37,16 @@ fn loads(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new(format!("slot, {model}"), weights), |b| {
             b.iter(|| {
                 let number: u32 = turn.next().expect("endless");
-                let load = &mut |expert: [&[u8]; 3]| slots.load(SlotId(number % 8), expert);
+                let load = &mut |expert: ProjectionBytes<'_>| slots.load(SlotId(number % 8), expert);
                 store.with_bytes(LayerId(0), expert(number), load).expect("fits");
             });
         });
         group.bench_function(BenchmarkId::new(format!("plain copy, {model}"), weights), |b| {
             b.iter(|| {
                 let number: u32 = turn.next().expect("endless");
-                let copy = &mut |projections: [&[u8]; 3]| {
+                let copy = &mut |projections: ProjectionBytes<'_>| {
                     let mut rest = &mut plain[number as usize % 8][..];
-                    for from in projections {
+                    for from in projections.each() {
                         let (to, behind) = rest.split_at_mut(from.len());
                         to.copy_from_slice(from);
                         rest = behind;
@@ -119,8 +120,8 @@ fn from_memory(c: &mut Criterion) {
             });
             group.bench_function(BenchmarkId::new(format!("read, {model}"), weights), |b| {
                 b.iter(|| {
-                    let read = &mut |projections: [&[u8]; 3]| {
-                        projections.into_iter().for_each(add_up);
+                    let read = &mut |projections: ProjectionBytes<'_>| {
+                        projections.each().into_iter().for_each(add_up);
                         Ok(())
                     };
                     next().with_bytes(read).expect("in host memory");

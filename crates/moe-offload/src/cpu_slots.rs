@@ -8,7 +8,7 @@ use moe_trace::{ExpertId, LayerId};
 
 use crate::expert_groups::forward_each;
 use crate::slots::SlotGroup;
-use crate::{ExpertShape, ExpertSlots, ExpertStore, ExpertTypes, ExpertWeights, Result};
+use crate::{ExpertShape, ExpertSlots, ExpertStore, ExpertTypes, ExpertWeights, ProjectionBytes, Result};
 
 /// [`ExpertSlots`] for computing on the CPU; each slot owns one storage a projection, and a load is one copy into each, or where
 /// the store can do that, one read from disk.
@@ -44,12 +44,12 @@ impl ExpertSlots for CpuSlots {
         self.slots.len()
     }
 
-    fn load(&self, slot: SlotId, expert: [&[u8]; 3]) -> Result<()> {
+    fn load(&self, slot: SlotId, expert: ProjectionBytes<'_>) -> Result<()> {
         self.write(slot).overwrite(expert)
     }
 
     fn load_from(&self, slot: SlotId, store: &dyn ExpertStore, layer: LayerId, expert: ExpertId) -> Result<()> {
-        self.write(slot).load(store, layer, expert)
+        self.write(slot).load(store, layer, expert).map(|_| ())
     }
 
     fn forward(&self, hidden: &Tensor, groups: &[SlotGroup<'_>]) -> Result<Vec<Tensor>> {
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn misfits_are_told() {
         let slots = CpuSlots::new(1, SHAPE, WeightType::Q4K).unwrap();
-        let error = slots.load(SlotId(0), [&[0; 5], &[], &[]]).unwrap_err();
+        let error = slots.load(SlotId(0), ProjectionBytes { gate: &[0; 5], up: &[], down: &[] }).unwrap_err();
         assert_eq!(error.to_string(), "a projection of 5 bytes does not fit a slot's of 73728");
         let narrow = ExpertShape { hidden: 288, ..SHAPE };
         let error = CpuSlots::new(1, narrow, WeightType::Q4K).unwrap_err();

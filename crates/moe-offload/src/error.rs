@@ -79,6 +79,37 @@ pub enum OffloadError {
         /// MoE layer.
         layer: LayerId,
     },
+    /// A store of one's own has failed; [`OffloadError::store`] makes it.
+    #[error("the expert store has failed")]
+    Store(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A store does not say how the experts of every layer are stored.
+    #[error("the expert store has weight types for {found} layers, its shape has {layers}")]
+    StoreTypes {
+        /// Layers that it has types for.
+        found: usize,
+        /// Layers of its shape.
+        layers: usize,
+    },
+    /// A store lends bytes that are not those of an expert of its shape and types.
+    #[error("the expert store lends {found} bytes as {projection} projection, its shape and types take {expected}")]
+    StoreBytes {
+        /// The projection: gate, up or down.
+        projection: &'static str,
+        /// Bytes lent.
+        found: usize,
+        /// Bytes by shape and types.
+        expected: usize,
+    },
+    /// A store fetches weights that are not of its shape and types.
+    #[error("the expert store fetches {found} as {projection} projection, its shape and types say {expected}")]
+    StoreWeights {
+        /// The projection: gate, up or down.
+        projection: &'static str,
+        /// Shape and type fetched.
+        found: String,
+        /// Shape and type that the store says.
+        expected: String,
+    },
     /// A weight has the wrong shape.
     #[error("{name} has shape {found:?}, expected {expected:?}")]
     Shape {
@@ -371,6 +402,74 @@ pub enum OffloadError {
         /// Bytes that are left.
         left: u64,
     },
+    /// A GGUF file has a tensor at a place that no writer chooses.
+    #[error("{path}: {name} begins at byte {offset} of the data, allowed are multiples of the alignment {alignment}")]
+    GgufAlignment {
+        /// The file.
+        path: PathBuf,
+        /// Name of the tensor.
+        name: String,
+        /// First byte of the tensor, counted from the first byte of data.
+        offset: u64,
+        /// Bytes that tensors are aligned to.
+        alignment: usize,
+    },
+    /// Two tensors of a GGUF file share bytes.
+    #[error("{path}: {name} begins within {other}")]
+    GgufOverlap {
+        /// The file.
+        path: PathBuf,
+        /// Name of the tensor.
+        name: String,
+        /// Name of the tensor before it.
+        other: String,
+    },
+    /// The metadata of a GGUF file do not fit its tensors.
+    #[error("{path}: {key} is {value}, its tensors have {found}")]
+    GgufMetadata {
+        /// The file.
+        path: PathBuf,
+        /// The metadata key, without the name of the architecture.
+        key: &'static str,
+        /// Its value.
+        value: u64,
+        /// What the tensors show.
+        found: u64,
+    },
+    /// A part of a split GGUF file does not lie beside the part that was given.
+    #[error("{path} is missing: {given} is part {part} of {parts}, and all of them are needed")]
+    GgufMissingPart {
+        /// The part that is missing.
+        path: PathBuf,
+        /// The part that was given.
+        given: PathBuf,
+        /// Its number, from 1 on.
+        part: u64,
+        /// Number of parts.
+        parts: u64,
+    },
+    /// Parts of a split GGUF file that do not belong together.
+    #[error("{path}: {problem}")]
+    GgufSplit {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with the part.
+        problem: String,
+    },
+    /// Experts without a gate.
+    #[error("{name} has no gate projection beside it, and experts without a gate are not computed")]
+    Gateless {
+        /// Name of the up projection.
+        name: String,
+    },
+    /// A block has experts in two layouts.
+    #[error("{name} and {other} are both there, and which of them the model uses is not known")]
+    TwoLayouts {
+        /// Name of a tensor.
+        name: String,
+        /// Name of the other tensor.
+        other: String,
+    },
     /// GGUF files name a tensor twice.
     #[error("{path}: {name} is there twice")]
     GgufDuplicate {
@@ -408,4 +507,18 @@ pub enum OffloadError {
     /// A cache cannot be set up.
     #[error("expert cache cannot be set up")]
     Cache(#[from] expert_cache::CacheError),
+}
+
+impl OffloadError {
+    /// Creates the error of a store of one's own, from any error or text.
+    ///
+    /// ```
+    /// use std::error::Error;
+    /// use moe_offload::OffloadError;
+    /// let error = OffloadError::store("no disk today");
+    /// assert_eq!(error.source().unwrap().to_string(), "no disk today");
+    /// ```
+    pub fn store(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> OffloadError {
+        OffloadError::Store(error.into())
+    }
 }

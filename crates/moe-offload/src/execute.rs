@@ -326,7 +326,7 @@ impl Call<'_> {
         let hidden = progress.host_hidden.as_ref().unwrap_or(self.hidden);
         let group = self.group(key);
         let tokens = gather(hidden, self.dispatch.rows(group))?;
-        let output = self.engine.store.fetch(self.layer, expert)?.forward(&tokens)?;
+        let output = self.engine.store.fetch_checked(self.layer, expert)?.forward(&tokens)?;
         progress.outputs[group] = Some(output.to_device(self.hidden.device())?);
         let ended = Instant::now();
         progress.bypass += ended - started;

@@ -5,6 +5,7 @@ use candle_nn::ops::silu;
 use moe_trace::{ExpertId, LayerId};
 
 use crate::host_memory::HostArena;
+use crate::lend::{Lend, ProjectionBytes};
 use crate::{BlockMatrix, ExpertStore, ExpertTypes, OffloadError, Projection, Result};
 
 /// Sizes of the experts of a model.
@@ -151,18 +152,15 @@ impl ExpertWeights {
         Ok(one.remove(0))
     }
 
-    /// Replaces weights in host memory by those of an expert of the same types, in place. They are undefined after an
-    /// error.
-    pub(crate) fn load(&mut self, store: &dyn ExpertStore, layer: LayerId, expert: ExpertId) -> Result<()> {
-        match store.read_to(layer, expert, self)? {
-            true => Ok(()),
-            false => store.with_bytes(layer, expert, &mut |bytes| self.overwrite(bytes)),
-        }
+    /// Replaces weights in host memory by those of an expert of the same types, in place, and tells whether the store wrote
+    /// them without a copy between. They are undefined after an error.
+    pub(crate) fn load(&mut self, store: &dyn ExpertStore, layer: LayerId, expert: ExpertId) -> Result<bool> {
+        Ok(store.lend(layer, expert, Lend::to_weights(self)?)?.is_straight())
     }
 
     /// Replaces weights in host memory by others of the same types, in place.
-    pub(crate) fn overwrite(&mut self, bytes: [&[u8]; 3]) -> Result<()> {
-        self.projections.iter_mut().zip(bytes).try_for_each(|(projection, bytes)| projection.overwrite(bytes))
+    pub(crate) fn overwrite(&mut self, bytes: ProjectionBytes<'_>) -> Result<()> {
+        self.projections.iter_mut().zip(bytes.each()).try_for_each(|(projection, bytes)| projection.overwrite(bytes))
     }
 
     /// Types of the projections.
@@ -205,13 +203,13 @@ impl ExpertWeights {
         Ok(ExpertWeights { projections: [gate?, up?, down?] })
     }
 
-    /// Lends the bytes of the gate, up and down projection of an expert in host memory.
+    /// Hands the bytes of an expert in host memory to `read`.
     ///
     /// # Errors
     /// [`OffloadError::NotOnHost`]; what `read` says.
-    pub fn with_bytes(&self, read: &mut dyn FnMut([&[u8]; 3]) -> Result<()>) -> Result<()> {
+    pub fn with_bytes(&self, read: &mut dyn FnMut(ProjectionBytes<'_>) -> Result<()>) -> Result<()> {
         let [gate, up, down] = &self.projections;
-        gate.with_bytes(|gate| up.with_bytes(|up| down.with_bytes(|down| read([gate, up, down]))))
+        gate.with_bytes(|gate| up.with_bytes(|up| down.with_bytes(|down| read(ProjectionBytes { gate, up, down }))))
     }
 
     /// Sends tokens `[tokens, hidden]` through the expert.

@@ -4,7 +4,7 @@
 //! type and place of each tensor; and, aligned, their bytes. Everything in a header is a claim: each number is checked
 //! against what is left of the file before it is used.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::{OffloadError, Result, WeightType};
@@ -38,13 +38,56 @@ impl GgufTensor {
     pub(crate) fn weight_type(&self) -> Option<WeightType> {
         WeightType::ALL.into_iter().find(|known| known.gguf_id() == self.type_id)
     }
+
+    /// Bytes that it takes at least: all of them if experts have its type.
+    fn len(&self) -> usize {
+        let elements = self.dims.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
+        let Some(elements) = elements.filter(|&elements| elements > 0) else {
+            return if self.dims.contains(&0) { 0 } else { usize::MAX };
+        };
+        match self.weight_type() {
+            Some(weight_type) => {
+                elements.div_ceil(weight_type.block_weights()).saturating_mul(weight_type.block_bytes())
+            }
+            None => 1,
+        }
+    }
 }
 
-/// Reads where the tensors of a file are.
+/// What the header of a file says.
+#[derive(Debug)]
+pub(crate) struct GgufHeader {
+    /// Tensors by name.
+    pub(crate) tensors: BTreeMap<String, GgufTensor>,
+    /// Whole numbers of the metadata that are [known](KNOWN_NUMBERS), by their known key.
+    pub(crate) numbers: BTreeMap<&'static str, u64>,
+}
+
+/// Keys of the whole numbers that are kept, without the name of the architecture in front.
+const KNOWN_NUMBERS: [&str; 8] = [
+    "split.no",
+    "split.count",
+    "split.tensors.count",
+    "block_count",
+    "nextn_predict_layers",
+    "expert_count",
+    "embedding_length",
+    "expert_feed_forward_length",
+];
+
+/// The known number that a key of the metadata names: `split.count`, or `olmoe.expert_count`.
+fn known_number(key: &[u8]) -> Option<&'static str> {
+    let key = std::str::from_utf8(key).ok()?;
+    let own = key.split_once('.').map_or(key, |(_, own)| own);
+    KNOWN_NUMBERS.into_iter().find(|&known| if known.starts_with("split.") { known == key } else { known == own })
+}
+
+/// Reads the header of a file.
 ///
 /// # Errors
-/// [`OffloadError::GgufField`], [`OffloadError::GgufTruncated`], [`OffloadError::GgufDuplicate`].
-pub(crate) fn tensors(path: &Path, file: &[u8]) -> Result<HashMap<String, GgufTensor>> {
+/// [`OffloadError::GgufField`], [`OffloadError::GgufTruncated`], [`OffloadError::GgufDuplicate`],
+/// [`OffloadError::GgufAlignment`], [`OffloadError::GgufOverlap`].
+pub(crate) fn header(path: &Path, file: &[u8]) -> Result<GgufHeader> {
     let mut header = Header { path, file, at: 0 };
     let magic = header.take("the magic number", MAGIC.len())?;
     if magic != MAGIC {
@@ -56,17 +99,21 @@ pub(crate) fn tensors(path: &Path, file: &[u8]) -> Result<HashMap<String, GgufTe
         return Err(header.field("the version", version.into(), "2 and 3, of little-endian files"));
     }
     let (tensors, entries) = (header.u64("the number of tensors")?, header.u64("the number of metadata entries")?);
-    let mut alignment = ALIGNMENT;
+    let (mut alignment, mut numbers) = (ALIGNMENT, BTreeMap::new());
     for _ in 0..entries {
         let key = header.string("a metadata key")?;
         let value_type = header.u32("the type of a metadata value")?;
         if key == ALIGNMENT_KEY.as_bytes() {
             alignment = header.alignment(value_type)?;
-        } else {
-            header.skip_value(value_type, 0)?;
+            continue;
+        }
+        let number = header.number(value_type);
+        header.skip_value(value_type, 0)?;
+        if let (Some(key), Some(number)) = (known_number(key), number) {
+            numbers.insert(key, number);
         }
     }
-    let mut found = HashMap::new();
+    let mut found = BTreeMap::new();
     for _ in 0..tensors {
         let name = String::from_utf8_lossy(header.string("the name of a tensor")?).into_owned();
         let tensor = header.tensor()?;
@@ -76,17 +123,43 @@ pub(crate) fn tensors(path: &Path, file: &[u8]) -> Result<HashMap<String, GgufTe
         found.insert(name, tensor);
     }
     let data = header.at.checked_next_multiple_of(alignment).unwrap_or(usize::MAX);
-    for tensor in found.values_mut() {
+    for (name, tensor) in &mut found {
         // Until here, `start` counts from the first byte of data.
-        let start = data.checked_add(tensor.start).filter(|&start| start <= file.len());
+        let offset = tensor.start;
+        if !offset.is_multiple_of(alignment) {
+            let (path, name, offset) = (path.to_owned(), name.clone(), offset as u64);
+            return Err(OffloadError::GgufAlignment { path, name, offset, alignment });
+        }
+        let start = data.checked_add(offset).filter(|&start| start <= file.len());
         tensor.start = start.ok_or_else(|| OffloadError::GgufTruncated {
             path: path.to_owned(),
             field: "the data of a tensor",
-            needed: tensor.start as u64,
+            needed: offset as u64,
             left: file.len().saturating_sub(data) as u64,
         })?;
     }
-    Ok(found)
+    check_apart(path, &found)?;
+    Ok(GgufHeader { tensors: found, numbers })
+}
+
+/// Checks that no tensor begins within another one. A tensor of a type that experts do not have counts as one byte.
+fn check_apart(path: &Path, tensors: &BTreeMap<String, GgufTensor>) -> Result<()> {
+    let mut ranges: Vec<(usize, usize, &str)> = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let len = tensor.len();
+        // What is empty is nowhere.
+        if len > 0 {
+            ranges.push((tensor.start, tensor.start.saturating_add(len), name));
+        }
+    }
+    ranges.sort_unstable();
+    match ranges.windows(2).find(|pair| pair[0].1 > pair[1].0) {
+        Some(pair) => {
+            let (name, other) = (pair[1].2.to_owned(), pair[0].2.to_owned());
+            Err(OffloadError::GgufOverlap { path: path.to_owned(), name, other })
+        }
+        None => Ok(()),
+    }
 }
 
 /// A header as far as it was read.
@@ -136,6 +209,26 @@ impl<'a> Header<'a> {
             Ok(alignment) if alignment > 0 => Ok(alignment),
             _ => Err(self.field(field, value.into(), "at least 1")),
         }
+    }
+
+    /// The whole number that comes next, if it is one that is not negative; it is not passed.
+    fn number(&self, value_type: u32) -> Option<u64> {
+        let at = |len: usize| self.file[self.at..].get(..len);
+        let (bytes, signed) = match value_type {
+            0 => (at(1)?, false),
+            1 => (at(1)?, true),
+            2 => (at(2)?, false),
+            3 => (at(2)?, true),
+            TYPE_U32 => (at(4)?, false),
+            5 => (at(4)?, true),
+            10 => (at(8)?, false),
+            11 => (at(8)?, true),
+            _ => return None,
+        };
+        let negative = signed && bytes.last().is_some_and(|byte| byte & 0x80 != 0);
+        let mut wide = [0; 8];
+        wide[..bytes.len()].copy_from_slice(bytes);
+        (!negative).then(|| u64::from_le_bytes(wide))
     }
 
     fn skip_value(&mut self, value_type: u32, depth: usize) -> Result<()> {

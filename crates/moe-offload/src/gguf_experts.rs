@@ -3,21 +3,24 @@
 //! In block `N`: `blk.N.ffn_gate_exps.weight`, `ffn_up_exps` `[experts, intermediate, hidden]` and `ffn_down_exps`
 //! `[experts, hidden, intermediate]`; or gate and up fused as `ffn_gate_up_exps` `[experts, 2 * intermediate, hidden]`; or,
 //! in older files, a matrix an expert: `blk.N.ffn_gate.E.weight`, `ffn_up.E`, `ffn_down.E`.
+//!
+//! Blocks that only predict the token after the next (`blk.N.nextn.*`, or the last `nextn_predict_layers` blocks) are no
+//! layers of the model: no token of a text passes through them.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use moe_trace::{ExpertId, LayerId};
 
 use crate::tensor_table::TensorTable;
 use crate::{ExpertShape, OffloadError, Result, WeightLocation};
 
-/// Bytes of the smallest expert, three numbers of 16 bits. Tensors that lie in one another could claim more experts than the
-/// file has room for.
-const EXPERT_BYTES: usize = 6;
-
 /// The experts of the blocks that have some.
 #[derive(Debug)]
 pub(crate) struct GgufExperts {
     pub(crate) shape: ExpertShape,
     layers: Vec<(usize, Layout)>,
+    /// Blocks with experts that only predict the token after the next.
+    pub(crate) skipped_blocks: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,24 +33,18 @@ enum Layout {
 impl GgufExperts {
     /// Finds out which blocks have experts, and how many of which size.
     pub(crate) fn find(table: &TensorTable) -> Result<GgufExperts> {
-        let mut layers = Vec::new();
-        for name in table.names() {
-            let Some((block, rest)) = name.strip_prefix("blk.").and_then(|name| name.split_once('.')) else { continue };
-            let Ok(block) = block.parse() else { continue };
-            match rest {
-                "ffn_gate_exps.weight" => layers.push((block, Layout::Stacked)),
-                "ffn_gate_up_exps.weight" => layers.push((block, Layout::Fused)),
-                "ffn_gate.0.weight" => layers.push((block, Layout::Single)),
-                _ if rest.contains("_exps.") && !rest.ends_with(".weight") => {
-                    return Err(OffloadError::ExtraTensor { name: name.to_owned() });
-                }
-                _ => {}
-            }
+        let Blocks { mut layouts, ups, nextn } = Blocks::of(table)?;
+        if let Some((_, name)) = ups.into_iter().find(|(block, _)| !layouts.contains_key(block)) {
+            return Err(OffloadError::Gateless { name });
         }
-        layers.sort_unstable_by_key(|&(block, _)| block);
-        if let Some(twice) = layers.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            return Err(OffloadError::ExtraTensor { name: format!("blk.{}.ffn_gate_up_exps.weight", twice[0].0) });
-        }
+        let last = layouts.keys().last().map_or(0, |&block| block + 1);
+        table.check_number("block_count", last, |told| told >= last as u64)?;
+        let all = layouts.len();
+        let first_nextn = table.number("block_count").zip(table.number("nextn_predict_layers"));
+        let first_nextn = first_nextn.map_or(u64::MAX, |(blocks, nextn)| blocks.saturating_sub(nextn));
+        layouts.retain(|block, _| !nextn.contains(block) && (*block as u64) < first_nextn);
+        let skipped_blocks = all - layouts.len();
+        let layers: Vec<(usize, Layout)> = layouts.into_iter().map(|(block, (layout, _))| (block, layout)).collect();
         let Some(&(block, layout)) = layers.first() else {
             return Err(OffloadError::MissingTensor {
                 name: "blk.N.ffn_gate_exps.weight".to_owned(),
@@ -70,12 +67,12 @@ impl GgufExperts {
         };
         let shape = ExpertShape { layers: layers.len(), experts, hidden, intermediate };
         shape.check()?;
-        let bytes = table.files.iter().map(|file| file.map.len()).fold(0, usize::saturating_add);
-        let (all, max) = (shape.layers.saturating_mul(shape.experts), bytes / EXPERT_BYTES);
-        if all > max {
-            return Err(OffloadError::Size { field: "experts of all layers", value: all, max });
+        for (key, found) in
+            [("expert_count", experts), ("embedding_length", hidden), ("expert_feed_forward_length", intermediate)]
+        {
+            table.check_number(key, found, |told| told == found as u64)?;
         }
-        Ok(GgufExperts { shape, layers })
+        Ok(GgufExperts { shape, layers, skipped_blocks })
     }
 
     /// Where the gate, up and down projection of an expert are.
@@ -90,6 +87,51 @@ impl GgufExperts {
             Layout::Single => ["gate", "up", "down"]
                 .map(|which| WeightLocation::whole(format!("blk.{block}.ffn_{which}.{}.weight", expert.0))),
         }
+    }
+}
+
+/// What the names of the tensors say of the blocks.
+#[derive(Default)]
+struct Blocks {
+    /// Layout of the experts of each block that has some, and the tensor that tells it.
+    layouts: BTreeMap<usize, (Layout, String)>,
+    /// Blocks that have the up projection of experts, and its name.
+    ups: BTreeMap<usize, String>,
+    /// Blocks that only predict the token after the next.
+    nextn: BTreeSet<usize>,
+}
+
+impl Blocks {
+    fn of(table: &TensorTable) -> Result<Blocks> {
+        let mut blocks = Blocks::default();
+        for name in table.names() {
+            let Some((number, rest)) = name.strip_prefix("blk.").and_then(|name| name.split_once('.')) else {
+                continue;
+            };
+            // `blk.00` is no block that could be named again.
+            let Some(block) = number.parse().ok().filter(|block: &usize| block.to_string() == number) else { continue };
+            let layout = match rest {
+                "ffn_gate_exps.weight" => Layout::Stacked,
+                "ffn_gate_up_exps.weight" => Layout::Fused,
+                "ffn_gate.0.weight" => Layout::Single,
+                "ffn_up_exps.weight" | "ffn_up.0.weight" => {
+                    blocks.ups.insert(block, name.to_owned());
+                    continue;
+                }
+                _ if rest.starts_with("nextn.") => {
+                    blocks.nextn.insert(block);
+                    continue;
+                }
+                _ if rest.contains("_exps.") && !rest.ends_with(".weight") => {
+                    return Err(OffloadError::ExtraTensor { name: name.to_owned() });
+                }
+                _ => continue,
+            };
+            if let Some((_, other)) = blocks.layouts.insert(block, (layout, name.to_owned())) {
+                return Err(OffloadError::TwoLayouts { name: name.to_owned(), other });
+            }
+        }
+        Ok(blocks)
     }
 }
 

@@ -30,8 +30,8 @@ impl HostStore {
     /// [`OffloadError::HostLimit`] before anything is read, [`OffloadError::HostMemory`], and as
     /// [`from_store`](Self::from_store).
     pub fn within(store: &dyn ExpertStore, limit: u64, progress: &mut dyn FnMut(u64, u64)) -> Result<HostStore> {
+        store.check()?;
         let (shape, types, needed) = (store.shape(), store.weight_types().to_vec(), store.bytes());
-        shape.check()?;
         if needed > limit {
             return Err(OffloadError::HostLimit { needed, limit });
         }

@@ -8,7 +8,7 @@ use moe_trace::{ExpertId, LayerId};
 
 use crate::host_meter::HostMeter;
 use crate::host_requests::{HostRequests, key};
-use crate::{ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, HostCounters, HostReports, Result};
+use crate::{ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, HostCounters, HostReports, Lend, Lent, Result};
 
 /// An [`ExpertStore`] that keeps the experts of a slower one in host memory, within a number of bytes and under a policy
 /// of `expert_cache`.
@@ -100,8 +100,8 @@ impl HostCache {
     /// [`OffloadError::Cache`](crate::OffloadError::Cache) if the largest expert does not fit, or for a policy that knows
     /// the future.
     pub fn new(store: Arc<dyn ExpertStore>, bytes: u64, policy: PolicyKind) -> Result<HostCache> {
+        store.check()?;
         let shape = store.shape();
-        shape.check()?;
         let books = Books {
             requests: HostRequests::new(shape, store.weight_types(), bytes, policy)?,
             places: (0..shape.layers * shape.experts).map(|_| Held::Below).collect(),
@@ -312,18 +312,13 @@ impl ExpertStore for HostCache {
         }
     }
 
-    fn with_bytes(
-        &self,
-        layer: LayerId,
-        expert: ExpertId,
-        read: &mut dyn FnMut([&[u8]; 3]) -> Result<()>,
-    ) -> Result<()> {
+    fn lend<'l>(&self, layer: LayerId, expert: ExpertId, lend: Lend<'l>) -> Result<Lent<'l>> {
         match self.obtain(layer, expert, Purpose::Copy)? {
-            Some(weights) => weights.with_bytes(read),
+            Some(weights) => lend.weights(&weights),
             None => {
-                self.store.with_bytes(layer, expert, read)?;
+                let lent = self.store.lend(layer, expert, lend)?;
                 self.passed(layer);
-                Ok(())
+                Ok(lent)
             }
         }
     }

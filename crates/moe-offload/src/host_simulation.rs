@@ -68,8 +68,8 @@ impl HostSimulation {
     /// # Errors
     /// As [`HostCache::new`](crate::HostCache::new).
     pub fn new(store: &dyn ExpertStore, bytes: u64, policy: PolicyKind) -> Result<HostSimulation> {
+        store.check()?;
         let shape = store.shape();
-        shape.check()?;
         let requests = HostRequests::new(shape, store.weight_types(), bytes, policy)?;
         Ok(HostSimulation { shape, requests, layers: vec![HostTraffic::default(); shape.layers] })
     }

@@ -1,7 +1,7 @@
 //! Experts in memory-mapped checkpoint files.
 
 use std::hint::black_box;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
@@ -13,8 +13,8 @@ use crate::gguf_experts::GgufExperts;
 use crate::host_memory::PAGE;
 use crate::tensor_table::{MappedFile, Stored, TensorTable};
 use crate::{
-    BlockMatrix, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, FileReads, OffloadError, Projection, Result,
-    WeightLocation, WeightType, free_bytes,
+    BlockMatrix, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, FileReads, Lend, Lent, OffloadError, Projection,
+    ProjectionBytes, Result, WeightLocation, WeightType, free_bytes,
 };
 
 /// Bytes that the operating system is asked for at once: Linux cuts longer requests short.
@@ -22,7 +22,7 @@ const REQUEST_BYTES: usize = 256 << 10;
 /// An [`ExpertStore`] over the checkpoint files of a model: the operating system reads what is fetched, and may drop it
 /// again.
 ///
-/// Opening reads the headers of the files. [`with_bytes`](ExpertStore::with_bytes) lends what is mapped, or where not all
+/// Opening reads the headers of the files. [`lend`](ExpertStore::lend) lends what is mapped, or where not all
 /// experts fit in memory, what it reads past the page cache ([`FileReads`] chooses); quantized experts are computed where
 /// they are mapped, and nothing is copied. A file that another process truncates is told where that is seen before it is
 /// read; a disk that fails under a mapped file ends the process, as the operating system has it, while one that fails
@@ -36,6 +36,8 @@ pub struct MappedStore {
     experts: Vec<[Stored; 3]>,
     /// If loads read past the page cache.
     direct: Option<Direct>,
+    /// Blocks with experts that are no layers.
+    skipped_blocks: usize,
 }
 
 /// What reads past the page cache take.
@@ -68,22 +70,29 @@ impl MappedStore {
         let types = vec![WeightType::try_from(dtype)?.into(); shape.layers];
         let table = TensorTable::safetensors(files)?;
         let experts = find_experts(&table, shape, |layer, expert| names(layer, expert).map(Into::into))?;
-        MappedStore { shape, types, files: table.files, experts, direct: None }.with_reads(FileReads::Auto)
+        let (files, skipped_blocks) = (table.files, 0);
+        MappedStore { shape, types, files, experts, direct: None, skipped_blocks }.with_reads(FileReads::Auto)
     }
 
-    /// Maps a GGUF file, or all files of a split one, and finds the experts in them.
+    /// Maps a GGUF file and finds its experts. Of a split file any part stands for all, which lie beside it as
+    /// `NAME-00001-of-00003.gguf` and so on; or all of them are given.
     ///
-    /// The blocks that have experts are the layers, in order; shapes and types are as the files have them. Experts may be
+    /// The blocks that have experts are the layers, in order, but for those that only predict the token after the next
+    /// ([`skipped_blocks`](Self::skipped_blocks)); shapes and types are as the files have them. Experts may be
     /// stacked (`blk.N.ffn_gate_exps.weight`), with gate and up fused (`ffn_gate_up_exps`), or a matrix each
     /// (`ffn_gate.E.weight`).
     ///
     /// # Errors
     /// [`Io`](crate::OffloadError::Io); [`GgufField`](crate::OffloadError::GgufField),
     /// [`GgufTruncated`](crate::OffloadError::GgufTruncated), [`GgufDuplicate`](crate::OffloadError::GgufDuplicate),
+    /// [`GgufAlignment`](crate::OffloadError::GgufAlignment), [`GgufOverlap`](crate::OffloadError::GgufOverlap),
+    /// [`GgufMetadata`](crate::OffloadError::GgufMetadata),
     /// [`TensorTruncated`](crate::OffloadError::TensorTruncated) for damaged files;
+    /// [`GgufMissingPart`](crate::OffloadError::GgufMissingPart), [`GgufSplit`](crate::OffloadError::GgufSplit) for split ones;
     /// [`MissingTensor`](crate::OffloadError::MissingTensor), [`Rank`](crate::OffloadError::Rank),
     /// [`Shape`](crate::OffloadError::Shape), [`Dtype`](crate::OffloadError::Dtype),
-    /// [`Blocks`](crate::OffloadError::Blocks), [`ExtraTensor`](crate::OffloadError::ExtraTensor) for experts of another
+    /// [`Blocks`](crate::OffloadError::Blocks), [`ExtraTensor`](crate::OffloadError::ExtraTensor),
+    /// [`Gateless`](crate::OffloadError::Gateless), [`TwoLayouts`](crate::OffloadError::TwoLayouts) for experts of another
     /// kind.
     pub fn open_gguf(files: &[PathBuf]) -> Result<MappedStore> {
         let table = TensorTable::gguf(files)?;
@@ -98,7 +107,8 @@ impl MappedStore {
             }
             types.push(first);
         }
-        MappedStore { shape: found.shape, types, files: table.files, experts, direct: None }.with_reads(FileReads::Auto)
+        let (shape, files, skipped_blocks) = (found.shape, table.files, found.skipped_blocks);
+        MappedStore { shape, types, files, experts, direct: None, skipped_blocks }.with_reads(FileReads::Auto)
     }
 
     /// Chooses how loads read the files; a store is opened with [`FileReads::Auto`].
@@ -122,6 +132,16 @@ impl MappedStore {
         Ok(self)
     }
 
+    /// The files that the store reads, all parts of a split one.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(MappedFile::path)
+    }
+
+    /// Number of blocks of a GGUF file that have experts and are no layers, since they only predict the token after the next.
+    pub fn skipped_blocks(&self) -> usize {
+        self.skipped_blocks
+    }
+
     /// How loads read the files: what [`FileReads::Auto`] was taken for.
     pub fn reads(&self) -> FileReads {
         if self.direct.is_some() { FileReads::Direct } else { FileReads::Cached }
@@ -137,16 +157,18 @@ impl MappedStore {
         &self.files[stored.file].map[stored.bytes.clone()]
     }
 
-    /// Lends the projections of an expert as the files have them.
-    fn with_stored(&self, stored: &[Stored; 3], read: &mut dyn FnMut([&[u8]; 3]) -> Result<()>) -> Result<()> {
-        let Some(direct) = &self.direct else { return read(stored.each_ref().map(|stored| self.mapped(stored))) };
+    /// Hands the projections of an expert, as the files have them, to `read`.
+    fn with_stored<T>(&self, stored: &[Stored; 3], read: impl FnOnce(ProjectionBytes<'_>) -> Result<T>) -> Result<T> {
+        let Some(direct) = &self.direct else {
+            return read(stored.each_ref().map(|stored| self.mapped(stored)).into());
+        };
         let free = || direct.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         let mut buffer = free().pop().unwrap_or_default();
         let parts = stored.each_ref().map(|stored| (&direct.files[stored.file], stored.bytes.clone()));
         let [gate, up, down] = read_parts(parts, &mut buffer)?;
         let told = |which: usize| move |source| self.files[stored[which].file].failed(source);
         let outcome = match (gate.map_err(told(0)), up.map_err(told(1)), down.map_err(told(2))) {
-            (Ok(gate), Ok(up), Ok(down)) => read([gate, up, down]),
+            (Ok(gate), Ok(up), Ok(down)) => read(ProjectionBytes { gate, up, down }),
             (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => Err(error),
         };
         free().push(buffer);
@@ -211,19 +233,27 @@ impl ExpertStore for MappedStore {
         ExpertWeights::from_projections([gate?, up?, down?])
     }
 
-    fn with_bytes(
-        &self,
-        layer: LayerId,
-        expert: ExpertId,
-        read: &mut dyn FnMut([&[u8]; 3]) -> Result<()>,
-    ) -> Result<()> {
+    fn lend<'l>(&self, layer: LayerId, expert: ExpertId, mut lend: Lend<'l>) -> Result<Lent<'l>> {
         let stored = self.stored(layer, expert)?;
+        if let (Some(direct), Some(blocks)) = (&self.direct, lend.blocks_mut()) {
+            let fits = |(stored, blocks): (&Stored, &&mut BlockMatrix)| {
+                stored.weight_type == blocks.weight_type() && blocks.reads(&stored.bytes)
+            };
+            if stored.iter().zip(&blocks).all(fits) {
+                for (stored, blocks) in stored.iter().zip(blocks) {
+                    let read = blocks.read(&direct.files[stored.file], &stored.bytes)?;
+                    read.map_err(|source| self.files[stored.file].failed(source))?;
+                }
+                return Ok(lend.filled());
+            }
+        }
         let wanted = self.types[layer.index()].each();
         if stored.iter().zip(wanted).all(|(stored, wanted)| stored.weight_type == wanted) {
-            return self.with_stored(stored, read);
+            return self.with_stored(stored, |bytes| lend.bytes(bytes));
         }
         let dims = self.shape.projections();
-        self.with_stored(stored, &mut |bytes| {
+        self.with_stored(stored, |bytes| {
+            let bytes = bytes.each();
             let [gate, up, down] = [0, 1, 2].map(|which| {
                 let (found, dims, bytes) = (stored[which].weight_type, dims[which], bytes[which]);
                 match dense(found, wanted[which], dims, bytes)? {
@@ -231,24 +261,8 @@ impl ExpertStore for MappedStore {
                     None => Projection::from_bytes(found, dims, bytes),
                 }
             });
-            ExpertWeights::from_projections([gate?, up?, down?])?.with_bytes(read)
+            lend.weights(&ExpertWeights::from_projections([gate?, up?, down?])?)
         })
-    }
-
-    fn read_to(&self, layer: LayerId, expert: ExpertId, weights: &mut ExpertWeights) -> Result<bool> {
-        let stored = self.stored(layer, expert)?;
-        let (Some(direct), Some(blocks)) = (&self.direct, weights.blocks_mut()) else { return Ok(false) };
-        let fits = |(stored, blocks): (&Stored, &&mut BlockMatrix)| {
-            stored.weight_type == blocks.weight_type() && blocks.reads(&stored.bytes)
-        };
-        if !stored.iter().zip(&blocks).all(fits) {
-            return Ok(false);
-        }
-        for (stored, blocks) in stored.iter().zip(blocks) {
-            let read = blocks.read(&direct.files[stored.file], &stored.bytes)?;
-            read.map_err(|source| self.files[stored.file].failed(source))?;
-        }
-        Ok(true)
     }
 
     fn read_ahead(&self, layer: LayerId, expert: ExpertId) -> Result<()> {

@@ -17,7 +17,7 @@ use rustix::fs::{Advice, fadvise};
 use crate::host_memory::PAGE;
 use crate::offloaded::new_slots;
 use crate::{
-    ExpertBank, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, FileReads, MappedStore, OffloadError,
+    ExpertBank, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, FileReads, Lend, Lent, MappedStore, OffloadError,
     OffloadOptions, OffloadedExperts, ResidentExperts, Result, Routes, Transfers, WeightType,
 };
 
@@ -61,8 +61,8 @@ pub fn measure(
     device: &Device,
     transfers: Transfers,
 ) -> Result<HardwareProfile> {
+    store.check()?;
     let shape = store.shape();
-    shape.check()?;
     let sample = Sample::new(&**store);
     let calls = Calls::measure(store, device, sample)?;
     let experts: Vec<(LayerId, ExpertId)> = expert_ids(shape).take(sample.experts).collect();
@@ -188,17 +188,8 @@ impl ExpertStore for FirstLayers {
         self.store.fetch(layer, expert)
     }
 
-    fn with_bytes(
-        &self,
-        layer: LayerId,
-        expert: ExpertId,
-        read: &mut dyn FnMut([&[u8]; 3]) -> Result<()>,
-    ) -> Result<()> {
-        self.store.with_bytes(layer, expert, read)
-    }
-
-    fn read_to(&self, layer: LayerId, expert: ExpertId, weights: &mut ExpertWeights) -> Result<bool> {
-        self.store.read_to(layer, expert, weights)
+    fn lend<'l>(&self, layer: LayerId, expert: ExpertId, lend: Lend<'l>) -> Result<Lent<'l>> {
+        self.store.lend(layer, expert, lend)
     }
 }
 
@@ -229,8 +220,8 @@ pub fn measure_disk(files: &[PathBuf], open: impl FnOnce() -> Result<MappedStore
     while let Some((&(layer, expert), number)) = all.next()
         && (number < WIDTH || started.elapsed() < DISK_TIME)
     {
-        store.with_bytes(layer, expert, &mut |projections| {
-            for projection in projections {
+        (&store as &dyn ExpertStore).with_bytes(layer, expert, &mut |projections| {
+            for projection in projections.each() {
                 if mapped {
                     // Mapped bytes are read from disk when they are touched.
                     projection.iter().step_by(PAGE).for_each(|byte| _ = black_box(*byte));
@@ -295,9 +286,7 @@ impl Sample {
         types: ExpertTypes,
         device: &Device,
     ) -> Result<f64> {
-        let (layer, expert) = experts[0];
-        let reads = || store.read_to(layer, expert, &mut ExpertWeights::zero(store.shape(), types)?);
-        if device.is_cpu() && reads()? {
+        if device.is_cpu() && store.loads_straight(experts[0].0)? {
             return Ok(0.0);
         }
         let slots = new_slots(1, store.shape(), types, device)?;

@@ -72,7 +72,8 @@ impl OffloadedExperts {
     /// # Errors
     /// [`OffloadError::Cache`] for a capacity of 0 or above the experts of a pool, for a profile of other pools, or from
     /// a policy; [`OffloadError::PoolCapacities`], [`OffloadError::PoolShape`], [`OffloadError::Inexact`],
-    /// [`OffloadError::WhatIf`], [`OffloadError::NothingPredicts`] for options that do not fit; [`OffloadError::Size`];
+    /// [`OffloadError::WhatIf`], [`OffloadError::NothingPredicts`] for options that do not fit; [`OffloadError::Size`],
+    /// [`OffloadError::StoreTypes`], [`OffloadError::Blocks`] for a store that is of no model;
     /// [`OffloadError::Device`], or [`OffloadError::Tensor`] if the device has no room; [`OffloadError::HostMemory`];
     /// [`OffloadError::Thread`]; [`OffloadError::Load`] for a resident of the profile.
     pub fn new(
@@ -80,8 +81,8 @@ impl OffloadedExperts {
         device: &Device,
         mut options: OffloadOptions<'_>,
     ) -> Result<OffloadedExperts> {
+        store.check()?;
         let shape = store.shape();
-        shape.check()?;
         options.check(device)?;
         let host = options.exactness.allows_host(device.is_cpu());
         let transfers = options.transfers;

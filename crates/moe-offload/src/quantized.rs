@@ -37,8 +37,9 @@ impl QuantizedExperts {
     /// ```
     pub fn new(store: Arc<dyn ExpertStore>, types: impl Into<ExpertTypes>) -> Result<QuantizedExperts> {
         let types = types.into();
+        store.check()?;
         store.shape().check_blocks(types)?;
-        let types = vec![types; store.weight_types().len()];
+        let types = vec![types; store.shape().layers];
         Ok(QuantizedExperts { store, types })
     }
 }
@@ -53,7 +54,7 @@ impl ExpertStore for QuantizedExperts {
     }
 
     fn fetch(&self, layer: LayerId, expert: ExpertId) -> Result<ExpertWeights> {
-        let weights = self.store.fetch(layer, expert)?;
+        let weights = self.store.fetch_checked(layer, expert)?;
         let (projections, types) = (weights.projections(), self.types[layer.index()].each());
         let [gate, up, down] = [0, 1, 2].map(|which| convert(&projections[which], types[which]));
         ExpertWeights::from_projections([gate?, up?, down?])

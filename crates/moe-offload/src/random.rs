@@ -5,7 +5,7 @@ use moe_trace::{ExpertId, LayerId};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, Projection, Result, WeightType};
+use crate::{ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, Lend, Lent, Projection, Result, WeightType};
 
 /// An [`ExpertStore`] of random experts, generated when they are fetched: what a model of some shape costs to move and to
 /// compute can be measured without having it.
@@ -62,13 +62,8 @@ impl ExpertStore for RandomExperts {
         ExpertWeights::from_projections([gate?, up?, down?])
     }
 
-    fn with_bytes(
-        &self,
-        layer: LayerId,
-        expert: ExpertId,
-        read: &mut dyn FnMut([&[u8]; 3]) -> Result<()>,
-    ) -> Result<()> {
-        read(self.bytes(layer, expert)?.each_ref().map(Vec::as_slice))
+    fn lend<'l>(&self, layer: LayerId, expert: ExpertId, lend: Lend<'l>) -> Result<Lent<'l>> {
+        lend.bytes(self.bytes(layer, expert)?.each_ref().map(Vec::as_slice).into())
     }
 }
 
@@ -143,6 +138,7 @@ mod tests {
     use candle_core::{DType, Tensor};
 
     use super::*;
+    use crate::ProjectionBytes;
 
     const SHAPE: ExpertShape = ExpertShape { layers: 2, experts: 3, hidden: 512, intermediate: 256 };
 
@@ -177,11 +173,11 @@ mod tests {
         let bytes = |seed, layer, expert| {
             let mut all = Vec::new();
             let experts = RandomExperts::new(SHAPE, WeightType::Q5_1, seed).unwrap();
-            let copy = &mut |projections: [&[u8]; 3]| {
-                all.push(projections.map(<[u8]>::to_vec));
+            let copy = &mut |projections: ProjectionBytes<'_>| {
+                all.push(projections.each().map(<[u8]>::to_vec));
                 Ok(())
             };
-            experts.with_bytes(LayerId(layer), ExpertId(expert), copy).unwrap();
+            (&experts as &dyn ExpertStore).with_bytes(LayerId(layer), ExpertId(expert), copy).unwrap();
             experts.fetch(LayerId(layer), ExpertId(expert)).unwrap().with_bytes(copy).unwrap();
             assert_eq!(all[0], all[1]);
             all.swap_remove(0)

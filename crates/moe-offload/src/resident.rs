@@ -22,10 +22,11 @@ impl ResidentExperts {
     /// Takes every expert of a store, where it is computed in host memory; those that are there are not copied.
     ///
     /// # Errors
-    /// The first fetch that fails.
+    /// The first fetch that fails, or gives weights of another shape or type than the store says.
     pub fn from_store(store: &dyn ExpertStore) -> Result<ResidentExperts> {
+        store.check()?;
         let shape = store.shape();
-        let experts = |layer| (0..).take(shape.experts).map(move |expert| store.fetch(layer, ExpertId(expert)));
+        let experts = |layer| (0..).take(shape.experts).map(move |expert| store.fetch_checked(layer, ExpertId(expert)));
         let layers = (0..).take(shape.layers).map(|layer| experts(LayerId(layer)).collect());
         Ok(ResidentExperts { layers: layers.collect::<Result<_>>()? })
     }

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use expert_cache::SlotId;
 use moe_trace::{ExpertId, LayerId};
 
-use crate::{ExpertStore, Result};
+use crate::{ExpertStore, ProjectionBytes, Result};
 
 /// Slots for experts on a compute device.
 ///
@@ -17,12 +17,11 @@ pub trait ExpertSlots: fmt::Debug + Send + Sync {
     /// Number of slots.
     fn capacity(&self) -> usize;
 
-    /// Copies the gate, up and down projection of an expert, row by row in the slots' weight type, into a slot; returns
-    /// when a [`forward`](Self::forward) may use it and the bytes are no longer read.
+    /// Copies the projections of an expert, row by row in the slots' weight types, into a slot; returns when a [`forward`](Self::forward) may use it and the bytes are no longer read.
     ///
     /// # Errors
     /// Bytes that do not fit; a device that failed. The slot's content is undefined then.
-    fn load(&self, slot: SlotId, expert: [&[u8]; 3]) -> Result<()>;
+    fn load(&self, slot: SlotId, expert: ProjectionBytes<'_>) -> Result<()>;
 
     /// [Loads](Self::load) an expert of a store.
     ///

@@ -10,7 +10,7 @@ use moe_trace::{ExpertId, Geometry, LayerId, Phase};
 
 use crate::slot_order::Place;
 use crate::{
-    Capacity, ExpertBank, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, HostStore, OffloadError,
+    Capacity, ExpertBank, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, HostStore, Lend, Lent, OffloadError,
     OffloadOptions, OffloadedExperts, RandomExperts, ResidentExperts, Result, Routes, SlotGroup, Transfers, WeightType,
 };
 
@@ -56,12 +56,7 @@ impl ExpertStore for Moody {
         self.store.fetch(layer, expert)
     }
 
-    fn with_bytes(
-        &self,
-        layer: LayerId,
-        expert: ExpertId,
-        read: &mut dyn FnMut([&[u8]; 3]) -> Result<()>,
-    ) -> Result<()> {
+    fn lend<'l>(&self, layer: LayerId, expert: ExpertId, lend: Lend<'l>) -> Result<Lent<'l>> {
         let mut state = self.state.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
         let calm = self.calm.load(Ordering::Relaxed);
         match random(&mut state, 100) {
@@ -70,9 +65,9 @@ impl ExpertStore for Moody {
             4..20 => std::thread::sleep(Duration::from_micros(random(&mut state, 300))),
             _ => {}
         }
-        self.store.with_bytes(layer, expert, read)?;
+        let lent = self.store.lend(layer, expert, lend)?;
         self.ended_well.fetch_add(1, Ordering::Relaxed);
-        Ok(())
+        Ok(lent)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The tensors of mapped checkpoint files.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,8 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::file_reads::UncachedFile;
-use crate::{OffloadError, Result, WeightLocation, WeightType, gguf};
+use crate::gguf::GgufHeader;
+use crate::{OffloadError, Result, WeightLocation, WeightType, gguf, gguf_parts};
 
 /// A mapped file; it stays open, so that its length can be asked for.
 #[derive(Debug)]
@@ -32,6 +33,10 @@ impl MappedFile {
         };
         let (file, map) = map().map_err(|source| OffloadError::Io { path: path.to_owned(), source })?;
         Ok(MappedFile { path: path.to_owned(), file, map: Arc::new(map) })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Checks that the file has not become shorter than its map.
@@ -67,7 +72,9 @@ pub(crate) struct Stored {
 #[derive(Debug, Default)]
 pub(crate) struct TensorTable {
     pub(crate) files: Vec<MappedFile>,
-    entries: HashMap<String, Entry>,
+    entries: BTreeMap<String, Entry>,
+    /// Numbers of the metadata of a GGUF file, each with the file that says it first.
+    numbers: BTreeMap<&'static str, (u64, usize)>,
 }
 
 #[derive(Debug)]
@@ -104,22 +111,56 @@ impl TensorTable {
         Ok(table)
     }
 
-    /// Reads the headers of GGUF files: one, or the parts of a split one.
+    /// Reads the headers of GGUF files: one, all parts of a split one, or one part, whose other parts lie beside it.
     pub(crate) fn gguf(paths: &[PathBuf]) -> Result<TensorTable> {
-        let mut table = TensorTable::default();
-        for (number, path) in paths.iter().enumerate() {
+        let read = |path: &PathBuf| -> Result<(MappedFile, GgufHeader)> {
             let file = MappedFile::open(path)?;
-            for (name, tensor) in gguf::tensors(path, &file.map)? {
+            let header = gguf::header(path, &file.map)?;
+            Ok((file, header))
+        };
+        let mut files = paths.iter().map(read).collect::<Result<Vec<_>>>()?;
+        if let [(file, header)] = &files[..]
+            && let Some(part) = gguf_parts::part_of(file.path(), header)?
+        {
+            files = gguf_parts::siblings(file.path(), part)?.iter().map(read).collect::<Result<_>>()?;
+        }
+        let parts: Vec<(&Path, &GgufHeader)> = files.iter().map(|(file, header)| (file.path(), header)).collect();
+        gguf_parts::check_complete(&parts)?;
+        let mut table = TensorTable::default();
+        for (number, (file, header)) in files.into_iter().enumerate() {
+            for (name, tensor) in header.tensors {
                 let weight_type = tensor.weight_type().ok_or_else(|| format!("ggml type {}", tensor.type_id));
                 let entry = Entry { file: number, start: tensor.start, dims: tensor.dims, weight_type };
                 if table.entries.contains_key(&name) {
-                    return Err(OffloadError::GgufDuplicate { path: path.clone(), name });
+                    return Err(OffloadError::GgufDuplicate { path: file.path, name });
                 }
                 table.entries.insert(name, entry);
+            }
+            for (key, value) in header.numbers {
+                table.numbers.entry(key).or_insert((value, number));
             }
             table.files.push(file);
         }
         Ok(table)
+    }
+
+    /// A number of the metadata of a GGUF file.
+    pub(crate) fn number(&self, key: &str) -> Option<u64> {
+        self.numbers.get(key).map(|&(value, _)| value)
+    }
+
+    /// Checks a number of the metadata, if it is there, against what the tensors show.
+    ///
+    /// # Errors
+    /// [`OffloadError::GgufMetadata`].
+    pub(crate) fn check_number(&self, key: &'static str, found: usize, fits: impl Fn(u64) -> bool) -> Result<()> {
+        match self.numbers.get(key) {
+            Some(&(value, file)) if !fits(value) => {
+                let path = self.files[file].path.clone();
+                Err(OffloadError::GgufMetadata { path, key, value, found: found as u64 })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Names of all tensors.

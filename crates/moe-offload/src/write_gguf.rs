@@ -33,8 +33,8 @@ use crate::{ExpertShape, ExpertStore, OffloadError, Result, WeightType};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn write_gguf(store: &dyn ExpertStore, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    store.check()?;
     let shape = store.shape();
-    shape.check()?;
     let (header, regions, len) = header(store);
     let failed = |source| OffloadError::Write { path: path.to_owned(), source };
     let mut file = WholeFile::create(path).map_err(failed)?;
@@ -46,10 +46,10 @@ pub fn write_gguf(store: &dyn ExpertStore, path: &Path, progress: &mut dyn FnMut
     let experts: Vec<ExpertId> = (0..).take(shape.experts).map(ExpertId).collect();
     for (layer, regions) in (0..).map(LayerId).zip(&regions) {
         for some in experts.chunks(rayon::current_num_threads()) {
-            let fetched: Vec<_> = some.par_iter().map(|&expert| store.fetch(layer, expert)).collect();
+            let fetched: Vec<_> = some.par_iter().map(|&expert| store.fetch_checked(layer, expert)).collect();
             for (&expert, weights) in some.iter().zip(fetched) {
                 weights?.with_bytes(&mut |projections| {
-                    for (bytes, &start) in projections.into_iter().zip(regions) {
+                    for (bytes, &start) in projections.each().into_iter().zip(regions) {
                         write(start + (expert.index() * bytes.len()) as u64, bytes)?;
                         done += bytes.len() as u64;
                     }

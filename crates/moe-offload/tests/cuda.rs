@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use expert_cache::SlotId;
 use moe_offload::{
     CpuSlots, CudaLoader, CudaSlots, ExpertBank, ExpertShape, ExpertSlots, ExpertStore, HostStore, OffloadError,
-    OffloadOptions, OffloadedExperts, RandomExperts, Routes, SlotGroup, WeightType, cuda_device,
+    OffloadOptions, OffloadedExperts, ProjectionBytes, RandomExperts, Routes, SlotGroup, WeightType, cuda_device,
 };
 use moe_trace::{ExpertId, LayerId, Phase};
 
@@ -153,9 +153,10 @@ fn slots_that_do_not_fit_are_refused_and_the_device_goes_on() {
     let error = CudaSlots::new(100_000_000, SHAPE, WeightType::F32, &device).unwrap_err();
     assert!(matches!(error, OffloadError::DeviceMemory { .. }), "{error}");
     let slots = CudaSlots::new(2, SHAPE, WeightType::F32, &device).unwrap();
-    let error = slots.load(SlotId(0), [&[0; 3], &[], &[]]).unwrap_err();
+    let error = slots.load(SlotId(0), ProjectionBytes { gate: &[0; 3], up: &[], down: &[] }).unwrap_err();
     assert!(matches!(error, OffloadError::SlotBytes { found: 3, .. }), "{error}");
-    experts(WeightType::F32).with_bytes(LayerId(0), ExpertId(1), &mut |bytes| slots.load(SlotId(0), bytes)).unwrap();
+    let store: &dyn ExpertStore = &experts(WeightType::F32);
+    store.with_bytes(LayerId(0), ExpertId(1), &mut |bytes| slots.load(SlotId(0), bytes)).unwrap();
 }
 
 #[test]

@@ -16,8 +16,8 @@ use expert_cache::{
 };
 use moe_offload::{
     BankReport, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, FileReads, HostCache, HostCounters, HostReport,
-    HostSimulation, MappedStore, OffloadError, OffloadOptions, OffloadedExperts, QuantizedExperts, RandomExperts,
-    ReadAhead, Result, Transfers, WeightType, write_gguf,
+    HostSimulation, Lend, Lent, MappedStore, OffloadError, OffloadOptions, OffloadedExperts, ProjectionBytes,
+    QuantizedExperts, RandomExperts, ReadAhead, Result, Transfers, WeightType, write_gguf,
 };
 use moe_trace::{ExpertId, ExpertSet, LayerId, Phase};
 
@@ -31,7 +31,7 @@ fn total(cache: &HostCache) -> HostCounters {
 
 fn bytes(store: &dyn ExpertStore, layer: u16, expert: u16) -> Result<Vec<u8>> {
     let mut all = Vec::new();
-    let mut keep = |parts: [&[u8]; 3]| {
+    let mut keep = |parts: ProjectionBytes<'_>| {
         all = parts.concat();
         Ok(())
     };
@@ -235,17 +235,12 @@ impl ExpertStore for Below {
         self.store.fetch(layer, expert)
     }
 
-    fn with_bytes(
-        &self,
-        layer: LayerId,
-        expert: ExpertId,
-        read: &mut dyn FnMut([&[u8]; 3]) -> Result<()>,
-    ) -> Result<()> {
+    fn lend<'l>(&self, layer: LayerId, expert: ExpertId, lend: Lend<'l>) -> Result<Lent<'l>> {
         self.reads.fetch_add(1, Ordering::Relaxed);
         if *self.fails.lock().unwrap() == Some((layer.0, expert.0)) {
             return Err(OffloadError::NotOnHost);
         }
-        self.store.with_bytes(layer, expert, read)
+        self.store.lend(layer, expert, lend)
     }
 }
 
@@ -280,6 +275,7 @@ fn loads_fill_memory_that_was_taken_before() {
     let take_all = |cache: &HostCache| {
         let every = (0..2).flat_map(|layer| (0..4).map(move |expert| (LayerId(layer), ExpertId(expert))));
         let allocated = allocation_counter::measure(|| {
+            let cache: &dyn ExpertStore = cache;
             every.for_each(|(layer, expert)| cache.with_bytes(layer, expert, &mut |_| Ok(())).unwrap());
         });
         allocated.bytes_total
@@ -304,12 +300,12 @@ fn quantized_experts_take_turns_in_memory_that_was_taken_before() {
         let expert = random(&mut state) % 16;
         let (layer, expert) = (u16::try_from(expert / 8).unwrap(), u16::try_from(expert % 8).unwrap());
         let mut found = Vec::new();
-        let keep = &mut |parts: [&[u8]; 3]| {
-            places.insert(parts[0].as_ptr().addr());
+        let keep = &mut |parts: ProjectionBytes<'_>| {
+            places.insert(parts.gate.as_ptr().addr());
             found = parts.concat();
             Ok(())
         };
-        cache.with_bytes(LayerId(layer), ExpertId(expert), keep).unwrap();
+        (&cache as &dyn ExpertStore).with_bytes(LayerId(layer), ExpertId(expert), keep).unwrap();
         assert_eq!(found, bytes(&*store, layer, expert).unwrap());
     }
     assert_eq!(places.len(), 3);
@@ -327,7 +323,7 @@ fn what_was_fetched_stays_as_it_was() {
         assert_eq!(bytes(&cache, 1, expert).unwrap(), bytes(&*below, 1, expert).unwrap());
     }
     let mut found = Vec::new();
-    let keep = &mut |parts: [&[u8]; 3]| {
+    let keep = &mut |parts: ProjectionBytes<'_>| {
         found = parts.concat();
         Ok(())
     };
@@ -383,7 +379,7 @@ fn threads_that_crowd_a_small_cache_read_what_they_want() {
                         if random(&mut state).is_multiple_of(4) {
                             let weights = cache.fetch(LayerId(layer), ExpertId(expert)).unwrap();
                             std::thread::yield_now();
-                            let check = &mut |parts: [&[u8]; 3]| {
+                            let check = &mut |parts: ProjectionBytes<'_>| {
                                 assert!(parts.concat() == expected[usize::from(number)]);
                                 Ok(())
                             };

@@ -11,8 +11,8 @@ use candle_core::{DType, Device, Tensor};
 use expert_cache::{ExpertCache, Overlap, Oversize, PolicyKind, Pool, PoolShape, Requests, Simulation};
 use moe_offload::{
     ExpertBank, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, HostStore, MappedStore, OffloadError,
-    OffloadOptions, OffloadedExperts, Projection, ResidentExperts, Result, Routes, Transfers, WeightLocation,
-    WeightType, measure, measure_disk,
+    OffloadOptions, OffloadedExperts, Projection, ProjectionBytes, ResidentExperts, Result, Routes, Transfers,
+    WeightLocation, WeightType, measure, measure_disk,
 };
 use moe_trace::{ExpertId, Geometry, LayerId, MemoryTrace, Phase, RoutingSource, SequenceBuf};
 
@@ -186,10 +186,10 @@ fn the_seed_of_the_fuzz_target_is_read() {
         let half = |half| WeightLocation::part("in", 2 * expert.index() + half, 4);
         [half(0), half(1), WeightLocation::whole(format!("{}.out", expert.0))]
     };
-    let store = MappedStore::open(&[seed], shape, DType::F32, locations).unwrap();
+    let store: &dyn ExpertStore = &MappedStore::open(&[seed], shape, DType::F32, locations).unwrap();
     let number = |bytes: &[u8]| f32::from_le_bytes(bytes.try_into().unwrap());
-    let compare = &mut |bytes: [&[u8]; 3]| {
-        let numbers = bytes.map(|bytes| bytes.chunks(4).map(number).collect::<Vec<_>>());
+    let compare = &mut |bytes: ProjectionBytes<'_>| {
+        let numbers = bytes.each().map(|bytes| bytes.chunks(4).map(number).collect::<Vec<_>>());
         assert_eq!(numbers, [(16, 8), (24, 8), (40, 8)].map(|(from, count)| counting(from, count)));
         Ok(())
     };

@@ -8,8 +8,8 @@ use candle_core::{DType, Device, Tensor};
 use expert_cache::{Oversize, SlotId};
 use moe_offload::{
     BlockMatrix, CpuSlots, ExpertBank, ExpertShape, ExpertSlots, ExpertStore, ExpertTypes, ExpertWeights, HostStore,
-    MappedStore, OffloadError, OffloadOptions, OffloadedExperts, Projection, QuantizedExperts, RandomExperts,
-    ReadAhead, ResidentExperts, Routes, WeightType, write_gguf,
+    MappedStore, OffloadError, OffloadOptions, OffloadedExperts, Projection, ProjectionBytes, QuantizedExperts,
+    RandomExperts, ReadAhead, ResidentExperts, Routes, WeightType, write_gguf,
 };
 use moe_trace::{ExpertId, LayerId, Phase};
 
@@ -150,13 +150,13 @@ fn the_output_of_a_token_depends_on_no_other_token() {
 fn a_load_allocates_no_weights() {
     for types in types() {
         let (slots, random) = (CpuSlots::new(1, SHAPE, types).unwrap(), RandomExperts::new(SHAPE, types, 1).unwrap());
-        let mut load = |expert: [&[u8]; 3]| {
+        let mut load = |expert: ProjectionBytes<'_>| {
             let allocated = allocation_counter::measure(|| slots.load(SlotId(0), expert).unwrap());
             // No weight: candle takes some words to find the storage of a tensor.
             assert!(allocated.bytes_total < 500, "{types}: {}", allocated.bytes_total);
             Ok(())
         };
-        random.with_bytes(LayerId(0), ExpertId(0), &mut load).unwrap();
+        (&random as &dyn ExpertStore).with_bytes(LayerId(0), ExpertId(0), &mut load).unwrap();
     }
 }
 
@@ -224,7 +224,7 @@ fn conversions_keep_what_the_types_can() {
     let twice = QuantizedExperts::new(wide, WeightType::Q8_0).unwrap();
     let bytes = |store: &dyn ExpertStore| {
         let mut all = Vec::new();
-        let keep = &mut |projections: [&[u8]; 3]| {
+        let keep = &mut |projections: ProjectionBytes<'_>| {
             all = projections.concat();
             Ok(())
         };

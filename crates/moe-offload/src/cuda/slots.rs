@@ -8,7 +8,7 @@ use super::fused::is_fused;
 use super::last_reads::LastReads;
 use super::loader::CudaLoader;
 use super::stack::{STACK_SLOTS, Stack};
-use crate::{ExpertShape, ExpertSlots, ExpertTypes, OffloadError, Result, SlotGroup, WeightType};
+use crate::{ExpertShape, ExpertSlots, ExpertTypes, OffloadError, ProjectionBytes, Result, SlotGroup, WeightType};
 
 /// [`ExpertSlots`] in the memory of an NVIDIA GPU, behind the feature `cuda`.
 ///
@@ -106,7 +106,8 @@ impl ExpertSlots for CudaSlots {
         self.capacity
     }
 
-    fn load(&self, slot: SlotId, expert: [&[u8]; 3]) -> Result<()> {
+    fn load(&self, slot: SlotId, expert: ProjectionBytes<'_>) -> Result<()> {
+        let expert = expert.each();
         let (stack, within) = Self::place(slot);
         let stack = &self.stacks[stack];
         let expected = stack.projection_bytes();

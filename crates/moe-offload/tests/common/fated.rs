@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use expert_cache::{Prediction, Prefetcher, Routing};
-use moe_offload::{ExpertBank, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, OffloadError, Result, Routes};
+use moe_offload::{
+    ExpertBank, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, Lend, Lent, OffloadError, Result, Routes,
+};
 use moe_trace::{ExpertId, LayerId, Phase};
 
 use super::{SHAPE, host_store, noise};
@@ -78,12 +80,7 @@ impl ExpertStore for Fated {
         self.store.fetch(layer, expert)
     }
 
-    fn with_bytes(
-        &self,
-        layer: LayerId,
-        expert: ExpertId,
-        read: &mut dyn FnMut([&[u8]; 3]) -> Result<()>,
-    ) -> Result<()> {
+    fn lend<'l>(&self, layer: LayerId, expert: ExpertId, lend: Lend<'l>) -> Result<Lent<'l>> {
         let which = (layer.0, expert.0);
         self.begun.lock().unwrap().insert(which);
         let fates = self.fates.lock().unwrap();
@@ -109,7 +106,7 @@ impl ExpertStore for Fated {
             }
             None => drop(fates),
         }
-        self.store.with_bytes(layer, expert, read)
+        self.store.lend(layer, expert, lend)
     }
 }
 

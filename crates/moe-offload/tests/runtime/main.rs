@@ -5,6 +5,7 @@
 mod callers;
 #[path = "../common/mod.rs"]
 mod common;
+mod stores;
 
 use std::sync::Arc;
 
