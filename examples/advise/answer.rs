@@ -2,17 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use expert_cache::{
-    Advisor, Choices, CostModel, HardwareProfile, Layout, ModelSize, PolicyKind, PrefetcherKind, SpeedBootstrap,
-    Target, Verdict, WhileLoading,
+    Advisor, CacheError, Choices, CostModel, HardwareProfile, Layout, ModelSize, PolicyKind, PrefetcherKind,
+    SpeedBootstrap, Target, Verdict, WhileLoading,
 };
-use moe_examples::{Files, print_warnings, progress_bar, write_json, write_text};
+use moe_examples::{Files, POSITIVE, each_once, number, print_warnings, progress_bar, whole, write_json, write_text};
 use moe_trace::{ImportOptions, MemoryTrace, RoutingSource};
 
-use crate::model::parse_bytes;
+use crate::model::{Model, parse_bytes};
+use crate::page;
 use crate::report::Report;
-use crate::{model, page};
 
 /// Bandwidths of the link in the report, relative to the profile's.
 const LINKS: [f64; 7] = [0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0];
@@ -22,17 +22,18 @@ pub(crate) struct Arguments {
     /// A trace file, a directory of trace shards, or a foreign trace that moe-trace can import.
     trace: PathBuf,
 
-    /// The model's sizes: gpt-oss-20b, qwen3-30b-a3b, the folder of a checkpoint (config.json), or a JSON file with
-    /// `expert_bytes` of each layer, `expert_weights`, `dense_bytes`, `dense_weights`, `head_bytes`, `head_weights`.
+    /// The model's sizes: gpt-oss-20b, qwen3-30b-a3b, a config.json or its folder, or a JSON file with `expert_bytes` of each
+    /// layer, `expert_weights`, `dense_bytes`, `dense_weights`, `head_bytes`, `head_weights`, and `experts` and `top_k` to check
+    /// the trace against.
     #[arg(long, value_name = "MODEL")]
     model: String,
 
     /// Bits of an expert's weight, scales included [default: the named model's, else 16].
-    #[arg(long, value_name = "BITS")]
+    #[arg(long, value_name = "BITS", value_parser = number(0.01..=64.0))]
     expert_bits: Option<f64>,
 
     /// Bits of every other weight [default: the named model's, else 16].
-    #[arg(long, value_name = "BITS")]
+    #[arg(long, value_name = "BITS", value_parser = number(0.01..=64.0))]
     dense_bits: Option<f64>,
 
     /// The machine: datacenter-gpu, desktop-gpu, laptop-gpu, phone, or a file that `advise measure` wrote.
@@ -60,7 +61,7 @@ pub(crate) struct Arguments {
     prefetchers: Vec<PrefetcherKind>,
 
     /// Experts that a prefetcher may ask for after each layer [default: those of a token].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=65535))]
     prefetched_experts: Option<usize>,
 
     /// Layouts to try.
@@ -68,7 +69,7 @@ pub(crate) struct Arguments {
     layouts: Vec<Layout>,
 
     /// Slots a layer to try [default: 1 to all experts].
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = whole::<usize>(1..=65535))]
     slots: Vec<usize>,
 
     /// Who computes an expert while it is loaded.
@@ -76,15 +77,15 @@ pub(crate) struct Arguments {
     while_loading: Who,
 
     /// Use only so many sequences, evenly spread over the trace.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1..))]
     sequences: Option<usize>,
 
     /// Resamples of the bootstrap.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = whole::<usize>(1..=SpeedBootstrap::MOST_RESAMPLES as u64))]
     resamples: usize,
 
     /// Seed of the bootstrap.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = whole::<u64>(0..))]
     seed: u64,
 
     /// Write everything to this file as JSON.
@@ -100,11 +101,11 @@ pub(crate) struct Arguments {
 #[group(required = true, multiple = false)]
 struct Goal {
     /// Decode at least so many tokens a second.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = number(POSITIVE))]
     tokens_per_second: Option<f64>,
 
     /// 95 of 100 decoded tokens take at most so many milliseconds.
-    #[arg(long, value_name = "MS")]
+    #[arg(long, value_name = "MS", value_parser = number(POSITIVE))]
     p95_ms: Option<f64>,
 
     /// Be as fast as possible in so many bytes of slots.
@@ -133,21 +134,39 @@ impl Goal {
     }
 }
 
+impl Arguments {
+    /// Refuses lists that repeat themselves, and options that would be ignored.
+    fn check(&self) -> Result<()> {
+        each_once("--policies", &self.policies)?;
+        each_once("--prefetchers", &self.prefetchers)?;
+        each_once("--layouts", &self.layouts)?;
+        each_once("--slots", &self.slots)?;
+        let prefetches = self.prefetchers.iter().any(|&prefetcher| prefetcher != PrefetcherKind::None);
+        ensure!(
+            prefetches || self.prefetched_experts.is_none(),
+            "--prefetched-experts counts what --prefetchers predict, give one that is not none"
+        );
+        Ok(())
+    }
+
+    /// The option that limits the bytes of slots, if one does.
+    fn most_bytes(&self) -> Option<(&'static str, u64)> {
+        let target = self.goal.bytes.map(|bytes| ("--bytes", bytes));
+        target.or(self.budget.map(|bytes| ("--budget", bytes)))
+    }
+}
+
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    arguments.check()?;
     let files = Files::new().reads_trace(&arguments.trace).reads_model(&arguments.model);
     let files = files.reads("the profile", &arguments.profile);
     files.writes("--json", &arguments.json).writes("--html", &arguments.html).check()?;
     let target = arguments.goal.target()?;
     let trace = open(&arguments.trace, arguments.sequences)?;
     let geometry = trace.geometry().clone();
-    let size = model::size(&arguments.model, arguments.expert_bits, arguments.dense_bits)?;
-    ensure!(
-        size.expert_bytes.len() == geometry.layers(),
-        "{} has {} layers of experts, the trace {}: choose the model that the trace is of",
-        arguments.model,
-        size.expert_bytes.len(),
-        geometry.layers()
-    );
+    let model = Model::find(&arguments.model, arguments.expert_bits, arguments.dense_bits)?;
+    model.check(&arguments.model, &geometry)?;
+    let size = model.size;
     let profile = profile(&arguments.profile)?;
     let costs = CostModel::new(&profile, &size, arguments.from_disk)?;
     let choices = Choices {
@@ -163,7 +182,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         },
         ..Choices::default()
     };
-    let advisor = Advisor::new(trace.as_ref(), costs.clone(), size.expert_bytes.clone(), choices)?;
+    let advisor = match Advisor::new(trace.as_ref(), costs.clone(), size.expert_bytes.clone(), choices) {
+        Err(CacheError::NoDecodedTokens) => bail!(
+            "{} has no decoded token, and the speed of decoding is what is asked for; if its tokens were decoded, import \
+             them with `trace import --token-phase decode`",
+            arguments.trace.display()
+        ),
+        advisor => advisor?,
+    };
+    if let Some((option, bytes)) = arguments.most_bytes().filter(|&(_, bytes)| bytes < advisor.least_bytes()) {
+        bail!("{option} is {bytes} bytes, the smallest cache to try takes {}", advisor.least_bytes());
+    }
+    let links = links(&profile, &size, arguments.from_disk)?;
     let bar = progress_bar(0, "simulations");
     let survey = advisor.survey(&|_, total| {
         bar.set_length(total as u64);
@@ -183,7 +213,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         None => None,
     };
     let over_bandwidth = match chosen {
-        Some(chosen) => over_bandwidth(&advisor, &profile, &size, arguments.from_disk, &survey, chosen)?,
+        Some(chosen) => over_bandwidth(&advisor, &links, &survey, chosen)?,
         None => Vec::new(),
     };
     let report = Report {
@@ -229,7 +259,6 @@ fn open(path: &Path, sequences: Option<usize>) -> Result<Box<dyn RoutingSource>>
     };
     ensure!(!trace.is_empty(), "{} has no sequence; was its recording finished?", path.display());
     let Some(wanted) = sequences.filter(|&wanted| wanted < trace.len()) else { return Ok(trace) };
-    ensure!(wanted > 0, "--sequences is 0, give at least 1");
     let mut some = MemoryTrace::new(trace.geometry().clone()).with_domains(trace.domains());
     for number in 0..wanted {
         some.push(trace.sequence(number * trace.len() / wanted)?.to_buf())?;
@@ -256,12 +285,21 @@ fn profile(name: &str) -> Result<HardwareProfile> {
     Ok(profile)
 }
 
+/// The costs at each bandwidth of the link.
+fn links(profile: &HardwareProfile, size: &ModelSize, from_disk: bool) -> Result<Vec<(f64, CostModel)>> {
+    let at = |factor: f64| {
+        let mut other = profile.clone();
+        other.link.bytes_per_second *= factor;
+        let costs = CostModel::new(&other, size, from_disk);
+        Ok((other.link.bytes_per_second, costs.with_context(|| format!("with {factor} times the link's bandwidth"))?))
+    };
+    LINKS.into_iter().map(at).collect()
+}
+
 /// Tokens a second over the bandwidth of the link: the chosen setup, and the same slots under every policy.
 fn over_bandwidth(
     advisor: &Advisor<'_>,
-    profile: &HardwareProfile,
-    size: &ModelSize,
-    from_disk: bool,
+    links: &[(f64, CostModel)],
     survey: &expert_cache::Survey,
     chosen: usize,
 ) -> Result<Vec<crate::report::OverBandwidth>> {
@@ -272,13 +310,87 @@ fn over_bandwidth(
     let mut lines = Vec::new();
     for setup in same_slots {
         let mut line = crate::report::OverBandwidth { setup: setup.clone(), points: Vec::new() };
-        for factor in LINKS {
-            let mut other = profile.clone();
-            other.link.bytes_per_second *= factor;
-            let candidate = advisor.at(CostModel::new(&other, size, from_disk)?)?.evaluate(setup.clone())?;
-            line.points.push((other.link.bytes_per_second, candidate.speed.decode.tokens_per_second()));
+        for (bytes_per_second, costs) in links {
+            let candidate = advisor.at(costs.clone())?.evaluate(setup.clone())?;
+            line.points.push((*bytes_per_second, candidate.speed.decode.tokens_per_second()));
         }
         lines.push(line);
     }
     Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use moe_trace::{Geometry, Phase, SequenceBuf, write_trace};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    /// Two layers of 8 experts, top-2, of one sequence whose tokens are all of one phase.
+    fn trace(folder: &Path, phase: Phase) -> PathBuf {
+        let geometry = Geometry::decoder(2, 8, 2).unwrap();
+        let mut trace = MemoryTrace::new(geometry.clone());
+        let experts = (0..40u16).flat_map(|row| [row % 8, (row + 1 + row % 3) % 8]).collect();
+        trace.push(SequenceBuf::from_experts(&geometry, experts, phase).unwrap()).unwrap();
+        let path = folder.join("trace.safetensors");
+        write_trace(&path, &trace).unwrap();
+        path
+    }
+
+    /// Runs `answer` on a trace with experts of 1000 bytes.
+    fn answer(phase: Phase, line: &str) -> Result<()> {
+        let folder = tempfile::tempdir().unwrap();
+        let sizes = folder.path().join("sizes.json");
+        let text = r#"{"expert_bytes": [1000, 1000], "expert_weights": 500, "dense_bytes": 100, "dense_weights": 50,
+            "head_bytes": 100, "head_weights": 50}"#;
+        std::fs::write(&sizes, text).unwrap();
+        let trace = trace(folder.path(), phase).display().to_string();
+        let sizes = sizes.display().to_string();
+        let fixed = ["answer", &trace, "--model", &sizes, "--profile", "laptop-gpu"];
+        run(&Line::try_parse_from(fixed.into_iter().chain(line.split(' ')))?.arguments)
+    }
+
+    fn refusal(line: &str) -> String {
+        format!("{:#}", answer(Phase::Decode, line).unwrap_err())
+    }
+
+    #[test]
+    fn a_trace_without_decoded_tokens_is_refused_with_the_option_that_helps() {
+        answer(Phase::Decode, "--tokens-per-second 20 --slots 4 --policies lru").unwrap();
+        let error = answer(Phase::Prefill, "--tokens-per-second 20 --slots 4").unwrap_err().to_string();
+        assert!(error.contains("has no decoded token"), "{error}");
+        assert!(error.ends_with("`trace import --token-phase decode`"), "{error}");
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_refused_before_any_simulation() {
+        let goal = "--tokens-per-second 20";
+        for (line, expected) in [
+            ("--tokens-per-second 0", "give a number above 0"),
+            ("--tokens-per-second=-1", "give a number above 0"),
+            ("--p95-ms=nan", "give a number above 0"),
+            (&format!("{goal} --resamples 18446744073709551615"), "give a whole number from 1 to 100000"),
+            (&format!("{goal} --resamples 0"), "give a whole number from 1 to 100000"),
+            (&format!("{goal} --expert-bits 0"), "give a number from 0.01 to 64"),
+            (&format!("{goal} --slots 9"), "capacity is 9 slots, allowed are 1..=8"),
+            (&format!("{goal} --slots 4,4"), "--slots has 4 twice, give it once"),
+            (&format!("{goal} --policies lru,lfru-0"), "the parameter of policy lfru-0 must be at least 1"),
+            (&format!("{goal} --prefetchers oracle-2"), "accuracy is 2, allowed are 0..=1"),
+            (
+                &format!("{goal} --prefetchers none --prefetched-experts 3"),
+                "--prefetched-experts counts what --prefetchers predict, give one that is not none",
+            ),
+            ("--bytes 1", "--bytes is 1 bytes, the smallest cache to try takes 2000"),
+            (&format!("{goal} --budget 1kB"), "--budget is 1000 bytes, the smallest cache to try takes 2000"),
+        ] {
+            let error = refusal(line);
+            assert!(error.contains(expected), "{line}: {error}");
+        }
+    }
 }

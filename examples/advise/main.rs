@@ -42,7 +42,7 @@ fn main() -> ExitCode {
 }
 
 fn program() -> Result<()> {
-    match Arguments::parse().command {
+    match moe_examples::parse::<Arguments>().command {
         Command::Answer(arguments) => answer::run(&arguments),
         Command::Measure(arguments) => measure::run(&arguments),
         Command::Residency(arguments) => residency::run(&arguments),

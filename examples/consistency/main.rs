@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use lrc_metrics::{Bootstrap, MetricError};
-use moe_examples::{Files, Page, fitting_windows, no_formula, write_text};
+use moe_examples::{Files, Page, SHARE, each_once, fitting_windows, no_formula, number, whole, write_text};
 
 /// Window lengths unless told otherwise.
 const WINDOWS: [usize; 8] = [2, 4, 8, 16, 32, 64, 128, 256];
@@ -36,23 +36,23 @@ struct Arguments {
     trace: PathBuf,
 
     /// Window lengths in tokens [default: those of 2,4,8,16,32,64,128,256 that fit into a sequence].
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = whole::<usize>(1..))]
     m: Option<Vec<usize>>,
 
     /// Window length of the plots that show one, one of --m [default: 16, or the longest below].
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<usize>(1..))]
     at: Option<usize>,
 
     /// Resamples of the bootstrap.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = whole::<usize>(1..=Bootstrap::MOST_RESAMPLES as u64))]
     resamples: usize,
 
     /// Confidence of the intervals.
-    #[arg(long, default_value_t = 0.95)]
+    #[arg(long, default_value_t = 0.95, value_parser = number(SHARE))]
     confidence: f64,
 
     /// Seed of the bootstrap.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = whole::<u64>(0..))]
     seed: u64,
 
     /// Put a ' in front of names of domains in the CSV files that a spreadsheet would take for formulas: those that begin
@@ -70,7 +70,8 @@ fn main() -> ExitCode {
 }
 
 fn program() -> Result<()> {
-    let arguments = Arguments::parse();
+    let arguments = moe_examples::parse::<Arguments>();
+    each_once("--m", arguments.m.as_deref().unwrap_or_default())?;
     Files::new().reads_trace(&arguments.trace).writes_in("--out", &arguments.out, &FILES).check()?;
     let trace = moe_trace::open(&arguments.trace)
         .with_context(|| format!("cannot open the trace {}", arguments.trace.display()))?;

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use candle_core::{DType, Device};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use moe_examples::{Files, Table, write_json};
+use moe_examples::{Files, HELD_OUT, Table, number, whole, write_json};
 use moe_model::Checkpoint;
 use moe_testbed::{ByteNgram, Corpus, DomainBits, TokenizedCorpus, held_out_bits, ngram_bits, read_tokenizer};
 use serde::Serialize;
@@ -24,19 +24,19 @@ struct Options {
     /// Folder with one sub-folder of UTF-8 text files a domain
     data: PathBuf,
     /// Seed of the split
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = whole::<u64>(0..))]
     seed: u64,
     /// Share of each domain's text that is held out
-    #[arg(long, default_value_t = 0.05)]
+    #[arg(long, default_value_t = 0.05, value_parser = number(HELD_OUT))]
     held_out: f64,
     /// Longest n-gram, up to 8 bytes
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = whole::<usize>(1..=ByteNgram::MAX_ORDER as u64))]
     order: usize,
     /// Tokens that the model reads at most [default: its positions]
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<usize>(2..))]
     length: Option<usize>,
     /// Threads
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, value_parser = whole::<usize>(1..=1024))]
     workers: usize,
     /// File that receives the figures
     #[arg(long, value_parser = moe_examples::output_path())]
@@ -66,11 +66,9 @@ fn main() -> ExitCode {
 }
 
 fn program() -> Result<()> {
-    let options = Options::parse();
+    let options = moe_examples::parse::<Options>();
     let files = Files::new().reads_model(&options.model).reads("the text", &options.data);
     files.writes("--json", &options.json).check()?;
-    let range = 1..=ByteNgram::MAX_ORDER;
-    ensure!(range.contains(&options.order), "--order is {}, give {range:?}", options.order);
     let checkpoint = Checkpoint::open(&options.model)?;
     let model = checkpoint.load_resident(DType::F32, &Device::Cpu)?;
     let tokenizer = read_tokenizer(&options.model.join("tokenizer.json"))?;

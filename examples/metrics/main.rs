@@ -10,7 +10,10 @@ use std::{path::PathBuf, time::Instant};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use lrc_metrics::{MetricsOptions, MetricsReport, TraceMetrics, accumulate};
-use moe_examples::{Files, Table, fitting_windows, per_cent, progress_bar, shown, table, write_json};
+use moe_examples::{
+    Files, Numbers, Table, distinct_numbers, each_once, fitting_windows, per_cent, progress_bar, shown, table, whole,
+    write_json,
+};
 use moe_trace::{LayerId, RoutingSource};
 
 /// Measure the local routing consistency of a trace.
@@ -25,12 +28,12 @@ struct Arguments {
     trace: PathBuf,
 
     /// Window lengths in tokens [default: those of 4,16,64,256 that fit into a sequence].
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = whole::<usize>(1..))]
     m: Option<Vec<usize>>,
 
     /// MoE layers to look at, counted from 0: numbers and ranges like 0,3..5 (3 and 4) or 3..=5; all by default.
-    #[arg(long, value_parser = layer_list)]
-    layers: Option<LayerList>,
+    #[arg(long, value_parser = distinct_numbers)]
+    layers: Option<Numbers>,
 
     /// Also treat all selected layers as one cache.
     #[arg(long)]
@@ -41,30 +44,15 @@ struct Arguments {
     json: Option<PathBuf>,
 }
 
-/// The layers of `--layers`, not yet checked against a trace.
-#[derive(Clone)]
-struct LayerList(Vec<LayerId>);
-
-fn layer_list(text: &str) -> Result<LayerList, String> {
-    let number = |text: &str| -> Result<u16, String> {
-        text.trim().parse().map_err(|_| format!("`{text}` is not a layer number; write for example 0,3..5 or 3..=5"))
+/// The layers of `--layers` in ascending order, not yet checked against a trace.
+fn layers(numbers: &Numbers) -> Result<Vec<LayerId>> {
+    let mut numbers = numbers.0.clone();
+    numbers.sort_unstable();
+    let layer = |&number: &usize| {
+        let id = u16::try_from(number).with_context(|| format!("--layers has {number}, the largest is {}", u16::MAX));
+        id.map(LayerId)
     };
-    let mut layers = Vec::new();
-    for part in text.split(',') {
-        match part.split_once("..") {
-            None => layers.push(number(part)?),
-            Some((first, last)) => match last.strip_prefix('=') {
-                Some(last) => layers.extend(number(first)?..=number(last)?),
-                None => layers.extend(number(first)?..number(last)?),
-            },
-        }
-    }
-    layers.sort_unstable();
-    layers.dedup();
-    if layers.is_empty() {
-        return Err(format!("`{text}` selects no layer; a..b ends before b, a..=b includes it"));
-    }
-    Ok(LayerList(layers.into_iter().map(LayerId).collect()))
+    numbers.iter().map(layer).collect()
 }
 
 fn main() -> ExitCode {
@@ -72,7 +60,8 @@ fn main() -> ExitCode {
 }
 
 fn program() -> Result<()> {
-    let arguments = Arguments::parse();
+    let arguments = moe_examples::parse::<Arguments>();
+    each_once("--m", arguments.m.as_deref().unwrap_or_default())?;
     Files::new().reads_trace(&arguments.trace).writes("--json", &arguments.json).check()?;
     let trace = open(&arguments)?;
     let geometry = trace.geometry();
@@ -81,7 +70,7 @@ fn program() -> Result<()> {
             Some(windows) => windows.clone(),
             None => fitting_windows(trace.as_ref(), &MetricsOptions::default().windows)?,
         },
-        layers: arguments.layers.map(|list| list.0),
+        layers: arguments.layers.as_ref().map(layers).transpose()?,
         pool: arguments.pool,
         ..MetricsOptions::default()
     };

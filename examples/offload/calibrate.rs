@@ -73,6 +73,7 @@ pub(crate) fn calibrate(served: &Served<'_>, prices: &mut Prices, resident: &Ste
     (experts_alone.memory.plan, experts_alone.memory.dense, experts_alone.memory.head) = Default::default();
     let everything = Case {
         rho: served.geometry().experts() as f64,
+        slots: served.geometry().experts(),
         policy: PolicyKind::Lru,
         prefetcher: PrefetcherKind::None,
         per_request: 1,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use expert_cache::{
     Counts, ExpertCache, MissPolicy, Oversize, Partition, PolicyKind, Pool, Prefetcher, PrefetcherKind, Prefetching,
     Requests, Simulation, Speed, Timeline,
@@ -19,6 +19,8 @@ use crate::stores::{Ahead, HostTier};
 pub(crate) struct Case {
     /// Slots a layer over top-k.
     pub(crate) rho: f64,
+    /// Slots a layer.
+    pub(crate) slots: usize,
     pub(crate) policy: PolicyKind,
     pub(crate) prefetcher: PrefetcherKind,
     /// Predictions considered after every request.
@@ -66,28 +68,9 @@ pub(crate) struct Predicted {
 }
 
 impl Case {
-    /// Slots a layer.
-    pub(crate) fn slots(&self, geometry: &Geometry) -> usize {
-        slots(self.rho, geometry)
-    }
-
     /// Whether prefetches or reads ahead go on between steps.
     pub(crate) fn prefetches_beside_compute(&self) -> bool {
         self.prefetcher != PrefetcherKind::None && (self.transfers != Transfers::Inline || self.ahead.is_some())
-    }
-}
-
-/// Slots a layer of a cache of size `rho`, which was checked.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be 1 or more")]
-pub(crate) fn slots(rho: f64, geometry: &Geometry) -> usize {
-    ((rho * geometry.top_k() as f64).round() as usize).min(geometry.experts())
-}
-
-/// Refuses cache sizes that do not hold the experts of a token.
-pub(crate) fn check_rho(rhos: &[f64]) -> Result<()> {
-    match rhos.iter().find(|rho| !(rho.is_finite() && **rho >= 1.0)) {
-        Some(rho) => anyhow::bail!("--rho has {rho}, give 1 or more: slots a layer over top-k"),
-        None => Ok(()),
     }
 }
 
@@ -107,31 +90,24 @@ impl fmt::Display for Misses {
     }
 }
 
-/// Every cache that the lists make.
+/// Every cache that the lists make; `sizes` are pairs of rho and slots per layer.
 pub(crate) fn cases(
-    rhos: &[f64],
+    sizes: &[(f64, usize)],
     policies: &[PolicyKind],
     prefetchers: &[PrefetcherKind],
     misses: &[Misses],
     (per_request, ahead): (usize, Option<Ahead>),
     transfers: Transfers,
-) -> Result<Vec<Case>> {
-    check_rho(rhos)?;
-    ensure!(
-        per_request > 0 || ahead.is_some(),
-        "--per-request is 0, give at least 1, --read-ahead or --prefetchers none"
-    );
-    let predicts = prefetchers.iter().any(|&kind| kind != PrefetcherKind::None);
-    ensure!(predicts || ahead.is_none(), "--read-ahead reads what --prefetchers predict, give one that is not none");
+) -> Vec<Case> {
     let mut cases = Vec::new();
     for (&misses, &prefetcher) in misses.iter().flat_map(|misses| prefetchers.iter().map(move |one| (misses, one))) {
         let ahead = ahead.filter(|_| prefetcher != PrefetcherKind::None);
         for &policy in policies {
-            let case = |&rho| Case { rho, policy, prefetcher, per_request, ahead, misses, transfers };
-            cases.extend(rhos.iter().map(case));
+            let case = |&(rho, slots)| Case { rho, slots, policy, prefetcher, per_request, ahead, misses, transfers };
+            cases.extend(sizes.iter().map(case));
         }
     }
-    Ok(cases)
+    cases
 }
 
 impl<'a> Served<'a> {
@@ -168,7 +144,7 @@ impl<'a> Served<'a> {
     /// The options of a bank.
     pub(crate) fn options(&self, case: &Case) -> Result<OffloadOptions<'_>> {
         let policy = case.policy;
-        let options = OffloadOptions::slots(case.slots(self.geometry()))
+        let options = OffloadOptions::slots(case.slots)
             .partition(self.partition.clone())
             .policy_with(move |pool, slots| {
                 let layer = pool.layers()[0].index();
@@ -189,7 +165,7 @@ impl<'a> Served<'a> {
     }
 
     fn simulation(&self, case: &Case) -> Result<Simulation<Box<dyn expert_cache::EvictionPolicy>>> {
-        let (experts, slots) = (self.geometry().experts(), case.slots(self.geometry()));
+        let (experts, slots) = (self.geometry().experts(), case.slots);
         let misses = self.misses(case)?;
         let cache = |(pool, future): (&Pool, _)| {
             let policy = case.policy.build(pool.shape(), slots, Some(future))?;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use expert_cache::has_decoded;
 use moe_trace::{LayerId, MemoryTrace, Phase, RoutingSource, Selection, TraceView};
 
 /// How much of a trace is replayed.
@@ -24,9 +25,6 @@ impl Excerpt {
     }
 
     fn read(self, path: &Path) -> Result<MemoryTrace> {
-        for (option, value) in [("--layers", self.layers), ("--sequences", self.sequences), ("--tokens", self.tokens)] {
-            ensure!(value > 0, "{option} is 0, give at least 1");
-        }
         let trace = moe_trace::open(path)?;
         let layers = evenly(trace.geometry().layers(), self.layers);
         let layers = layers.map(|layer| u16::try_from(layer).map(LayerId)).collect::<Result<_, _>>()?;
@@ -47,6 +45,18 @@ impl Excerpt {
             }
             memory.push(sequence)?;
         }
+        let advice = match self.prefill {
+            Some(_) => "give a smaller --prefill",
+            None => {
+                "give more --tokens; if all tokens were decoded, import them with `trace import --token-phase decode`"
+            }
+        };
+        ensure!(
+            has_decoded(&memory)?,
+            "none of the first {} tokens of {} sequences is decoded, and decoding is what is measured; {advice}",
+            self.tokens,
+            memory.len()
+        );
         Ok(memory)
     }
 }
@@ -59,6 +69,8 @@ fn evenly(count: usize, wanted: usize) -> impl Iterator<Item = usize> {
 
 #[cfg(test)]
 mod tests {
+    use moe_trace::{Geometry, SequenceStream, Synthetic, SyntheticOptions, write_trace};
+
     use super::*;
 
     #[test]
@@ -66,5 +78,21 @@ mod tests {
         assert_eq!(evenly(24, 4).collect::<Vec<_>>(), [0, 6, 12, 18]);
         assert_eq!(evenly(3, 8).collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(evenly(0, 8).count(), 0);
+    }
+
+    #[test]
+    fn an_excerpt_without_a_decoded_token_says_what_helps() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("trace.safetensors");
+        let dials = SyntheticOptions { sequences: 2, tokens: 6, prefill: 4, ..SyntheticOptions::default() };
+        let trace = Synthetic::new(Geometry::decoder(1, 8, 2).unwrap(), dials).collect().unwrap();
+        write_trace(&path, &trace).unwrap();
+        let excerpt = |tokens, prefill| Excerpt { layers: 1, sequences: 2, tokens, prefill }.of(&path);
+        let message = |tokens, prefill| format!("{:#}", excerpt(tokens, prefill).unwrap_err());
+        assert!(message(4, None).ends_with(
+            "give more --tokens; if all tokens were decoded, import them with `trace import --token-phase decode`"
+        ));
+        assert!(message(5, Some(5)).ends_with("give a smaller --prefill"));
+        assert_eq!(excerpt(5, None).unwrap().len(), 2);
     }
 }

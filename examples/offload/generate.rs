@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use moe_examples::Files;
+use moe_examples::{Files, whole};
 use moe_offload::{ExpertShape, RandomExperts, WeightType};
 use moe_trace::ModelSizes;
 
@@ -21,11 +21,11 @@ pub(crate) struct Arguments {
     weight_type: WeightType,
 
     /// Make only the first layers [default: all].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=65535))]
     layers: Option<usize>,
 
     /// Seed of the weights: the same seed gives the same bytes.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = whole::<u64>(0..))]
     seed: u64,
 
     /// GGUF file to write.

@@ -59,7 +59,7 @@ fn main() -> ExitCode {
 }
 
 fn program() -> Result<()> {
-    match Arguments::parse().command {
+    match moe_examples::parse::<Arguments>().command {
         Command::Speed(arguments) => speed::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Quantize(arguments) => quantize::run(&arguments),

@@ -6,14 +6,13 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use candle_core::Device;
 use lrc_metrics::{MetricsOptions, MetricsReport, TraceMetrics, accumulate};
-use moe_examples::{Files, host_experts, progress_bar, write_json, write_text};
+use moe_examples::{Files, cache_sizes, host_experts, number, progress_bar, whole, write_json, write_text};
 use moe_offload::{
     ExpertBank, ExpertShape, ExpertStore, OffloadOptions, OffloadedExperts, RandomExperts, Replay, ResidentExperts,
     WeightType,
 };
 use moe_trace::{MemoryTrace, RoutingSource};
 
-use crate::case::{check_rho, slots};
 use crate::excerpt::Excerpt;
 use crate::relation::{Figures, Relation, Row};
 use crate::relation_page;
@@ -25,37 +24,37 @@ pub(crate) struct Arguments {
     #[arg(required = true, value_name = "TRACE")]
     traces: Vec<PathBuf>,
 
-    /// Cache sizes: slots a layer over the experts of a token
-    #[arg(long, value_delimiter = ',', default_value = "1,2,3,4")]
-    rho: Vec<f64>,
+    /// Cache sizes: slots a layer over the experts of a token [default: those of 1,2,3,4 that a layer has experts for]
+    #[arg(long, value_delimiter = ',', value_parser = number(1.0..))]
+    rho: Option<Vec<f64>>,
 
     /// Window of SRP and SCH, in tokens
-    #[arg(long, value_name = "TOKENS", default_value_t = 16)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 16, value_parser = whole::<usize>(1..))]
     window: usize,
 
     /// Layers of each model, evenly chosen
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = whole::<usize>(1..))]
     layers: usize,
 
     /// Sequences of each trace, evenly chosen
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = whole::<usize>(1..))]
     sequences: usize,
 
     /// Tokens of each sequence, from the first on
-    #[arg(long, value_name = "N", default_value_t = 96)]
+    #[arg(long, value_name = "N", default_value_t = 96, value_parser = whole::<usize>(1..))]
     tokens: usize,
 
     /// Tokens of each sequence that are prefilled, whatever the trace says; the others are decoded
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = whole::<usize>(0..))]
     prefill: usize,
 
     /// Width of the tokens: experts are random, and of one size for all models. Slots that fit in the processor's caches
     /// would make loads look free
-    #[arg(long, value_name = "N", default_value_t = 2048)]
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = whole::<usize>(1..=1 << 20))]
     hidden: usize,
 
     /// Width inside an expert
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = whole::<usize>(1..=1 << 20))]
     intermediate: usize,
 
     /// Type of the weights
@@ -63,7 +62,7 @@ pub(crate) struct Arguments {
     weight_type: WeightType,
 
     /// Times that every run is repeated; of every step the best counts
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, value_parser = whole::<usize>(1..))]
     rounds: usize,
 
     /// Write all figures to this file as JSON
@@ -75,21 +74,23 @@ pub(crate) struct Arguments {
     html: Option<PathBuf>,
 }
 
+/// Cache sizes unless others are given.
+const RHO: [f64; 4] = [1.0, 2.0, 3.0, 4.0];
+
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let files = Files::new().reads_all("a trace", &arguments.traces);
     files.writes("--json", &arguments.json).writes("--html", &arguments.html).check()?;
     let Arguments { rounds, window, prefill, tokens, .. } = *arguments;
-    ensure!(rounds > 0, "--rounds is 0, give at least 1");
-    ensure!(window > 0, "--window is 0, give at least 1");
     ensure!(prefill < tokens, "--prefill is {prefill}, of --tokens {tokens} some must be decoded");
-    check_rho(&arguments.rho)?;
     // All are opened first, so that a bad file is told before work starts.
     let excerpt = Excerpt { layers: arguments.layers, sequences: arguments.sequences, tokens, prefill: Some(prefill) };
     let traces: Vec<MemoryTrace> = arguments.traces.iter().map(|path| excerpt.of(path)).collect::<Result<_>>()?;
-    let bar = progress_bar(traces.len() * rounds * (arguments.rho.len() + 1), "runs");
+    let sizes = traces.iter().map(|trace| cache_sizes(arguments.rho.as_deref(), &RHO, trace.geometry()));
+    let sizes: Vec<Vec<(f64, usize)>> = sizes.collect::<Result<_>>()?;
+    let bar = progress_bar(sizes.iter().map(|sizes| rounds * (sizes.len() + 1)).sum(), "runs");
     let mut rows = Vec::new();
-    for (path, trace) in arguments.traces.iter().zip(&traces) {
-        rows.extend(measured(&name(path), trace, arguments, || bar.inc(1))?);
+    for ((path, trace), sizes) in arguments.traces.iter().zip(&traces).zip(&sizes) {
+        rows.extend(measured(&name(path), trace, sizes, arguments, || bar.inc(1))?);
     }
     bar.finish_and_clear();
     let relation = Relation::new(window, rows);
@@ -112,8 +113,14 @@ fn name(path: &Path) -> String {
     parts.into_iter().rev().collect::<Vec<_>>().join("/")
 }
 
-/// Measures one model at all cache sizes.
-fn measured(name: &str, trace: &MemoryTrace, arguments: &Arguments, done: impl Fn()) -> Result<Vec<Row>> {
+/// Measures one model at all cache sizes, which are pairs of rho and slots per layer.
+fn measured(
+    name: &str,
+    trace: &MemoryTrace,
+    sizes: &[(f64, usize)],
+    arguments: &Arguments,
+    done: impl Fn(),
+) -> Result<Vec<Row>> {
     let geometry = trace.geometry();
     let options = MetricsOptions { windows: vec![arguments.window], ..MetricsOptions::default() };
     let metrics = accumulate(trace, &TraceMetrics::new(geometry, &options)?, &|_| {})?.finish()?;
@@ -133,14 +140,13 @@ fn measured(name: &str, trace: &MemoryTrace, arguments: &Arguments, done: impl F
         done();
         Ok((steps, report.checksum))
     };
-    let slots = |rho: f64| slots(rho, geometry);
-    let (mut all, mut cases) = (Steps::default(), vec![(Steps::default(), 0.0); arguments.rho.len()]);
+    let (mut all, mut cases) = (Steps::default(), vec![(Steps::default(), 0.0); sizes.len()]);
     for _ in 0..arguments.rounds {
         // In turn, so that a machine that slows down does so for all.
         let (steps, expected) = run(&resident)?;
         all.merge(steps);
-        for (&rho, (best, hit_rate)) in arguments.rho.iter().zip(&mut cases) {
-            let bank = OffloadedExperts::new(Arc::clone(&store), &Device::Cpu, OffloadOptions::slots(slots(rho)))?;
+        for (&(rho, slots), (best, hit_rate)) in sizes.iter().zip(&mut cases) {
+            let bank = OffloadedExperts::new(Arc::clone(&store), &Device::Cpu, OffloadOptions::slots(slots))?;
             let (steps, found) = run(&bank)?;
             ensure!(found == expected, "{name}, rho {rho}: the offloaded run computed otherwise than the resident one");
             best.merge(steps);
@@ -148,11 +154,11 @@ fn measured(name: &str, trace: &MemoryTrace, arguments: &Arguments, done: impl F
         }
     }
     let overhead = |steps: &Steps, of: fn(&Steps) -> f64| Some(of(steps) / of(&all) - 1.0).filter(|o| o.is_finite());
-    let rows = arguments.rho.iter().zip(&cases).map(|(&rho, (steps, hit_rate))| Row {
+    let rows = sizes.iter().zip(&cases).map(|(&(rho, slots), (steps, hit_rate))| Row {
         model: name.to_owned(),
         rho,
-        slots: slots(rho),
-        figures: figures(&metrics, arguments.window, slots(rho)),
+        slots,
+        figures: figures(&metrics, arguments.window, slots),
         hit_rate: *hit_rate,
         decode_overhead: overhead(steps, Steps::decode_seconds),
         prefill_overhead: overhead(steps, Steps::prefill_seconds),
@@ -171,15 +177,6 @@ fn figures(metrics: &MetricsReport, window: usize, slots: usize) -> Figures {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_cache_holds_the_experts_of_a_token_and_at_most_a_layer() {
-        let geometry = moe_trace::Geometry::decoder(1, 32, 4).unwrap();
-        assert_eq!([1.0, 1.5, 2.0, 9.0].map(|rho| slots(rho, &geometry)), [4, 6, 8, 32]);
-        for rho in [0.0, 0.5, -1.0, f64::NAN, f64::INFINITY] {
-            assert!(check_rho(&[2.0, rho]).is_err(), "{rho}");
-        }
-    }
 
     #[test]
     fn runs_are_named_by_their_folder() {

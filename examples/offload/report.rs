@@ -72,17 +72,10 @@ impl Speeds {
 }
 
 impl Row {
-    pub(crate) fn new(
-        case: &Case,
-        slots: usize,
-        predicted: &Predicted,
-        steps: &Steps,
-        bank: &LayerReport,
-        disk_seconds: f64,
-    ) -> Row {
+    pub(crate) fn new(case: &Case, predicted: &Predicted, steps: &Steps, bank: &LayerReport, disk_seconds: f64) -> Row {
         Row {
             rho: case.rho,
-            slots,
+            slots: case.slots,
             policy: case.policy.to_string(),
             prefetcher: case.prefetcher.to_string(),
             misses: case.misses.to_string(),

@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
 use expert_cache::{HardwareProfile, PolicyKind, PrefetcherKind, Transfer};
-use moe_examples::{Files, host_experts, open_checkpoint, write_json, write_text};
+use moe_examples::{
+    Files, cache_sizes, each_once, host_experts, number, open_checkpoint, whole, write_json, write_text,
+};
 use moe_offload::{
     ExpertStore, LayerReport, OffloadOptions, OffloadedExperts, QuantizedExperts, ResidentExperts, Transfers,
     WeightType, measure,
@@ -22,7 +24,7 @@ use crate::live::{live_bar, spinner, watched};
 use crate::page;
 use crate::report::{Report, Row};
 use crate::steps::Steps;
-use crate::stores::{HostTier, Place, StoreArguments};
+use crate::stores::{Ahead, HostTier, Place, StoreArguments};
 use crate::workload::Workload;
 
 #[derive(clap::Args)]
@@ -42,11 +44,11 @@ pub(crate) struct Arguments {
     trace: Option<PathBuf>,
 
     /// Sequences of the trace to replay, evenly chosen, and as many of its layers as the weights have.
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(long, value_name = "N", default_value_t = 2, requires = "trace", value_parser = whole::<usize>(1..))]
     sequences: usize,
 
     /// Tokens of each sequence to replay, from the first on.
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, value_name = "N", default_value_t = 128, requires = "trace", value_parser = whole::<usize>(1..))]
     tokens: usize,
 
     /// Quantize the model's experts first, to `q8_0` for example.
@@ -56,9 +58,9 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     store: StoreArguments,
 
-    /// Cache sizes: slots a layer over the experts of a token.
-    #[arg(long, value_delimiter = ',', default_value = "1,1.5,2,3,4")]
-    rho: Vec<f64>,
+    /// Cache sizes: slots a layer over the experts of a token [default: those of 1,1.5,2,3,4 that a layer has experts for].
+    #[arg(long, value_delimiter = ',', value_parser = number(1.0..))]
+    rho: Option<Vec<f64>>,
 
     /// Policies to try, any of docs/policies.md; those that look ahead know the trace.
     #[arg(long, value_delimiter = ',', default_value = "lru,lfu,belady")]
@@ -72,20 +74,20 @@ pub(crate) struct Arguments {
     #[arg(long, value_enum, value_delimiter = ',', default_value = "load")]
     misses: Vec<Misses>,
 
-    /// Predictions that are considered after every layer.
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    per_request: usize,
+    /// Predictions that are considered after every layer [default: 2].
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(0..=65535))]
+    per_request: Option<usize>,
 
     /// Threads that copy experts beside the compute; 0 copies on the computing thread.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<usize>(0..=1024))]
     transfers: usize,
 
     /// Tokens to generate for each prompt.
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, conflicts_with = "trace", value_parser = whole::<usize>(2..=1 << 24))]
     new_tokens: usize,
 
     /// Times that every run is repeated; of every step the best counts, or where experts are read past the page cache, the mean.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = whole::<usize>(1..))]
     rounds: usize,
 
     /// Run the first case once more, and write what its threads did to this file as a Chrome trace, for Perfetto or
@@ -101,6 +103,9 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE", value_parser = moe_examples::output_path())]
     html: Option<PathBuf>,
 }
+
+/// Cache sizes unless others are given.
+const RHO: [f64; 5] = [1.0, 1.5, 2.0, 3.0, 4.0];
 
 /// Activities that a timeline holds, at most.
 const TIMELINE_EVENTS: usize = 1 << 20;
@@ -138,12 +143,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let files = files.reads_all("a file of the model", &arguments.model).reads_all("the trace", &arguments.trace);
     let files = files.writes("--json", &arguments.json).writes("--html", &arguments.html);
     files.writes("--timeline", &arguments.timeline).check()?;
-    ensure!(arguments.rounds > 0, "--rounds is 0, give at least 1");
     let transfers = Transfers::threads(arguments.transfers);
     let (tier, ahead) = (arguments.store.host_tier()?, arguments.store.ahead()?);
-    let Arguments { rho, policies, prefetchers, misses, per_request, .. } = arguments;
-    let cases = cases(rho, policies, prefetchers, misses, (*per_request, ahead), transfers)?;
+    let per_request = arguments.per_request(ahead)?;
+    let Arguments { rho, policies, prefetchers, misses, .. } = arguments;
+    each_once("--policies", policies)?;
+    each_once("--prefetchers", prefetchers)?;
+    each_once("--misses", misses)?;
     let mut workload = open(arguments)?;
+    let sizes = cache_sizes(rho.as_deref(), &RHO, &workload.geometry())?;
+    let cases = cases(&sizes, policies, prefetchers, misses, (per_request, ahead), transfers);
     let from_disk = arguments.store.store == Place::Disk;
     workload.too_large &= from_disk;
     let store: Arc<dyn ExpertStore> = match arguments.store.store {
@@ -238,14 +247,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             prices.disk_seconds = of_case.disk_seconds.iter().sum::<f64>() / of_case.disk_seconds.len() as f64;
         }
         let predicted = served.predict(case, &prices)?;
-        Ok(Row::new(
-            case,
-            case.slots(served.geometry()),
-            &predicted,
-            &of_case.steps,
-            &of_case.bank,
-            prices.disk_seconds,
-        ))
+        Ok(Row::new(case, &predicted, &of_case.steps, &of_case.bank, prices.disk_seconds))
     };
     let rows = cases.iter().zip(&measured.cases).map(row).collect::<Result<_>>()?;
     let mapped = workload.too_large.then_some(&mapped);
@@ -258,6 +260,26 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         write_text(path, &page::render(&report))?;
     }
     Ok(())
+}
+
+impl Arguments {
+    /// Predictions considered after every layer.
+    fn per_request(&self, ahead: Option<Ahead>) -> Result<usize> {
+        let predicts = self.prefetchers.iter().any(|&kind| kind != PrefetcherKind::None);
+        ensure!(
+            predicts || ahead.is_none(),
+            "--read-ahead reads what --prefetchers predict, give one that is not none"
+        );
+        match self.per_request {
+            Some(0) if ahead.is_none() => {
+                bail!("--per-request is 0, give at least 1, --read-ahead or --prefetchers none")
+            }
+            Some(_) if !predicts => {
+                bail!("--per-request counts what --prefetchers predict, give one that is not none")
+            }
+            per_request => Ok(per_request.unwrap_or(2)),
+        }
+    }
 }
 
 impl Source {
@@ -306,7 +328,6 @@ fn open(arguments: &Arguments) -> Result<Workload> {
         }
         (_, weights) => weights,
     };
-    ensure!(arguments.new_tokens > 1, "--new-tokens is {}, give at least 2", arguments.new_tokens);
     let checkpoint = open_checkpoint(arguments.model.as_deref())?;
     let experts = weights.map_or_else(|| expert_files::of_checkpoint(&checkpoint, reads), Ok)?;
     let mut workload = Workload::text(&checkpoint, experts, arguments.new_tokens)?;
@@ -314,4 +335,40 @@ fn open(arguments: &Arguments) -> Result<Workload> {
         workload.store = Arc::new(QuantizedExperts::new(workload.store, weight_type)?);
     }
     Ok(workload)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    fn refusal(line: &str) -> String {
+        let error = match crate::Arguments::try_parse_from(["offload", "speed"].into_iter().chain(line.split(' '))) {
+            Err(error) => return error.to_string(),
+            Ok(crate::Arguments { command: crate::Command::Speed(arguments) }) => super::run(&arguments).unwrap_err(),
+            Ok(_) => unreachable!("the line begins with speed"),
+        };
+        format!("{error:#}")
+    }
+
+    #[test]
+    fn values_that_cannot_be_and_options_that_do_nothing_are_refused_before_any_run() {
+        for (line, expected) in [
+            ("--rho=-1", "invalid value '-1' for '--rho <RHO>': give a number of at least 1"),
+            ("--rho 1e9", "--rho is 1000000000, with 32 experts per layer and 4 per token it must be at most 8.00"),
+            ("--rho 2,2", "--rho has 2 twice, give it once"),
+            ("--rounds 0", "give a whole number of at least 1"),
+            ("--policies lru,lfru-0", "the parameter of policy lfru-0 must be at least 1"),
+            ("--policies lru,lru", "--policies has lru twice, give it once"),
+            ("--prefetchers oracle-2", "accuracy is 2, allowed are 0..=1"),
+            ("--per-request 3", "--per-request counts what --prefetchers predict, give one that is not none"),
+            ("--sequences 0", "give a whole number of at least 1"),
+            ("--sequences 3", "the following required arguments were not provided:\n  --trace <FILE>"),
+            ("--tokens 3", "the following required arguments were not provided:\n  --trace <FILE>"),
+            ("--new-tokens 1", "give a whole number from 2 to 16777216"),
+            ("--store disk --host-gib 1 --host-policy belady", "--host-policy is belady, which needs to know"),
+        ] {
+            let error = refusal(line);
+            assert!(error.contains(expected), "{line}: {error}");
+        }
+    }
 }

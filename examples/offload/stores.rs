@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use expert_cache::{PolicyKind, SlotId};
+use moe_examples::{POSITIVE, number, whole};
 use moe_offload::{CpuSlots, ExpertSlots, ExpertStore, FileReads, HostCache};
 use moe_trace::{ExpertId, LayerId};
 use serde::Serialize;
@@ -25,7 +26,7 @@ pub(crate) struct StoreArguments {
     reads: Reads,
 
     /// GiB of host memory that cache experts between the disk and the slots.
-    #[arg(long, value_name = "GIB")]
+    #[arg(long, value_name = "GIB", value_parser = number(POSITIVE))]
     host_gib: Option<f64>,
 
     /// Policy of that cache, any of docs/policies.md that need not know the future.
@@ -34,11 +35,11 @@ pub(crate) struct StoreArguments {
 
     /// Experts that are read ahead after every layer: predictions ranked behind those of `--per-request`, into the cache of
     /// `--host-gib` or through the page cache. Where loads read past the page cache and no such cache is, nothing is read.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole::<u16>(1..=1024))]
     read_ahead: Option<u16>,
 
     /// Threads that read them.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..),
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<u16>(1..=1024),
         requires = "read_ahead")]
     read_ahead_threads: u16,
 }
@@ -89,8 +90,12 @@ impl StoreArguments {
 
     pub(crate) fn host_tier(&self) -> Result<Option<HostTier>> {
         let Some(gib) = self.host_gib else { return Ok(None) };
-        ensure!(gib.is_finite() && gib > 0.0, "--host-gib is {gib}, give more than 0");
         ensure!(self.store == Place::Disk, "--host-gib caches what comes from disk, give --store disk too");
+        ensure!(
+            !self.host_policy.needs_future(),
+            "--host-policy is {}, which needs to know what is wanted next; give one that does not",
+            self.host_policy
+        );
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "above 0; too many saturate")]
         let bytes = (gib * f64::from(1 << 30)) as u64;
         Ok(Some(HostTier { bytes, policy: self.host_policy }))

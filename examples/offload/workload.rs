@@ -9,7 +9,7 @@ use candle_nn::VarBuilder;
 use expert_cache::{ModelSize, PolicyKind};
 use moe_model::{Checkpoint, GenerateOptions, Olmoe, OlmoeConfig, Sampling, generate};
 use moe_offload::{ExpertBank, ExpertStore, FileReads, HostCache, MappedStore, Replay, ResidentExperts, free_bytes};
-use moe_trace::{ExpertId, LayerId, MemoryTrace, Recorder, RoutingSource};
+use moe_trace::{ExpertId, Geometry, LayerId, MemoryTrace, Recorder, RoutingSource};
 use serde::Deserialize;
 
 use crate::steps::Steps;
@@ -90,6 +90,14 @@ impl Workload {
             expected.1
         );
         Ok(Workload::new(store, Kind::Trace(trace)))
+    }
+
+    /// Layers, experts and top-k of what is run.
+    pub(crate) fn geometry(&self) -> Geometry {
+        match &self.kind {
+            Kind::Text { config, .. } => config.geometry(),
+            Kind::Trace(trace) => trace.geometry().clone(),
+        }
     }
 
     fn new(store: MappedStore, kind: Kind) -> Workload {

@@ -14,7 +14,7 @@ use moe_trace::{ExpertId, LayerId, Phase};
 #[derive(Parser)]
 struct Arguments {
     /// Experts that are in memory.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = moe_examples::whole::<usize>(1..=16))]
     slots: usize,
 }
 
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
 }
 
 fn program() -> Result<()> {
-    let arguments = Arguments::parse();
+    let arguments = moe_examples::parse::<Arguments>();
     // A checkpoint; any names will do.
     let shape = ExpertShape { layers: 1, experts: 16, hidden: 64, intermediate: 128 };
     let names = |_: LayerId, expert: ExpertId| ["w1", "w3", "w2"].map(|name| format!("block.{}.{name}", expert.0));

@@ -18,7 +18,10 @@ use anyhow::{Context, Result, ensure};
 use candle_core::DType;
 use clap::Parser;
 use expert_cache::PolicyKind;
-use moe_examples::{DeviceName, Files, host_experts, mapped_experts, open_checkpoint, write_json, write_text};
+use moe_examples::{
+    DeviceName, Files, POSITIVE, host_experts, mapped_experts, number, open_checkpoint, slots_of, whole, write_json,
+    write_text,
+};
 use moe_model::Sampling;
 use moe_offload::ExpertStore;
 use moe_trace::write_trace;
@@ -43,27 +46,27 @@ struct Arguments {
     text: Vec<PathBuf>,
 
     /// Tokens of each prompt cut from a text file.
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, value_name = "N", default_value_t = 128, requires = "text", value_parser = whole::<usize>(1..))]
     prompt_tokens: usize,
 
     /// Prompts cut from each text file.
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(long, value_name = "N", default_value_t = 4, requires = "text", value_parser = whole::<usize>(1..=65536))]
     prompts_per_file: usize,
 
     /// Tokens to generate for each prompt.
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = whole::<usize>(1..=1 << 24))]
     new_tokens: usize,
 
     /// Sampling temperature; 0 always takes the likeliest token.
-    #[arg(long, default_value_t = 0.8)]
+    #[arg(long, default_value_t = 0.8, value_parser = number(0.0..))]
     temperature: f64,
 
     /// Seed of the sampling.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = whole::<u64>(0..))]
     seed: u64,
 
     /// Size of the offloaded run's cache relative to the experts of one token.
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = 2.0, value_parser = number(POSITIVE))]
     rho: f64,
 
     /// Policy of the offloaded run, any of docs/policies.md; those that look ahead are given the recorded future.
@@ -79,7 +82,7 @@ struct Arguments {
     device: DeviceName,
 
     /// Hit rate to find the smallest cache for.
-    #[arg(long, default_value_t = 0.9)]
+    #[arg(long, default_value_t = 0.9, value_parser = number(0.0..=1.0))]
     target: f64,
 
     /// Folder for the trace and the HTML report.
@@ -106,9 +109,7 @@ fn main() -> ExitCode {
 }
 
 fn program() -> Result<()> {
-    let arguments = Arguments::parse();
-    ensure!(arguments.rho > 0.0, "--rho is {}, it must be above 0", arguments.rho);
-    ensure!((0.0..=1.0).contains(&arguments.target), "--target is {}, give a share such as 0.9", arguments.target);
+    let arguments = moe_examples::parse::<Arguments>();
     let checkpoint = open_checkpoint(arguments.model.as_deref())?;
     let files = Files::new().reads_model(checkpoint.folder()).reads_all("a text", &arguments.text);
     let files = files.writes_in("--out", &arguments.out, &["trace.safetensors", "report.html"]);
@@ -116,6 +117,7 @@ fn program() -> Result<()> {
     let tokenizer = checkpoint.tokenizer()?;
     let (dtype, device) = (DType::F32, arguments.device.open()?);
     let config = checkpoint.config();
+    let capacity = slots_of(arguments.rho, &config.geometry())?;
     let room = config.params().max_position_embeddings.saturating_sub(arguments.new_tokens);
     ensure!(
         room > 0,
@@ -154,7 +156,6 @@ fn program() -> Result<()> {
     let smallest_cache = measure::smallest_caches(&metrics, arguments.target);
 
     moe_examples::outln!("3. Generate again with a cache of rho = {}", arguments.rho);
-    let capacity = measure::capacity(arguments.rho, &config.geometry());
     let mapped = mapped_experts(&checkpoint)?;
     let bank =
         |store: Arc<dyn ExpertStore>| run::offloaded_bank(store, &device, capacity, arguments.policy, &resident.trace);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use lrc_metrics::{MetricsOptions, MetricsReport, TraceMetrics, accumulate};
 use moe_examples::progress_bar;
-use moe_trace::{Geometry, MemoryTrace, RoutingSource};
+use moe_trace::{MemoryTrace, RoutingSource};
 use serde::Serialize;
 
 /// Windows of SRP; 4, 16 and 64 are the source paper's.
@@ -35,13 +35,6 @@ pub(crate) fn metrics(trace: &MemoryTrace) -> Result<MetricsReport> {
     let metrics = accumulate(trace, &TraceMetrics::new(trace.geometry(), &options)?, &|_done| bar.inc(1))?;
     bar.finish_and_clear();
     Ok(metrics.finish()?)
-}
-
-/// Slots a layer at a cache ratio, at least one and at most all.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 1..=experts")]
-#[expect(clippy::cast_precision_loss, reason = "both are at most 65535")]
-pub(crate) fn capacity(rho: f64, geometry: &Geometry) -> usize {
-    (rho * geometry.top_k() as f64).round().clamp(1.0, geometry.experts() as f64) as usize
 }
 
 /// Mean over layers of the hit rates of a policy, entry `i` for `i + 1` slots a layer.

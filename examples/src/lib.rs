@@ -1,20 +1,25 @@
-//! What the example programs share: presentation, threads, devices.
+//! What the example programs share: arguments, presentation, threads, devices.
 
+mod arguments;
 mod device;
 mod experts;
 mod files;
+mod numbers;
 mod output;
 mod page;
 mod print;
 mod run;
 mod shown;
+mod slots;
 mod table;
 mod threads;
 mod windows;
 
+pub use arguments::{HELD_OUT, POSITIVE, SHARE, each_once, number, parse, whole};
 pub use device::{DeviceName, page_lock};
 pub use experts::{host_experts, mapped_experts, open_checkpoint};
 pub use files::Files;
+pub use numbers::{Numbers, distinct_numbers, numbers};
 pub use output::{
     byte_bar, no_formula, output_path, per_cent, print_warnings, progress_bar, write_csv, write_json, write_text,
 };
@@ -22,6 +27,7 @@ pub use page::{Page, axes, window_axis};
 pub use print::{print_error_line, print_line};
 pub use run::run;
 pub use shown::shown;
+pub use slots::{cache_sizes, slots_of};
 pub use table::{Table, table};
 pub use threads::{processors, set_threads};
 pub use windows::fitting_windows;

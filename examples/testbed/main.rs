@@ -46,7 +46,7 @@ fn main() -> ExitCode {
 }
 
 fn program() -> Result<()> {
-    match Arguments::parse().command {
+    match moe_examples::parse::<Arguments>().command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use lrc_metrics::pearson;
-use moe_examples::{Files, Table, table, write_csv, write_json, write_text};
+use moe_examples::{Files, Table, table, whole, write_csv, write_json, write_text};
 use moe_testbed::{DroppingEffect, Effects, Experiment, PointSummary, Spread, Study};
 use serde::Serialize;
 
@@ -20,7 +20,7 @@ pub(crate) struct Arguments {
     /// Folder of the runs, as `run` left it; complete runs count, others are named
     folder: PathBuf,
     /// Window length of SRP and SCH in tables and plots [default: 16, or the longest measured]
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<usize>(1..))]
     window: Option<usize>,
     /// Folder for the report: report.html, report.json, points.csv, runs.csv [default: that of the runs]
     #[arg(long)]

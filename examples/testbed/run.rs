@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use moe_examples::{DeviceName, Files, Table, processors, shown, table};
+use moe_examples::{DeviceName, Files, Table, processors, shown, table, whole};
 use moe_testbed::{Experiment, RunConfig, RunFolder, RunState};
 use moe_trace::{FolderLock, write_whole};
 
@@ -26,10 +26,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DEVICE", default_value_t)]
     device: DeviceName,
     /// Runs at once; changes nothing of the results [default: number of processors]
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_parser = whole::<u16>(1..=65535))]
     jobs: Option<u16>,
     /// Threads of each run; changes nothing of the results
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, default_value_t = 1, value_parser = whole::<u16>(1..=65535))]
     workers: u16,
     /// Check everything and list the runs, but do not begin
     #[arg(long)]

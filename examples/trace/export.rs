@@ -29,11 +29,11 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let ending = arguments.output.extension().map(|ending| ending.to_string_lossy().into_owned());
-    let name = arguments.to.clone().or(ending).unwrap_or_default();
-    let exporter = exporter(&name).with_context(|| {
-        let known: Vec<&str> = exporters().iter().map(|exporter| exporter.name()).collect();
-        format!("no format `{name}`; give --to one of {}", known.join(", "))
+    let known = || exporters().iter().map(|exporter| exporter.name()).collect::<Vec<_>>().join(", ");
+    let name = arguments.to.clone().or(ending).with_context(|| {
+        format!("{} has no ending to tell the format by, give --to one of {}", arguments.output.display(), known())
     })?;
+    let exporter = exporter(&name).with_context(|| format!("no format `{name}`; give --to one of {}", known()))?;
     let description = (name == "npz").then(|| arguments.output.with_extension("meta.json"));
     let files = Files::new().reads_trace(&arguments.input).reads_all("the file of --config", &arguments.foreign.config);
     files.writes("OUTPUT", &arguments.output).writes("OUTPUT's description", &description).check()?;

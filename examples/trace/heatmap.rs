@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use moe_examples::{Files, write_text};
+use moe_examples::{Files, whole, write_text};
 use moe_trace::{LayerId, Phase, RoutingSource, Sequence};
 
 use super::input::{Foreign, open};
@@ -18,16 +18,16 @@ pub(crate) struct Arguments {
     #[arg(value_parser = moe_examples::output_path())]
     output: PathBuf,
     /// Sequence to draw.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = whole::<usize>(0..))]
     sequence: usize,
     /// MoE layer to draw, counted from 0.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = whole::<u16>(0..=65535))]
     layer: u16,
     /// First token to draw.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = whole::<usize>(0..))]
     start: usize,
     /// How many tokens are drawn at most.
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, value_parser = whole::<usize>(1..))]
     tokens: usize,
     #[command(flatten)]
     foreign: Foreign,

@@ -4,10 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use moe_examples::print_warnings;
+use moe_examples::{Numbers, distinct_numbers, print_warnings, whole};
 use moe_trace::{Import, ImportOptions, ModelConfig, Phase, RoutingSource, Stack, detect_importer, open_import};
 
-use super::numbers::{Numbers, numbers};
 use super::output::collect;
 
 /// What a foreign file does not say about itself.
@@ -18,11 +17,11 @@ pub(crate) struct Foreign {
     pub(crate) from: Option<String>,
 
     /// Experts a layer, where the file does not say [default: the largest id + 1].
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<usize>(1..=65535))]
     pub(crate) experts: Option<usize>,
 
     /// Experts a token, where the file does not say.
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<usize>(1..=65535))]
     pub(crate) top_k: Option<usize>,
 
     /// The model's name.
@@ -42,7 +41,7 @@ pub(crate) struct Foreign {
     pub(crate) stack: Option<Stack>,
 
     /// Layers of the model to read, where layers are files, like 0..12.
-    #[arg(long, value_name = "LIST", value_parser = numbers)]
+    #[arg(long, value_name = "LIST", value_parser = distinct_numbers)]
     pub(crate) model_layers: Option<Numbers>,
 
     /// Id that marks an empty slot, like 255; can be given several times.

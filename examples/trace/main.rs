@@ -15,7 +15,6 @@ mod heatmap;
 mod import;
 mod info;
 mod input;
-mod numbers;
 mod output;
 mod slice;
 mod svg;
@@ -64,7 +63,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    moe_examples::run(|| run(Arguments::parse()))
+    moe_examples::run(|| run(moe_examples::parse::<Arguments>()))
 }
 
 fn run(arguments: Arguments) -> Result<()> {

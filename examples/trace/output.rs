@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use moe_examples::{Files, progress_bar};
+use moe_examples::{Files, progress_bar, whole};
 use moe_trace::{
     Geometry, ImportReport, MemoryTrace, RoutingSource, Sequence, SequenceStream, ShardedWriter, write_trace,
 };
@@ -20,7 +20,7 @@ pub(crate) struct Output {
     pub(crate) path: PathBuf,
 
     /// Write a directory of shards of at least this many tokens instead of one file: for traces larger than memory.
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = whole::<usize>(1..))]
     pub(crate) shard_tokens: Option<usize>,
 }
 

@@ -4,11 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use moe_examples::shown;
+use moe_examples::{Numbers, distinct_numbers, numbers, shown};
 use moe_trace::{DomainId, LayerId, Phase, RoutingSource, Selection, TraceView};
 
 use super::input::{Foreign, open, phase};
-use super::numbers::{Numbers, numbers};
 use super::output::{Output, write};
 
 #[derive(Args)]
@@ -27,7 +26,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_parser = phase)]
     phase: Option<Phase>,
     /// MoE layers, counted from 0, in the order wanted.
-    #[arg(long, value_parser = numbers)]
+    #[arg(long, value_parser = distinct_numbers)]
     layers: Option<Numbers>,
     #[command(flatten)]
     foreign: Foreign,

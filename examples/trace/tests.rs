@@ -82,6 +82,22 @@ fn traces_are_cut_and_put_together() {
 }
 
 #[test]
+fn values_that_cannot_be_are_refused_with_what_is_allowed() {
+    let (folder, _) = folder();
+    for (line, expected) in [
+        ("heatmap trace.safetensors map.svg --tokens 0", "give a whole number of at least 1"),
+        ("heatmap trace.safetensors map.svg --layer=-1", "give a whole number from 0 to 65535"),
+        ("slice trace.safetensors cut.safetensors --layers 0,0", "0 comes twice, give it once"),
+        ("export trace.safetensors ./out", "/out has no ending to tell the format by, give --to one of csv"),
+        ("export trace.safetensors ./out --to xml", "no format `xml`; give --to one of csv"),
+        ("convert trace.safetensors ./shards --shard-tokens 0", "give a whole number of at least 1"),
+    ] {
+        let error = failure(folder.path(), line);
+        assert!(error.contains(expected), "{line}: {error}");
+    }
+}
+
+#[test]
 fn traces_are_looked_at_drawn_and_checked() {
     let (folder, original) = folder();
     trace(folder.path(), "info trace.safetensors --json ./info").unwrap();

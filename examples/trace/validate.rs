@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use moe_examples::progress_bar;
+use moe_examples::{progress_bar, whole};
 
 use super::input::{Foreign, open};
 
@@ -13,7 +13,7 @@ pub(crate) struct Arguments {
     /// Trace to read.
     input: PathBuf,
     /// How many errors are shown.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = whole::<usize>(0..))]
     show: usize,
     #[command(flatten)]
     foreign: Foreign,

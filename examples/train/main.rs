@@ -7,11 +7,13 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Parser;
+use candle_core::Device;
 use indicatif::{ProgressBar, ProgressStyle};
 use mimalloc::MiMalloc;
 use moe_examples::{Files, shown};
-use moe_testbed::{Corpus, TokenizedCorpus, Trainer, held_out_bits, train_tokenizer};
+use moe_model::OlmoeConfig;
+use moe_offload::free_bytes;
+use moe_testbed::{Corpus, TokenizedCorpus, TrainOptions, Trainer, held_out_bits, train_tokenizer, training_bytes};
 use moe_trace::FolderLock;
 
 use crate::options::Options;
@@ -31,10 +33,14 @@ fn main() -> ExitCode {
 }
 
 fn program() -> Result<()> {
-    let options = Options::parse();
+    let options = moe_examples::parse::<Options>();
     let checkpoint = options.out.join(CHECKPOINT);
     let files = Files::new().reads_tree("the text", &options.data);
     files.writes_in("--out", &options.out, &[&[CHECKPOINT], &MODEL[..]].concat()).check()?;
+    let (config, training) = (options.config()?, options.training());
+    training.check(&config)?;
+    let device = options.device.open()?;
+    check_memory(&options, &config, &training, &device)?;
     ensure!(options.resume || !checkpoint.exists(), "{} exists: --resume it or remove it", checkpoint.display());
     ensure!(
         !options.resume || checkpoint.exists(),
@@ -57,8 +63,6 @@ fn program() -> Result<()> {
         moe_examples::outln!("{:12} {bytes:9} training bytes, {:8} tokens", shown(&text.name), tokens.training.len());
     }
 
-    let (config, device) = (options.config()?, options.device.open()?);
-    let training = options.training();
     let trainer = match options.resume {
         true => Trainer::resume(&config, &tokens, training, &device, &checkpoint)?,
         false => Trainer::new(&config, &tokens, training, &device)?,
@@ -95,4 +99,61 @@ fn program() -> Result<()> {
         moe_examples::outln!("{:12} {:.4} bits a byte of held-out text", shown(&domain.domain), domain.bits_per_byte());
     }
     Ok(())
+}
+
+/// Refuses a model that cannot be trained in the free memory.
+#[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
+fn check_memory(options: &Options, config: &OlmoeConfig, training: &TrainOptions, device: &Device) -> Result<()> {
+    let needed = training_bytes(config, training, options.workers.max(1)) as u64;
+    // What cannot be told is left to the operating system.
+    let free = free_bytes(device).unwrap_or(u64::MAX);
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    ensure!(
+        needed <= free,
+        "training {} parameters takes about {:.1} GiB and {:.1} GiB are free: give smaller --hidden, --layers, --experts, \
+         --expert-width, --vocabulary, --length or --micro-batch, or fewer --workers",
+        config.parameters(),
+        gib(needed),
+        gib(free)
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn options(line: &str) -> Result<Options> {
+        Ok(Options::try_parse_from(["train", "text", "--out", "out"].into_iter().chain(line.split(' ')))?)
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_refused_before_any_work() {
+        for (line, allowed) in [
+            ("--length=1", "give a whole number from 2 to 16777216"),
+            ("--hidden=2000000000", "give a whole number from 2 to 65536"),
+            ("--vocabulary=256", "give a whole number from 257 to 65536"),
+            ("--held-out=0.6", "give a number above 0, at most 0.5"),
+            ("--steps=-1", "give a whole number of at least 1"),
+            ("--lr=0", "give a number above 0"),
+        ] {
+            let error = format!("{:#}", options(line).err().unwrap());
+            let (option, value) = line.split_once('=').unwrap();
+            assert!(error.contains(&format!("invalid value '{value}' for '{option} ")), "{error}");
+            assert!(error.contains(allowed), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_model_that_cannot_be_trained_in_memory_is_refused_before_any_work() {
+        let check = |line: &str| {
+            let options = options(line).unwrap();
+            check_memory(&options, &options.config().unwrap(), &options.training(), &Device::Cpu)
+        };
+        check("--hidden 32 --experts 4 --batch 1 --micro-batch 1").unwrap();
+        let error = check("--hidden 65536 --layers 64 --experts 1024").unwrap_err().to_string();
+        assert!(error.contains("GiB are free: give smaller --hidden"), "{error}");
+    }
 }

@@ -4,9 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Parser;
-use moe_examples::DeviceName;
+use moe_examples::{DeviceName, HELD_OUT, POSITIVE, number, whole};
 use moe_model::{OlmoeConfig, OlmoeParams};
 use moe_testbed::{Balancing, TrainOptions};
+
+/// Sequences of a step, at most.
+const MOST_SEQUENCES: u64 = 1 << 20;
 
 /// Trains a small Mixture-of-Experts language model and writes it as a Hugging Face folder.
 ///
@@ -24,58 +27,58 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DEVICE", default_value_t)]
     pub(crate) device: DeviceName,
     /// Optimizer steps
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = whole::<u64>(1..))]
     pub(crate) steps: u64,
     /// Sequences a step
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = whole::<usize>(1..=MOST_SEQUENCES))]
     pub(crate) batch: usize,
     /// Sequences that go through the model at once
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = whole::<usize>(1..=MOST_SEQUENCES))]
     pub(crate) micro_batch: usize,
     /// Tokens a sequence; also the longest sequence that the model can read
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, value_parser = whole::<usize>(2..=1 << 24))]
     pub(crate) length: usize,
     /// Highest learning rate
-    #[arg(long, default_value_t = 3e-3)]
+    #[arg(long, default_value_t = 3e-3, value_parser = number(POSITIVE))]
     pub(crate) lr: f64,
     /// Steps of warm-up
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 100, value_parser = whole::<u64>(0..))]
     pub(crate) warm_up: u64,
     /// Weight of the load-balance loss
-    #[arg(long, default_value_t = 0.01)]
+    #[arg(long, default_value_t = 0.01, value_parser = number(0.0..))]
     pub(crate) balance: f64,
     /// Seed of the split, the weights and the order of the text
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = whole::<u64>(0..))]
     pub(crate) seed: u64,
     /// Share of each domain's text that is held out
-    #[arg(long, default_value_t = 0.05)]
+    #[arg(long, default_value_t = 0.05, value_parser = number(HELD_OUT))]
     pub(crate) held_out: f64,
     /// Tokens of the byte-level BPE
-    #[arg(long, default_value_t = 3072)]
+    #[arg(long, default_value_t = 3072, value_parser = whole::<usize>(257..=65536))]
     pub(crate) vocabulary: usize,
     /// Decoder layers
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = whole::<usize>(1..=1024))]
     pub(crate) layers: usize,
     /// Width of the residual stream
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = whole::<usize>(2..=65536))]
     pub(crate) hidden: usize,
     /// Attention heads
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = whole::<usize>(1..=1024))]
     pub(crate) heads: usize,
     /// Experts a layer
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = whole::<usize>(1..=65535))]
     pub(crate) experts: usize,
     /// Experts a token uses in a layer
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = whole::<usize>(1..=65535))]
     pub(crate) top_k: usize,
     /// Width inside an expert
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = whole::<usize>(1..=1 << 20))]
     pub(crate) expert_width: usize,
     /// Threads; each computes a micro-batch of its own
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, value_parser = whole::<usize>(0..=1024))]
     pub(crate) workers: usize,
     /// Steps between checkpoints
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 100, value_parser = whole::<u64>(1..))]
     pub(crate) checkpoint_every: u64,
     /// Go on from the last checkpoint
     #[arg(long)]

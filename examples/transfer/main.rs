@@ -10,11 +10,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use candle_core::Device;
 use clap::Parser;
 use expert_cache::SlotId;
-use moe_examples::{DeviceName, host_experts, table};
+use moe_examples::{DeviceName, host_experts, table, whole};
 use moe_offload::{CpuSlots, ExpertShape, ExpertSlots, ExpertStore, RandomExperts, WeightType};
 use moe_trace::{ExpertId, LayerId};
 
@@ -32,11 +32,11 @@ struct Arguments {
     device: DeviceName,
 
     /// Width of the tokens [default: as in gpt-oss-20b].
-    #[arg(long, value_name = "N", default_value_t = 2880)]
+    #[arg(long, value_name = "N", default_value_t = 2880, value_parser = whole::<usize>(1..=1 << 20))]
     hidden: usize,
 
     /// Width inside an expert [default: as in gpt-oss-20b].
-    #[arg(long, value_name = "N", default_value_t = 2880)]
+    #[arg(long, value_name = "N", default_value_t = 2880, value_parser = whole::<usize>(1..=1 << 20))]
     intermediate: usize,
 
     /// Type of the weights.
@@ -44,15 +44,15 @@ struct Arguments {
     weights: WeightType,
 
     /// Experts in host memory.
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = whole::<usize>(1..=65535))]
     experts: usize,
 
     /// Slots on the device.
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = whole::<usize>(1..=65535))]
     slots: usize,
 
     /// Rounds.
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = whole::<usize>(1..))]
     rounds: usize,
 }
 
@@ -62,12 +62,7 @@ fn main() -> ExitCode {
 }
 
 fn program() -> Result<()> {
-    let arguments = Arguments::parse();
-    for (option, value) in
-        [("--experts", arguments.experts), ("--slots", arguments.slots), ("--rounds", arguments.rounds)]
-    {
-        ensure!(value > 0, "{option} is 0, it must be at least 1");
-    }
+    let arguments = moe_examples::parse::<Arguments>();
     let device = arguments.device.open()?;
     let Arguments { hidden, intermediate, experts, weights, .. } = arguments;
     let store = RandomExperts::new(ExpertShape { layers: 1, experts, hidden, intermediate }, weights, 0)?;

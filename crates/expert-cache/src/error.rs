@@ -251,10 +251,12 @@ pub enum CacheError {
         what: &'static str,
     },
     /// A budget in which nothing was tried.
-    #[error("nothing was tried in {bytes} bytes or fewer")]
+    #[error("the smallest cache that was tried takes {least} bytes, the budget is {bytes}")]
     NoCandidate {
         /// Bytes of the budget.
         bytes: u64,
+        /// Bytes of the smallest cache that was tried.
+        least: u64,
     },
     /// A name that no layout has.
     #[error("there is no layout {name:?}, known are {}", crate::Layout::ALL.map(|layout| layout.to_string()).join(", "))]
@@ -262,6 +264,17 @@ pub enum CacheError {
         /// The name.
         name: String,
     },
+    /// A number of resamples that no bootstrap can have.
+    #[error("number of resamples is {resamples}, allowed are 1..={limit}")]
+    Resamples {
+        /// The number asked for.
+        resamples: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// A trace that says nothing about decoding.
+    #[error("the trace has no decoded token, and the speed of decoding is what is asked for")]
+    NoDecodedTokens,
     /// A target or an option of a bootstrap that cannot be.
     #[error("{field} is {value}, it must be {limit}")]
     Figure {

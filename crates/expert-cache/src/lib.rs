@@ -73,7 +73,7 @@ pub use prefetch::{
 pub use profile::ResidentProfile;
 pub use request::{Request, RequestBuffer};
 pub use requests::Requests;
-pub use serving::{Demand, Lane, Serving, Step, for_each_pass, for_each_request};
+pub use serving::{Demand, Lane, Serving, Step, for_each_pass, for_each_request, has_decoded};
 pub use simulate::{Counts, MassCounts, PhaseCounts, PrefetchCounts, Prefetched, Prefetching, Served, Simulation};
 pub use sizes::ExpertSizes;
 pub use sweep::{PolicySweep, PoolSweep, Sweep};

@@ -166,6 +166,30 @@ pub fn for_each_pass<E: From<CacheError>>(
     }
 }
 
+/// Returns true if a token of a source is decoded; what is said of decoding means nothing otherwise.
+///
+/// # Errors
+/// [`CacheError::Trace`] if a sequence cannot be read.
+///
+/// ```
+/// use expert_cache::has_decoded;
+/// use moe_trace::{Geometry, MemoryTrace, Phase, SequenceBuf};
+/// let geometry = Geometry::decoder(1, 4, 1)?;
+/// let mut trace = MemoryTrace::new(geometry.clone());
+/// trace.push(SequenceBuf::from_experts(&geometry, vec![0, 1], Phase::Prefill)?)?;
+/// assert!(!has_decoded(&trace)?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn has_decoded(source: &dyn RoutingSource) -> Result<bool> {
+    for index in 0..source.len() {
+        let sequence = source.sequence(index)?;
+        if (0..sequence.len()).any(|token| sequence.phase(token) == Phase::Decode) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// A sequence that is being served.
 #[derive(Clone, Debug)]
 pub struct Lane<'a> {

@@ -7,9 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::{MetricError, Result};
 
-/// The largest number of resamples: their draws and the values of a figure stay affordable.
-const MOST_RESAMPLES: usize = 100_000;
-
 /// How intervals are bootstrapped: sequences are drawn with replacement, as many as there are.
 ///
 /// # Formula
@@ -65,6 +62,9 @@ impl Default for Bootstrap {
 }
 
 impl Bootstrap {
+    /// The largest number of resamples: their draws and the values of a figure stay affordable.
+    pub const MOST_RESAMPLES: usize = 100_000;
+
     /// Creates a bootstrap of `resamples` resamples and intervals that hold the figure with probability `confidence`.
     ///
     /// # Errors
@@ -77,8 +77,8 @@ impl Bootstrap {
     /// assert_eq!(error, "number of resamples is 0, allowed are 1..=100000");
     /// ```
     pub fn new(resamples: usize, confidence: f64, seed: u64) -> Result<Bootstrap> {
-        if resamples == 0 || resamples > MOST_RESAMPLES {
-            return Err(MetricError::Resamples { resamples, limit: MOST_RESAMPLES });
+        if resamples == 0 || resamples > Bootstrap::MOST_RESAMPLES {
+            return Err(MetricError::Resamples { resamples, limit: Bootstrap::MOST_RESAMPLES });
         }
         if !(confidence > 0.0 && confidence < 1.0) {
             return Err(MetricError::Confidence { confidence });

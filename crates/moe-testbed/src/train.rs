@@ -60,6 +60,34 @@ impl Default for TrainOptions {
     }
 }
 
+impl TrainOptions {
+    /// Checks that the options fit together and to a model, before a corpus is read.
+    ///
+    /// # Errors
+    /// [`TestbedError::Option`].
+    ///
+    /// ```
+    /// use moe_model::{OlmoeConfig, OlmoeParams};
+    /// use moe_testbed::TrainOptions;
+    /// let config = OlmoeConfig::new(OlmoeParams::default())?;
+    /// let options = TrainOptions { batch: 6, micro_batch: 4, ..TrainOptions::default() };
+    /// let error = options.check(&config).unwrap_err().to_string();
+    /// assert_eq!(error, "micro batch is 4, allowed are divisors of the batch 6");
+    /// # Ok::<(), moe_model::ModelError>(())
+    /// ```
+    pub fn check(&self, config: &OlmoeConfig) -> Result<()> {
+        let TrainOptions { steps, batch, micro_batch, length, peak_rate: rate, floor, .. } = *self;
+        check("steps", steps, steps > 0, "1 and more")?;
+        let divides = micro_batch > 0 && batch > 0 && batch % micro_batch == 0;
+        check("micro batch", micro_batch, divides, format!("divisors of the batch {batch}"))?;
+        let max = config.params().max_position_embeddings;
+        check("length", length, (1..=max).contains(&length), format!("1..={max}, the model's positions"))?;
+        check("learning rate", rate, rate > 0.0 && rate.is_finite(), "above 0")?;
+        check("floor", floor, (0.0..=1.0).contains(&floor), "0 to 1")?;
+        self.balancing.check(config.params().router)
+    }
+}
+
 /// What one step did.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
@@ -120,12 +148,8 @@ impl Trainer {
         options: TrainOptions,
         device: &Device,
     ) -> Result<Trainer> {
-        let TrainOptions { batch, micro_batch, length, .. } = options;
-        check("steps", options.steps, options.steps > 0, "1 and more")?;
-        let divides = micro_batch > 0 && batch % micro_batch == 0;
-        check("micro batch", micro_batch, divides, format!("divisors of the batch {batch}"))?;
-        let max = config.params().max_position_embeddings;
-        check("length", length, length <= max, format!("1..={max}, the model's positions"))?;
+        options.check(config)?;
+        let TrainOptions { batch, length, .. } = options;
         let vocabulary = config.params().vocab_size;
         let largest =
             corpus.domains.iter().flat_map(|domain| &domain.training).max().map_or(0, |&token| token as usize);
@@ -135,11 +159,6 @@ impl Trainer {
             largest < vocabulary,
             format!("more than {largest}, a token id of the corpus"),
         )?;
-        let rate = options.peak_rate;
-        check("learning rate", rate, rate > 0.0 && rate.is_finite(), "above 0")?;
-        options.balancing.check(config.params().router)?;
-        let floor = options.floor;
-        check("floor", floor, (0.0..=1.0).contains(&floor), "0 to 1")?;
         let (domains, known) = (corpus.domains.len(), config.params().num_domains);
         let labelled = config.params().router != RouterKind::Reference || domains <= known;
         check("number of domains", domains, labelled, format!("at most {known}, those of the reference router"))?;

@@ -22,7 +22,7 @@ use crate::{CacheError, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SpeedBootstrap {
-    /// Number of resamples, at least 1.
+    /// Number of resamples, 1 to [`MOST_RESAMPLES`](Self::MOST_RESAMPLES).
     pub resamples: usize,
     /// The interval holds the figure with this probability, between 0 and 1.
     pub confidence: f64,
@@ -38,8 +38,24 @@ impl Default for SpeedBootstrap {
 }
 
 impl SpeedBootstrap {
-    pub(super) fn check(&self) -> Result<()> {
-        CacheError::at_least_one("number of resamples", self.resamples)?;
+    /// The largest number of resamples.
+    pub const MOST_RESAMPLES: usize = 100_000;
+
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// [`CacheError::Resamples`]; [`CacheError::Figure`] for a confidence that is not between 0 and 1.
+    ///
+    /// ```
+    /// use expert_cache::SpeedBootstrap;
+    /// let error = SpeedBootstrap { resamples: usize::MAX, ..SpeedBootstrap::default() }.check().unwrap_err().to_string();
+    /// assert_eq!(error, "number of resamples is 18446744073709551615, allowed are 1..=100000");
+    /// ```
+    pub fn check(&self) -> Result<()> {
+        let limit = SpeedBootstrap::MOST_RESAMPLES;
+        if !(1..=limit).contains(&self.resamples) {
+            return Err(CacheError::Resamples { resamples: self.resamples, limit });
+        }
         if self.confidence > 0.0 && self.confidence < 1.0 {
             Ok(())
         } else {

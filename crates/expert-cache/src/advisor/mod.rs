@@ -23,7 +23,7 @@ use run::Run;
 
 use crate::{
     CacheError, CostModel, LayerValue, Oversize, Partition, PolicyKind, Pool, PrefetcherKind, Requests, Result,
-    WhileLoading, best_allocation,
+    WhileLoading, best_allocation, has_decoded,
 };
 
 /// What an [`Advisor`] tries.
@@ -125,7 +125,8 @@ impl<'a> Advisor<'a> {
     /// # Errors
     /// [`CacheError::CostLayers`] if costs or bytes are not those of the trace's layers, [`CacheError::Capacity`] for
     /// impossible slots, [`CacheError::NoChoice`] if there is nothing to try, [`CacheError::LayerValue`] for slots of no
-    /// bytes, [`CacheError::Profile`], [`CacheError::Trace`].
+    /// bytes, [`CacheError::NoDecodedTokens`], what policies and prefetchers refuse of their parameters,
+    /// [`CacheError::Profile`], [`CacheError::Trace`].
     pub fn new(
         source: &'a dyn RoutingSource,
         costs: CostModel,
@@ -146,8 +147,13 @@ impl<'a> Advisor<'a> {
         empty("prefetcher", choices.prefetchers.is_empty())?;
         empty("layout", choices.layouts.is_empty())?;
         empty("sequence", source.is_empty())?;
+        choices.policies.iter().try_for_each(|policy| policy.check())?;
+        choices.prefetchers.iter().try_for_each(|prefetcher| prefetcher.check())?;
         if let Some(&capacity) = choices.slots.iter().find(|&&slots| slots == 0 || slots > experts) {
             return Err(CacheError::Capacity { capacity, experts });
+        }
+        if !has_decoded(source)? {
+            return Err(CacheError::NoDecodedTokens);
         }
         let (per_layer, global) = (Partition::per_layer(geometry), Partition::global(geometry));
         let by_policy = choices.policies.iter().any(|policy| policy.needs_future());
@@ -157,6 +163,21 @@ impl<'a> Advisor<'a> {
             if by_policy { per_layer.pools().par_iter().map(requests).collect::<Result<_>>()? } else { Vec::new() };
         let future = if by_policy || by_prefetcher { Some(requests(&global.pools()[0])?) } else { None };
         Ok(Advisor { source: Source(source), costs, slot_bytes, choices, per_layer, global, futures, future })
+    }
+
+    /// Returns the fewest bytes that a cache of the choices may take; a smaller budget has no answer.
+    pub fn least_bytes(&self) -> u64 {
+        let slots = match self.choices.layouts.contains(&Layout::Allocated) {
+            // It need not use all bytes that it may.
+            true => 1,
+            false => self.choices.slots.iter().min().map_or(1, |&slots| slots as u64),
+        };
+        self.bytes_a_slot().saturating_mul(slots)
+    }
+
+    /// Bytes of one slot in every layer.
+    fn bytes_a_slot(&self) -> u64 {
+        self.slot_bytes.iter().fold(0, |sum, &bytes| sum.saturating_add(bytes))
     }
 
     /// The same trace and choices at other costs: another machine, another link.
@@ -216,7 +237,7 @@ impl<'a> Advisor<'a> {
         };
 
         let mut setups = Vec::new();
-        let bytes_a_slot: u64 = self.slot_bytes.iter().fold(0, |sum, &bytes| sum.saturating_add(bytes));
+        let bytes_a_slot = self.bytes_a_slot();
         for &layout in &self.choices.layouts {
             for &policy in &self.choices.policies {
                 let values = if layout == Layout::Allocated { values(policy) } else { Vec::new() };

@@ -50,8 +50,9 @@ impl Survey {
     /// Of two caches of equal size the faster is better, of two that are equally fast the one that comes first.
     ///
     /// # Errors
-    /// [`CacheError::Figure`] for a target that is not above 0; [`CacheError::NoCandidate`] if nothing without the future
-    /// was tried in so few bytes as a [`Target::Bytes`] allows.
+    /// [`CacheError::Figure`] for a target that is not above 0; [`CacheError::NoCandidate`] if nothing was tried in so few
+    /// bytes; for a [`Target::Bytes`] also if nothing without the future was, or [`CacheError::NoChoice`] if everything that
+    /// was tried knows the future.
     pub fn answer(&self, target: Target, budget: Option<u64>) -> Result<Verdict> {
         target.check()?;
         let budget = match target {
@@ -70,11 +71,20 @@ impl Survey {
                 |a: &Candidate, b: &Candidate| a.setup.bytes.cmp(&b.setup.bytes).then(slower(a).total_cmp(&slower(b)));
             meets.min_by(|a, b| size_then_speed(a.1, b.1)).map(|(at, _)| at)
         };
-        if let Target::Bytes(bytes) = target {
-            return match fastest(true) {
-                Some(best) => Ok(Verdict::Met { best }),
-                None => Err(CacheError::NoCandidate { bytes }),
-            };
+        let least = |online: &[bool]| {
+            let counted = self.candidates.iter().filter(|one| online.contains(&one.setup.is_online()));
+            counted.map(|one| one.setup.bytes).min()
+        };
+        let too_small = |least: Option<u64>| match least {
+            Some(least) => CacheError::NoCandidate { bytes: budget, least },
+            None => CacheError::NoChoice { what: "setup without the future" },
+        };
+        if let Target::Bytes(_) = target {
+            let best = fastest(true).ok_or_else(|| too_small(least(&[true])))?;
+            return Ok(Verdict::Met { best });
+        }
+        if least(&[true, false]).is_none_or(|least| least > budget) {
+            return Err(too_small(least(&[true, false])));
         }
         Ok(if let Some(best) = smallest(true) {
             Verdict::Met { best }

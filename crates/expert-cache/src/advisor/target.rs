@@ -44,7 +44,11 @@ impl Target {
         }
     }
 
-    pub(super) fn check(self) -> Result<()> {
+    /// Checks the figure.
+    ///
+    /// # Errors
+    /// [`CacheError::Figure`] for a speed or a time that is not above 0.
+    pub fn check(self) -> Result<()> {
         let (field, value) = match self {
             Target::TokensPerSecond(value) => ("tokens per second", value),
             Target::P95Seconds(value) => ("p95 seconds", value),

@@ -178,7 +178,16 @@ fn impossible_questions_are_refused() {
     assert_eq!(refusal(costs(), &[1, 1], six), "capacity is 6 slots, allowed are 1..=5");
     assert_eq!(refusal(costs(), &[1], Choices::default()), "the costs are of 1 layers, the model has 2");
     assert_eq!(refusal(costs(), &[1, 0], Choices::default()), "value of layer 1: slots of 0 bytes");
-    let empty = MemoryTrace::new(trace.geometry().clone());
+    let lfru = Choices { policies: vec![PolicyKind::Lfru { memory: 0 }], ..Choices::default() };
+    assert_eq!(refusal(costs(), &[1, 1], lfru), "the parameter of policy lfru-0 must be at least 1");
+    let oracle = Choices { prefetchers: vec![PrefetcherKind::Oracle { accuracy: 2.0 }], ..Choices::default() };
+    assert_eq!(refusal(costs(), &[1, 1], oracle), "accuracy is 2, allowed are 0..=1");
+    let geometry = trace.geometry().clone();
+    let mut prefilled = MemoryTrace::new(geometry.clone());
+    prefilled.push(SequenceBuf::from_experts(&geometry, vec![0, 1, 2, 3], Phase::Prefill).unwrap()).unwrap();
+    let error = Advisor::new(&prefilled, costs(), vec![1, 1], Choices::default()).unwrap_err();
+    assert!(matches!(error, CacheError::NoDecodedTokens), "{error}");
+    let empty = MemoryTrace::new(geometry);
     let error = Advisor::new(&empty, costs(), vec![1, 1], Choices::default()).unwrap_err().to_string();
     assert_eq!(error, "there is no sequence to try");
     let advisor = Advisor::new(&trace, costs(), vec![1, 1], Choices::default()).unwrap();
@@ -186,6 +195,15 @@ fn impossible_questions_are_refused() {
     let message = |target| survey.answer(target, None).unwrap_err().to_string();
     assert_eq!(message(Target::TokensPerSecond(0.0)), "tokens per second is 0, it must be above 0");
     assert_eq!(message(Target::P95Seconds(f64::NAN)), "p95 seconds is NaN, it must be above 0");
-    assert_eq!(message(Target::Bytes(1)), "nothing was tried in 1 bytes or fewer");
+    assert_eq!(message(Target::Bytes(1)), "the smallest cache that was tried takes 2 bytes, the budget is 1");
+    let error = survey.answer(Target::TokensPerSecond(1.0), Some(1)).unwrap_err();
+    assert!(matches!(error, CacheError::NoCandidate { bytes: 1, least: 2 }), "{error}");
+    assert_eq!(advisor.least_bytes(), 2);
+    let three = Choices { slots: vec![4, 3], layouts: vec![Layout::Uniform], ..Choices::default() };
+    assert_eq!(Advisor::new(&trace, costs(), vec![30, 50], three).unwrap().least_bytes(), 240);
+    let bounds = Choices { policies: vec![PolicyKind::Belady], ..Choices::default() };
+    let survey = Advisor::new(&trace, costs(), vec![1, 1], bounds).unwrap().survey(&|_, _| ()).unwrap();
+    let error = survey.answer(Target::Bytes(10), None).unwrap_err().to_string();
+    assert_eq!(error, "there is no setup without the future to try");
     assert!("diagonal".parse::<Layout>().unwrap_err().to_string().ends_with("known are uniform, allocated, global"));
 }

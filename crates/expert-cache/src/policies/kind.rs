@@ -157,12 +157,29 @@ impl PolicyKind {
         self.needs().future
     }
 
+    /// Checks the parameter, as far as that can be told without a pool.
+    ///
+    /// # Errors
+    /// [`CacheError::Window`] for an empty window, [`CacheError::PolicyParameter`] for a memory of 0 tokens or sequences.
+    pub fn check(self) -> Result<()> {
+        match self {
+            PolicyKind::LookAhead { window: 0 } => Err(CacheError::Window { window: 0 }),
+            PolicyKind::Lfru { memory: 0 }
+            | PolicyKind::RouterMass { memory: 0 }
+            | PolicyKind::ActivationAware { sequences: 0 } => {
+                Err(CacheError::PolicyParameter { policy: self, least: 1 })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Creates the policy for a cache of `capacity` slots over a pool; `future` are the requests it will see.
     ///
     /// # Errors
     /// [`CacheError::Capacity`] if the capacity is 0 or above the pool, [`CacheError::NeedsFuture`] if the policy needs a
     /// future and there is none, [`CacheError::Universe`] if the future is another pool's, [`CacheError::Window`] for an
-    /// empty window, [`CacheError::PolicyParameter`] for a memory of 0 tokens or sequences.
+    /// empty window, [`CacheError::PolicyParameter`] for a memory of 0 tokens or sequences, [`CacheError::TooManyPairs`] for
+    /// the memory of very many sequences.
     pub fn build(
         self,
         shape: PoolShape,
@@ -208,6 +225,7 @@ impl PolicyKind {
             PolicyKind::LeastStale => Box::new(LeastStale::new(shape)),
             PolicyKind::RouterMass { memory } => Box::new(RouterMass::new(shape, capacity, positive(memory)?)),
             PolicyKind::ActivationAware { sequences } => {
+                CacheError::pairs(sequences, universe, 1 << 28)?;
                 Box::new(ActivationAware::new(shape, capacity, positive(sequences)?))
             }
             PolicyKind::LayerLru => Box::new(LayerLru::new(shape)),
@@ -301,7 +319,9 @@ impl FromStr for PolicyKind {
             let digits = rest.strip_prefix('-').filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
             kind.with_parameter(digits.parse().ok()?)
         };
-        ALL.iter().find_map(read).ok_or_else(|| CacheError::UnknownPolicy { name: name.to_owned() })
+        let kind = ALL.iter().find_map(read).ok_or_else(|| CacheError::UnknownPolicy { name: name.to_owned() })?;
+        kind.check()?;
+        Ok(kind)
     }
 }
 
@@ -313,7 +333,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn names_round_trip(at in 0..ALL.len(), value in any::<u32>()) {
+        fn names_round_trip(at in 0..ALL.len(), value in 1..=u32::MAX) {
             let kind = ALL[at].with_parameter(u64::from(value)).unwrap_or(ALL[at]);
             prop_assert_eq!(kind.to_string().parse::<PolicyKind>().unwrap(), kind);
         }
@@ -329,12 +349,21 @@ mod tests {
     }
 
     #[test]
-    fn a_memory_of_nothing_is_refused() {
+    fn parameters_that_cannot_be_are_refused_by_the_name_and_by_the_kind() {
         let shape = PoolShape { layers: 1, experts: 4 };
-        for name in ["lfru-0", "router-mass-0", "activation-aware-0"] {
-            let error = name.parse::<PolicyKind>().unwrap().build(shape, 2, None).unwrap_err();
-            assert_eq!(error.to_string(), format!("the parameter of policy {name} must be at least 1"));
+        for kind in [
+            PolicyKind::Lfru { memory: 0 },
+            PolicyKind::RouterMass { memory: 0 },
+            PolicyKind::ActivationAware { sequences: 0 },
+        ] {
+            let expected = format!("the parameter of policy {kind} must be at least 1");
+            assert_eq!(kind.to_string().parse::<PolicyKind>().unwrap_err().to_string(), expected);
+            assert_eq!(kind.build(shape, 2, None).unwrap_err().to_string(), expected);
         }
+        let error = "look-ahead-0".parse::<PolicyKind>().unwrap_err().to_string();
+        assert_eq!(error, "look-ahead window is 0 tokens, it must be at least 1");
+        let error = PolicyKind::ActivationAware { sequences: usize::MAX }.build(shape, 2, None).unwrap_err();
+        assert!(matches!(error, CacheError::TooManyPairs { .. }), "{error}");
     }
 
     #[test]

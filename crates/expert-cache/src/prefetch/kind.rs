@@ -38,6 +38,20 @@ impl PrefetcherKind {
         matches!(self, PrefetcherKind::Oracle { .. })
     }
 
+    /// Checks the parameter, as far as that can be told without a model.
+    ///
+    /// # Errors
+    /// [`CacheError::TooSmall`] for a history of 0 passes, [`CacheError::Accuracy`] outside of 0..=1.
+    pub fn check(self) -> Result<()> {
+        match self {
+            PrefetcherKind::History { passes } => CacheError::at_least_one("passes of a history", passes),
+            PrefetcherKind::Oracle { accuracy } if !(0.0..=1.0).contains(&accuracy) => {
+                Err(CacheError::Accuracy { accuracy })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Creates the prefetcher of a model that predicts for the layer executed `ahead` layers later; `future` are the
     /// requests of all layers, `seed` is what an oracle's errors depend on.
     ///
@@ -86,16 +100,18 @@ impl FromStr for PrefetcherKind {
     fn from_str(name: &str) -> Result<PrefetcherKind> {
         let history = |name: &str| name.strip_prefix("history-")?.parse().ok();
         let oracle = |name: &str| name.strip_prefix("oracle-")?.parse().ok();
-        match name {
-            "none" => Ok(PrefetcherKind::None),
-            "previous-token" => Ok(PrefetcherKind::PreviousToken),
-            "next-layer" => Ok(PrefetcherKind::NextLayer),
-            "markov" => Ok(PrefetcherKind::Markov),
+        let kind = match name {
+            "none" => PrefetcherKind::None,
+            "previous-token" => PrefetcherKind::PreviousToken,
+            "next-layer" => PrefetcherKind::NextLayer,
+            "markov" => PrefetcherKind::Markov,
             _ => match (history(name), oracle(name)) {
-                (Some(passes), _) => Ok(PrefetcherKind::History { passes }),
-                (_, Some(accuracy)) => Ok(PrefetcherKind::Oracle { accuracy }),
-                _ => Err(CacheError::UnknownPrefetcher { name: name.to_owned() }),
+                (Some(passes), _) => PrefetcherKind::History { passes },
+                (_, Some(accuracy)) => PrefetcherKind::Oracle { accuracy },
+                _ => return Err(CacheError::UnknownPrefetcher { name: name.to_owned() }),
             },
-        }
+        };
+        kind.check()?;
+        Ok(kind)
     }
 }

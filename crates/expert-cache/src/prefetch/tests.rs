@@ -141,6 +141,10 @@ fn names_are_read_back_and_impossible_prefetchers_refused() {
         let message = name.parse::<PrefetcherKind>().unwrap_err().to_string();
         assert!(message.starts_with(&format!("there is no prefetcher {name:?}, known are none,")), "{message}");
     }
+    let refusal = |name: &str| name.parse::<PrefetcherKind>().unwrap_err().to_string();
+    assert_eq!(refusal("history-0"), "passes of a history is 0, it must be at least 1");
+    assert_eq!(refusal("oracle-2"), "accuracy is 2, allowed are 0..=1");
+    assert_eq!(refusal("oracle-nan"), "accuracy is NaN, allowed are 0..=1");
     let wide = Geometry::decoder(64, 65_535, 1).unwrap();
     let build = |kind: PrefetcherKind, geometry: &Geometry| kind.build(geometry, 1, None, 0).unwrap_err().to_string();
     let oracle = PrefetcherKind::Oracle { accuracy: 2.0 };

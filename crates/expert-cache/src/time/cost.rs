@@ -155,7 +155,7 @@ impl CostModel {
         if found == expected { Ok(()) } else { Err(CacheError::CostLayers { found, expected }) }
     }
 
-    /// Checks that every cost is finite and not negative.
+    /// Checks that every cost is 0 to 10^12 seconds, so that no sum of them overflows.
     fn check(&self) -> Result<()> {
         if self.load_seconds.is_empty() {
             return Err(CacheError::NoLayers);
@@ -173,8 +173,8 @@ impl CostModel {
             .zip(values)
             .flat_map(|(names, cost)| names.into_iter().zip([cost.call_seconds, cost.seconds_each]));
         let mut all = self.load_seconds.iter().map(|&seconds| ("load_seconds", seconds)).chain(linear);
-        match all.find(|(_, seconds)| !(seconds.is_finite() && *seconds >= 0.0)) {
-            Some((field, value)) => Err(CacheError::Profile { field, value, limit: "at least 0" }),
+        match all.find(|(_, seconds)| !(0.0..=1e12).contains(seconds)) {
+            Some((field, value)) => Err(CacheError::Profile { field, value, limit: "0 to 1e12 seconds" }),
             None => Ok(()),
         }
     }

@@ -120,7 +120,8 @@ impl HardwareProfile {
         })
     }
 
-    /// Checks every figure: times must not be negative, speeds must be above 0, all finite.
+    /// Checks every figure: times must be 0 to 10^6 seconds, speeds 1 to 10^24 bytes or operations per second. So no cost
+    /// overflows.
     ///
     /// # Errors
     /// [`CacheError::Profile`].
@@ -141,11 +142,11 @@ impl HardwareProfile {
             ("host.bytes_per_second", self.host.bytes_per_second),
             ("host.operations_per_second", self.host.operations_per_second),
         ];
-        let bad_time = times.into_iter().find(|(_, value)| !(value.is_finite() && *value >= 0.0));
-        let bad_speed = speeds.into_iter().find(|(_, value)| !(value.is_finite() && *value > 0.0));
+        let bad_time = times.into_iter().find(|(_, value)| !(0.0..=1e6).contains(value));
+        let bad_speed = speeds.into_iter().find(|(_, value)| !(1.0..=1e24).contains(value));
         match (bad_time, bad_speed) {
-            (Some((field, value)), _) => Err(CacheError::Profile { field, value, limit: "at least 0" }),
-            (None, Some((field, value))) => Err(CacheError::Profile { field, value, limit: "above 0" }),
+            (Some((field, value)), _) => Err(CacheError::Profile { field, value, limit: "0 to 1e6" }),
+            (None, Some((field, value))) => Err(CacheError::Profile { field, value, limit: "1 to 1e24" }),
             (None, None) => Ok(()),
         }
     }
@@ -168,8 +169,12 @@ mod tests {
     fn impossible_figures_are_refused() {
         let mut profile = HardwareProfile::preset("phone").unwrap();
         profile.link.bytes_per_second = 0.0;
-        assert_eq!(profile.check().unwrap_err().to_string(), "link.bytes_per_second is 0, it must be above 0");
+        assert_eq!(profile.check().unwrap_err().to_string(), "link.bytes_per_second is 0, it must be 1 to 1e24");
+        profile.link.bytes_per_second = 1e308;
+        assert!(profile.check().unwrap_err().to_string().ends_with("it must be 1 to 1e24"));
         profile.device.call_seconds = f64::NAN;
-        assert_eq!(profile.check().unwrap_err().to_string(), "device.call_seconds is NaN, it must be at least 0");
+        assert_eq!(profile.check().unwrap_err().to_string(), "device.call_seconds is NaN, it must be 0 to 1e6");
+        profile.device.call_seconds = 1e308;
+        assert!(profile.check().unwrap_err().to_string().ends_with("it must be 0 to 1e6"));
     }
 }

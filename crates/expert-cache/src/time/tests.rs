@@ -128,8 +128,12 @@ fn impossible_costs_are_refused() {
         change(&mut costs);
         Timeline::new(costs, &pools(1)).unwrap_err().to_string()
     };
-    assert_eq!(refused(|costs| costs.load_seconds[0] = -1.0), "load_seconds is -1, it must be at least 0");
-    assert_eq!(refused(|costs| costs.head.seconds_each = f64::NAN), "head.seconds_each is NaN, it must be at least 0");
+    assert_eq!(refused(|costs| costs.load_seconds[0] = -1.0), "load_seconds is -1, it must be 0 to 1e12 seconds");
+    assert_eq!(
+        refused(|costs| costs.head.seconds_each = f64::NAN),
+        "head.seconds_each is NaN, it must be 0 to 1e12 seconds"
+    );
+    assert!(refused(|costs| costs.head.seconds_each = 1e308).ends_with("it must be 0 to 1e12 seconds"));
     assert_eq!(refused(|costs| costs.load_seconds.clear()), "there are no layers");
     let error = Timeline::new(costs(Overlap::None, 1.0), &pools(2)).unwrap_err().to_string();
     assert_eq!(error, "the costs are of 1 layers, the model has 2");
