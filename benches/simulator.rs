@@ -65,7 +65,7 @@ fn engine(criterion: &mut Criterion) {
         });
     };
     bench("slots", &slots);
-    bench("guarded", &|| slots().with_prefill_quota(4));
+    bench("guarded", &|| slots().with_prefill_quota(4).expect("an empty cache"));
     bench("bytes", &bytes);
     group.bench_function("live, from the trace", |bencher| {
         bencher.iter(|| {

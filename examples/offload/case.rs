@@ -165,11 +165,10 @@ impl<'a> Served<'a> {
     }
 
     fn simulation(&self, case: &Case) -> Result<Simulation<Box<dyn expert_cache::EvictionPolicy>>> {
-        let (experts, slots) = (self.geometry().experts(), case.slots);
         let misses = self.misses(case)?;
         let cache = |(pool, future): (&Pool, _)| {
-            let policy = case.policy.build(pool.shape(), slots, Some(future))?;
-            Ok(ExpertCache::new(policy, experts, slots, Oversize::Waves)?.with_misses(misses.clone()))
+            let cache = ExpertCache::of_kind(case.policy, pool.shape(), case.slots, Oversize::Waves, Some(future))?;
+            Ok(cache.with_misses(misses.clone()))
         };
         let pools = self.partition.pools();
         let caches = pools.iter().zip(&self.layers).map(cache).collect::<expert_cache::Result<_>>()?;

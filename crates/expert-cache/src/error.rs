@@ -106,6 +106,49 @@ pub enum CacheError {
         /// Experts of the pool.
         experts: usize,
     },
+    /// A policy chose an expert that may not leave.
+    #[error("policy {policy} chose expert {victim} to be evicted, which {problem}")]
+    Victim {
+        /// Name of the policy.
+        policy: &'static str,
+        /// Key of the expert.
+        victim: usize,
+        /// Why it may not leave.
+        problem: &'static str,
+    },
+    /// A policy that was made for another pool.
+    #[error("policy {policy} was made for a pool of {found} experts, the cache is over {expected}")]
+    PolicyUniverse {
+        /// Name of the policy.
+        policy: &'static str,
+        /// Experts of the policy's pool.
+        found: usize,
+        /// Experts of the cache's pool.
+        expected: usize,
+    },
+    /// A load that is looked up in a plan that it does not belong to.
+    #[error("the load of expert {expert} is not of this plan")]
+    OtherPlan {
+        /// Key of the expert.
+        expert: usize,
+    },
+    /// A plan that cannot be taken back: there was none, or it was taken back already.
+    #[error("there is no plan to take back: a plan is taken back once, before the next request")]
+    NoPlan,
+    /// A plan is taken back from behind its last load on.
+    #[error("{loaded} loads of the plan are said to be done, it has {loads}")]
+    Loaded {
+        /// Loads that are said to be done.
+        loaded: usize,
+        /// Loads of the plan.
+        loads: usize,
+    },
+    /// A guard that comes too late: the cache is not empty.
+    #[error("{resident} experts are resident, a prefill quota is given to an empty cache")]
+    NotEmpty {
+        /// Number of resident experts.
+        resident: usize,
+    },
     /// An expert that is resident already.
     #[error("expert {expert} of the pool is resident twice")]
     ResidentTwice {

@@ -1,6 +1,6 @@
 //! What a cache decides for one request.
 
-use crate::{ExpertKey, SlotId};
+use crate::{CacheError, ExpertKey, Result, SlotId};
 
 /// An expert that is resident already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub struct Hit {
     pub prefetched: bool,
 }
 
-/// An expert that must be copied into a slot; [`Plan::evicted`] tells who leaves for it.
+/// An expert that must be copied into a slot; [`Plan::evicted`] tells which experts leave for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Load {
     /// The expert.
@@ -22,6 +22,8 @@ pub struct Load {
     pub slot: SlotId,
     /// Its part of the plan's evictions.
     pub(crate) evictions: (u32, u32),
+    /// The number of its plan, and its place there.
+    pub(crate) plan: (u64, u32),
 }
 
 /// An expert that leaves.
@@ -45,7 +47,16 @@ pub struct Skip {
     /// The expert.
     pub key: ExpertKey,
     /// The resident expert that takes its place.
-    pub substitute: Option<ExpertKey>,
+    pub substitute: Option<Substitute>,
+}
+
+/// A resident expert that takes the place of a missing one; it stays in its slot while the first wave is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Substitute {
+    /// The expert.
+    pub key: ExpertKey,
+    /// Where it is.
+    pub slot: SlotId,
 }
 
 /// Decisions for one request: every wanted expert is hit, loaded, bypassed or skipped, exactly once.
@@ -56,6 +67,8 @@ pub struct Skip {
 /// If all experts are of one size, a load evicts at most one expert and takes its slot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
+    /// Different for all plans of a cache.
+    number: u64,
     pub(crate) hits: Vec<Hit>,
     pub(crate) loads: Vec<Load>,
     /// Those of the first load, then those of the second, and so on.
@@ -85,9 +98,31 @@ impl Plan {
 
     /// Experts that leave for one load of this plan.
     ///
-    /// # Panics
-    /// If the load is not of this plan.
-    pub fn evicted(&self, load: &Load) -> &[Eviction] {
+    /// ```
+    /// use expert_cache::{CacheError, ExpertCache, Lru, Oversize};
+    /// use moe_trace::ExpertSet;
+    ///
+    /// let mut cache = ExpertCache::new(Lru::new(4), 4, 1, Oversize::Waves)?;
+    /// let first = cache.request(&ExpertSet::from_members(4, [2]))?.loads()[0];
+    /// let plan = cache.request(&ExpertSet::from_members(4, [3]))?;
+    /// assert_eq!(plan.evicted(&plan.loads()[0])?[0].key, first.key);
+    /// assert!(matches!(plan.evicted(&first), Err(CacheError::OtherPlan { expert: 2 })));
+    /// # Ok::<(), CacheError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`CacheError::OtherPlan`] if the load is of another plan, such as an earlier one of this cache, or one that was taken
+    /// back.
+    pub fn evicted(&self, load: &Load) -> Result<&[Eviction]> {
+        if self.loads.get(load.plan.1 as usize) == Some(load) {
+            Ok(self.of(load))
+        } else {
+            Err(CacheError::OtherPlan { expert: load.key.index() })
+        }
+    }
+
+    /// Experts that leave for a load that is known to be of this plan.
+    pub(crate) fn of(&self, load: &Load) -> &[Eviction] {
         let (start, end) = load.evictions;
         &self.evictions[start as usize..end as usize]
     }
@@ -134,10 +169,17 @@ impl Plan {
         self.displaced.clear();
     }
 
+    /// Begins an empty plan.
+    pub(crate) fn begin(&mut self, number: u64) {
+        self.clear();
+        self.number = number;
+    }
+
     /// Adds a load whose evictions are those from `first` on.
     pub(crate) fn push_load(&mut self, key: ExpertKey, slot: SlotId, first: usize) -> Load {
         let place = |index: usize| u32::try_from(index).expect("a pool has at most 2^24 experts");
-        let load = Load { key, slot, evictions: (place(first), place(self.evictions.len())) };
+        let evictions = (place(first), place(self.evictions.len()));
+        let load = Load { key, slot, evictions, plan: (self.number, place(self.loads.len())) };
         self.loads.push(load);
         load
     }

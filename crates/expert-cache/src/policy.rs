@@ -19,8 +19,11 @@ use crate::{ExpertKey, Request};
 /// ascending order of keys, when the request comes; then the others, in ascending order, as they are admitted. The last
 /// one is the most recent. Requests for one expert give the textbook policy.
 ///
-/// # Panics
-/// A policy may panic on an expert outside of the pool it was made for.
+/// # Trust
+/// A cache does not trust a policy: a [`victim`](Self::victim) that is pinned, absent or outside of the pool is
+/// [`CacheError::Victim`](crate::CacheError::Victim), the request is taken back, and the cache goes on. A policy may panic on an
+/// expert outside of the pool that it was made for, so a policy should tell its [`universe`](Self::universe): a cache of
+/// another pool then refuses it.
 pub trait EvictionPolicy: fmt::Debug + Send {
     /// A request is about to be served.
     fn step(&mut self, request: &Request<'_>);
@@ -41,6 +44,16 @@ pub trait EvictionPolicy: fmt::Debug + Send {
 
     /// A sequence has ended; the next request is another's.
     fn sequence_end(&mut self) {}
+
+    /// Number of experts of the pool that the policy was made for, if it was made for one.
+    fn universe(&self) -> Option<usize> {
+        None
+    }
+
+    /// A name for errors.
+    fn name(&self) -> &'static str {
+        std::any::type_name::<Self>()
+    }
 
     /// Whether [`step`](Self::step) reads the router mass of requests; to other policies it need not be given.
     fn reads_mass(&self) -> bool {
@@ -75,6 +88,14 @@ impl<P: EvictionPolicy + ?Sized> EvictionPolicy for Box<P> {
 
     fn sequence_end(&mut self) {
         (**self).sequence_end();
+    }
+
+    fn universe(&self) -> Option<usize> {
+        (**self).universe()
+    }
+
+    fn name(&self) -> &'static str {
+        (**self).name()
     }
 
     fn reads_mass(&self) -> bool {

@@ -172,7 +172,7 @@ mod tests {
         let geometry = Geometry::decoder(2, 4, 1).unwrap();
         let pools = Partition::per_layer(&geometry).into_pools();
         let mut full = caches(2);
-        full.iter_mut().for_each(|cache| cache.warm(&[ExpertKey(3), ExpertKey(1)]).unwrap());
+        full.iter_mut().for_each(|cache| _ = cache.warm(&[ExpertKey(3), ExpertKey(1)]).unwrap());
         let json = ResidentProfile::of(&pools, &full).unwrap().to_json().unwrap();
         let layers = r#"[{"model_layer":0,"stack":"decoder"},{"model_layer":1,"stack":"decoder"}]"#;
         let expected = format!(

@@ -147,8 +147,7 @@ impl Sweep {
         policy: PolicyKind,
         capacity: usize,
     ) -> Result<Vec<PhaseCounts>> {
-        let policy = policy.build(pool.shape(), capacity, Some(requests))?;
-        let cache = ExpertCache::new(policy, pool.universe(), capacity, self.oversize)?;
+        let cache = ExpertCache::of_kind(policy, pool.shape(), capacity, self.oversize, Some(requests))?;
         let mut simulation = Simulation::new(pool.clone(), cache)?;
         simulation.replay(requests)?;
         Ok(simulation.counts().to_vec())

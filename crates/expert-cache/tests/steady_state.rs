@@ -34,7 +34,7 @@ fn simulation(trace: &MemoryTrace, kind: PrefetcherKind, misses: &MissPolicy) ->
         let sizes = ExpertSizes::each((0..pool.universe() as u64).map(|key| 1 + key % 3).collect()).unwrap();
         let policy: Box<dyn EvictionPolicy> = Box::new(Lru::new(pool.universe()));
         let cache = ExpertCache::in_bytes(policy, sizes, 7, Oversize::Waves).unwrap();
-        cache.with_prefill_quota(2).with_misses(misses.clone())
+        cache.with_prefill_quota(2).unwrap().with_misses(misses.clone())
     });
     let mut simulation = Simulation::of_pools(pools.clone(), caches.collect()).unwrap();
     let serving = Serving::new(2, 2).unwrap();

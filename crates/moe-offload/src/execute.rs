@@ -114,7 +114,7 @@ impl Call<'_> {
         let cache = &mut caches[self.pool];
         let plan = cache.request(*request)?;
         if let Some(&key) = plan.bypasses().first().filter(|_| !self.host) {
-            cache.rollback(0);
+            cache.rollback(0)?;
             return Err(OffloadError::Declined { layer: self.layer, expert: self.expert(key) });
         }
         scratch.clear();
@@ -366,7 +366,7 @@ impl Call<'_> {
         let loaded = plan.loads().iter().take_while(|load| done(load.key, load.slot)).count();
         let unused: Vec<Eviction> = plan.evictions().iter().filter(|eviction| eviction.unused).copied().collect();
         tracing::debug!(layer = self.layer.0, loads = plan.loads().len(), loaded, "rollback");
-        cache.rollback(loaded);
+        cache.rollback(loaded)?;
         if let Some(prefetches) = prefetches {
             let gone = unused.iter().filter(|eviction| !cache.resident().contains(eviction.key.index()));
             gone.for_each(|eviction| prefetches.evicted(&self.engine.pools[self.pool], eviction));

@@ -243,10 +243,10 @@ fn caches_of(pools: &[Pool], capacities: &[usize], options: &mut OffloadOptions<
         let policy = (options.policy)(pool, capacity)?;
         let cache = ExpertCache::new(policy, pool.universe(), capacity, options.oversize)?;
         let cache = cache.with_misses(options.misses.clone());
-        Ok(match options.prefill_quota {
-            Some(quota) => cache.with_prefill_quota(quota),
-            None => cache,
-        })
+        match options.prefill_quota {
+            Some(quota) => Ok(cache.with_prefill_quota(quota)?),
+            None => Ok(cache),
+        }
     };
     pools.iter().zip(capacities).map(cache).collect()
 }

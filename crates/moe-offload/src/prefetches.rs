@@ -144,7 +144,7 @@ impl Prefetches {
         let counts = of_key(&mut self.counts, pool, key);
         counts.issued += 1;
         counts.issued_bytes += 1;
-        for eviction in cache.prefetches().evicted(&load) {
+        for eviction in cache.prefetches().evicted(&load)? {
             self.evicted(pool, eviction);
         }
         Ok(Some(load))

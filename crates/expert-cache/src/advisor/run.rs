@@ -6,7 +6,7 @@ use moe_trace::{Geometry, Phase, RoutingSource, Sequence};
 
 use super::{Advisor, Candidate, Figure, Layout, Setup, Slots, SpeedBootstrap};
 use crate::{
-    Counts, EvictionPolicy, ExpertCache, ExpertSizes, Lru, PhaseSpeed, PolicyKind, Pool, PrefetchCounts, Prefetching,
+    Counts, EvictionPolicy, ExpertCache, ExpertSizes, PhaseSpeed, PolicyKind, Pool, PrefetchCounts, Prefetching,
     Requests, Result, Simulation, Timeline,
 };
 
@@ -100,8 +100,7 @@ impl Advisor<'_> {
         slots: usize,
         future: Option<&Arc<Requests>>,
     ) -> Result<ExpertCache<Policy>> {
-        let policy = policy.build(pool.shape(), slots, future)?;
-        ExpertCache::new(policy, pool.universe(), slots, self.choices.oversize)
+        ExpertCache::of_kind(policy, pool.shape(), slots, self.choices.oversize, future)
     }
 
     /// Seconds of the loads of each layer in decode, with the same number of slots each.
@@ -120,8 +119,7 @@ impl Advisor<'_> {
         let mut costs = self.costs.clone();
         costs.load_seconds.fill(0.0);
         let cache = |pool: &Pool| {
-            let policy: Policy = Box::new(Lru::new(pool.universe()));
-            ExpertCache::new(policy, pool.universe(), pool.universe(), self.choices.oversize)
+            ExpertCache::of_kind(PolicyKind::Lru, pool.shape(), pool.universe(), self.choices.oversize, None)
         };
         let pools = self.per_layer.pools().to_vec();
         let caches = pools.iter().map(cache).collect::<Result<_>>()?;

@@ -4,14 +4,21 @@ mod prefetching;
 mod rollback;
 mod room;
 #[cfg(test)]
+mod trust;
+#[cfg(test)]
 mod twin;
+
+use std::sync::Arc;
 
 use moe_trace::{ExpertSet, Phase};
 
 use crate::guard::PhaseGuard;
 use crate::prefetch::PrefetchMarks;
 use crate::residency::Residency;
-use crate::{CacheError, EvictionPolicy, ExpertKey, ExpertSizes, Hit, MissPolicy, Plan, Request, Result};
+use crate::{
+    CacheError, EvictionPolicy, ExpertKey, ExpertSizes, Hit, MissPolicy, Plan, PolicyKind, PoolShape, Request,
+    Requests, Result, SlotId,
+};
 
 /// What happens to a request that is larger than the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,8 +64,37 @@ pub struct ExpertCache<P> {
     blocked: ExpertSet,
     missing: Vec<u32>,
     plan: Plan,
+    /// Whether the plan can still be taken back.
+    planned: bool,
     /// Prefetches since the last request.
     prefetches: Plan,
+    /// Number of requests.
+    clock: u64,
+}
+
+impl ExpertCache<Box<dyn EvictionPolicy>> {
+    /// Creates an empty cache of `capacity` slots over a pool with a policy by name, which so is made for the same pool and
+    /// capacity; `future` are the requests that the cache will see, for policies that know them.
+    ///
+    /// ```
+    /// use expert_cache::{ExpertCache, Oversize, PolicyKind, PoolShape};
+    /// let shape = PoolShape { layers: 2, experts: 8 };
+    /// let cache = ExpertCache::of_kind("lfru-32".parse()?, shape, 4, Oversize::Waves, None)?;
+    /// assert_eq!((cache.capacity(), cache.resident().universe()), (4, 16));
+    /// # Ok::<(), expert_cache::CacheError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`PolicyKind::build`].
+    pub fn of_kind(
+        kind: PolicyKind,
+        shape: PoolShape,
+        capacity: usize,
+        oversize: Oversize,
+        future: Option<&Arc<Requests>>,
+    ) -> Result<ExpertCache<Box<dyn EvictionPolicy>>> {
+        ExpertCache::new(kind.build(shape, capacity, future)?, shape.universe(), capacity, oversize)
+    }
 }
 
 impl<P: EvictionPolicy> ExpertCache<P> {
@@ -66,12 +102,13 @@ impl<P: EvictionPolicy> ExpertCache<P> {
     /// pool.
     ///
     /// # Errors
-    /// [`CacheError::Capacity`] if the capacity is 0 or above the pool.
+    /// [`CacheError::Capacity`] if the capacity is 0 or above the pool, [`CacheError::PolicyUniverse`] if the policy was made
+    /// for another pool.
     pub fn new(policy: P, universe: usize, capacity: usize, oversize: Oversize) -> Result<ExpertCache<P>> {
         if capacity == 0 || capacity > universe {
             return Err(CacheError::Capacity { capacity, experts: universe });
         }
-        Ok(ExpertCache::build(policy, ExpertSizes::uniform(universe, 1)?, capacity as u64, oversize))
+        ExpertCache::build(policy, ExpertSizes::uniform(universe, 1)?, capacity as u64, oversize)
     }
 
     /// Creates an empty cache of `capacity` bytes for experts of the given sizes.
@@ -88,25 +125,29 @@ impl<P: EvictionPolicy> ExpertCache<P> {
     /// let mut cache = ExpertCache::in_bytes(Lru::new(3), sizes, 3, Oversize::Waves)?;
     /// cache.request(&ExpertSet::from_members(3, [0, 1]))?;
     /// let plan = cache.request(&ExpertSet::from_members(3, [2]))?;
-    /// assert_eq!(plan.evicted(&plan.loads()[0]).len(), 1); // one byte was free
+    /// assert_eq!(plan.evicted(&plan.loads()[0])?.len(), 1); // one byte was free
     /// # Ok::<(), expert_cache::CacheError>(())
     /// ```
     ///
     /// # Errors
-    /// [`CacheError::CapacityBytes`] if the largest expert does not fit.
+    /// [`CacheError::CapacityBytes`] if the largest expert does not fit, [`CacheError::PolicyUniverse`] if the policy was made
+    /// for another pool.
     pub fn in_bytes(policy: P, sizes: ExpertSizes, capacity: u64, oversize: Oversize) -> Result<ExpertCache<P>> {
         if sizes.largest() > capacity {
             return Err(CacheError::CapacityBytes { capacity, largest: sizes.largest() });
         }
-        Ok(ExpertCache::build(policy, sizes, capacity, oversize))
+        ExpertCache::build(policy, sizes, capacity, oversize)
     }
 
-    fn build(policy: P, sizes: ExpertSizes, capacity: u64, oversize: Oversize) -> ExpertCache<P> {
+    fn build(policy: P, sizes: ExpertSizes, capacity: u64, oversize: Oversize) -> Result<ExpertCache<P>> {
         let universe = sizes.universe();
+        if let Some(found) = policy.universe().filter(|&found| found != universe) {
+            return Err(CacheError::PolicyUniverse { policy: policy.name(), found, expected: universe });
+        }
         let (mut plan, mut prefetches) = (Plan::default(), Plan::default());
         plan.reserve(universe);
         prefetches.reserve(universe);
-        ExpertCache {
+        Ok(ExpertCache {
             policy,
             oversize,
             misses: MissPolicy::Load,
@@ -118,8 +159,10 @@ impl<P: EvictionPolicy> ExpertCache<P> {
             blocked: ExpertSet::new(universe),
             missing: Vec::with_capacity(universe),
             plan,
+            planned: false,
             prefetches,
-        }
+            clock: 0,
+        })
     }
 
     /// Serves misses in another way than by loading all.
@@ -142,7 +185,7 @@ impl<P: EvictionPolicy> ExpertCache<P> {
     /// let decode_hits = |guarded: bool| {
     ///     let mut cache = ExpertCache::new(Lru::new(8), 8, 4, Oversize::Waves)?;
     ///     if guarded {
-    ///         cache = cache.with_prefill_quota(1);
+    ///         cache = cache.with_prefill_quota(1)?;
     ///     }
     ///     let mut request = |experts: std::ops::Range<usize>, phase| {
     ///         let set = ExpertSet::from_members(8, experts);
@@ -156,19 +199,31 @@ impl<P: EvictionPolicy> ExpertCache<P> {
     /// # Ok::<(), expert_cache::CacheError>(())
     /// ```
     ///
-    /// # Panics
-    /// If an expert is resident.
-    pub fn with_prefill_quota(mut self, quota: u64) -> ExpertCache<P> {
-        assert!(self.resident().is_empty(), "a guard must see who brings the experts");
+    /// # Errors
+    /// [`CacheError::NotEmpty`] if an expert is resident: a guard must see which phase brings the experts.
+    pub fn with_prefill_quota(mut self, quota: u64) -> Result<ExpertCache<P>> {
+        if !self.resident().is_empty() {
+            return Err(CacheError::NotEmpty { resident: self.resident().len() });
+        }
         self.guard = Some(PhaseGuard::new(self.residency.universe(), quota));
-        self
+        Ok(self)
     }
 
-    /// Makes experts resident before the first request, in the given order; a guard counts them as decode's.
+    /// Makes experts resident before the first request, in the given order, and returns their slots; a guard counts them as
+    /// decode's.
+    ///
+    /// ```
+    /// use expert_cache::{ExpertCache, ExpertKey, Lru, Oversize};
+    /// let mut cache = ExpertCache::new(Lru::new(4), 4, 2, Oversize::Waves)?;
+    /// let slots = cache.warm(&[ExpertKey(3), ExpertKey(1)])?;
+    /// assert_eq!(cache.slot(ExpertKey(1)), Some(slots[1]));
+    /// assert_eq!(cache.slot(ExpertKey(0)), None);
+    /// # Ok::<(), expert_cache::CacheError>(())
+    /// ```
     ///
     /// # Errors
     /// [`CacheError::KeyOutOfRange`], [`CacheError::ResidentTwice`], [`CacheError::NoRoom`]; then none has come.
-    pub fn warm(&mut self, experts: &[ExpertKey]) -> Result<()> {
+    pub fn warm(&mut self, experts: &[ExpertKey]) -> Result<Vec<SlotId>> {
         let mut after = self.resident().clone();
         let mut bytes = self.residency.used();
         for &expert in experts {
@@ -181,13 +236,15 @@ impl<P: EvictionPolicy> ExpertCache<P> {
         if bytes > self.residency.capacity() {
             return Err(CacheError::NoRoom { wanted: bytes, capacity: self.residency.capacity() });
         }
-        for &expert in experts {
-            self.residency.occupy(expert.index());
+        let occupy = |&expert: &ExpertKey| {
+            let slot = self.residency.occupy(expert.index());
             self.admitted(expert, true);
-        }
+            slot
+        };
+        let slots = experts.iter().map(occupy).collect();
         #[cfg(test)]
         self.validate();
-        Ok(())
+        Ok(slots)
     }
 
     /// The policy.
@@ -220,6 +277,11 @@ impl<P: EvictionPolicy> ExpertCache<P> {
         self.residency.sizes()
     }
 
+    /// The slot of an expert, if it is resident.
+    pub fn slot(&self, key: ExpertKey) -> Option<SlotId> {
+        (key.index() < self.residency.universe()).then(|| self.residency.slot(key.index())).flatten()
+    }
+
     /// Resident experts.
     pub fn resident(&self) -> &ExpertSet {
         self.residency.resident()
@@ -229,29 +291,33 @@ impl<P: EvictionPolicy> ExpertCache<P> {
     ///
     /// # Errors
     /// [`CacheError::Universe`] if the set is another pool's, [`CacheError::NeedsMass`] if misses are served by router
-    /// mass and the request has none.
+    /// mass and the request has none, [`CacheError::Victim`] if the policy chose an expert that may not leave. Residents are
+    /// then as before, and the next request is served.
     pub fn request<'a>(&mut self, request: impl Into<Request<'a>>) -> Result<&Plan> {
         let request = request.into();
         self.check_universe(request.wanted().universe())?;
         self.misses.check(&request)?;
         self.policy.step(&request);
         self.marks.advance();
-        self.plan.clear();
-        self.prefetches.clear();
+        self.clock += 1;
+        self.plan.begin(2 * self.clock);
+        self.prefetches.begin(2 * self.clock + 1);
         self.judge(&request);
         self.pinned.copy_from(request.wanted());
         if !matches!(self.misses, MissPolicy::Load) {
             self.serve_without_loading(&request);
         }
         let missing = std::mem::take(&mut self.missing);
-        for &key in &missing {
-            self.load(ExpertKey(key), request.phase());
-        }
+        let loaded = missing.iter().try_for_each(|&key| self.load(ExpertKey(key), request.phase()));
         self.missing = missing;
         self.plan.wave_ends.push(self.plan.loads.len());
+        if loaded.is_err() {
+            self.take_back(0, None);
+        }
+        self.planned = loaded.is_ok();
         #[cfg(test)]
         self.validate();
-        Ok(&self.plan)
+        loaded.map(|()| &self.plan)
     }
 
     /// Tells the policy that a sequence has ended; what is resident stays.

@@ -7,7 +7,7 @@ use crate::{EvictionPolicy, ExpertKey, Load, Plan, Result};
 
 impl<P: EvictionPolicy> ExpertCache<P> {
     /// Decides to load an expert that is not wanted yet, and takes the load as executed; `None` if it is resident already
-    /// or nobody may leave for it.
+    /// or nobody may leave for it, as before [`release`](Self::release) where the running request uses every slot.
     ///
     /// The expert, loaded or there already, is held until it is used or `within` more requests have been made of this cache:
     /// no prefetch evicts it, and a load only if nobody else can go. A prefetch also leaves the running request's last wave
@@ -27,7 +27,8 @@ impl<P: EvictionPolicy> ExpertCache<P> {
     /// ```
     ///
     /// # Errors
-    /// [`CacheError::KeyOutOfRange`](crate::CacheError::KeyOutOfRange).
+    /// [`CacheError::KeyOutOfRange`](crate::CacheError::KeyOutOfRange), [`CacheError::Victim`](crate::CacheError::Victim) if the
+    /// policy chose an expert that may not leave; residents are then as before.
     pub fn prefetch(&mut self, key: ExpertKey, phase: Phase, within: usize) -> Result<Option<Load>> {
         self.check_key(key)?;
         if self.residency.slot(key.index()).is_some() {
@@ -41,12 +42,13 @@ impl<P: EvictionPolicy> ExpertCache<P> {
         let first = self.prefetches.evictions.len();
         while !self.residency.has_room(size) {
             let guarded = self.is_guarded(key, phase);
-            let victim = if self.block(guarded, true) { self.policy.victim(key, &self.blocked) } else { None };
-            let Some(eviction) = victim.and_then(|victim| self.evict(victim)) else {
+            let victim = if self.block(guarded, true) { self.checked_victim(key, true) } else { Ok(None) };
+            let evicted = victim.map(|victim| victim.and_then(|victim| self.evict(victim)));
+            let Ok(Some(eviction)) = evicted else {
                 let mut prefetches = std::mem::take(&mut self.prefetches);
                 prefetches.evictions.drain(first..).rev().for_each(|eviction| self.restore(&eviction));
                 self.prefetches = prefetches;
-                return Ok(None);
+                return evicted.map(|_| None);
             };
             self.marks.displace(eviction.key.index());
             self.prefetches.evictions.push(eviction);

@@ -1,7 +1,7 @@
 //! Taking back what could not be executed.
 
 use super::ExpertCache;
-use crate::{Eviction, EvictionPolicy, ExpertKey, Plan, SlotId};
+use crate::{CacheError, Eviction, EvictionPolicy, ExpertKey, Result, SlotId};
 
 impl<P: EvictionPolicy> ExpertCache<P> {
     /// Takes back what the execution of the last plan did not achieve: its loads before `loaded` were executed,
@@ -10,9 +10,36 @@ impl<P: EvictionPolicy> ExpertCache<P> {
     /// Prefetches planned since then stay; an expert whose slot one of them has taken does not come back. The policy has
     /// seen the request all the same; one that knows the future is from then on a request ahead of a caller that tries it
     /// again.
-    pub fn rollback(&mut self, loaded: usize) {
+    ///
+    /// # Errors
+    /// [`CacheError::NoPlan`] before the first request and if the plan was taken back already, [`CacheError::Loaded`] if the
+    /// plan has fewer loads; nothing is taken back then.
+    pub fn rollback(&mut self, loaded: usize) -> Result<()> {
+        let loads = self.plan.loads.len();
+        if !self.planned {
+            return Err(CacheError::NoPlan);
+        }
+        if loaded > loads {
+            return Err(CacheError::Loaded { loaded, loads });
+        }
+        self.planned = false;
+        self.take_back(loaded, Some(loaded));
+        #[cfg(test)]
+        self.validate();
+        Ok(())
+    }
+
+    /// Takes back the loads of the plan from `loaded` on; of them `failed` has overwritten its slot.
+    pub(super) fn take_back(&mut self, loaded: usize, failed: Option<usize>) {
         let plan = std::mem::take(&mut self.plan);
-        self.take_back(&plan, loaded);
+        for (number, load) in plan.loads.iter().enumerate().skip(loaded).rev() {
+            if self.residency.slot(load.key.index()) == Some(load.slot) {
+                self.evict(load.key);
+            }
+            if failed != Some(number) {
+                plan.of(load).iter().rev().for_each(|eviction| self.restore(eviction));
+            }
+        }
         for hit in plan.hits.iter().filter(|hit| hit.prefetched) {
             if self.residency.slot(hit.key.index()).is_some() {
                 self.marks.restore_unused(hit.key.index());
@@ -25,23 +52,12 @@ impl<P: EvictionPolicy> ExpertCache<P> {
         }
         self.plan = plan;
         self.plan.clear();
-        #[cfg(test)]
-        self.validate();
     }
 
-    /// Takes back prefetches since the last request: those before `loaded` were executed, `loads[loaded]` failed and left
-    /// its slot undefined, the later ones were not tried.
-    pub fn rollback_prefetches(&mut self, loaded: usize) {
-        let prefetches = std::mem::take(&mut self.prefetches);
-        self.take_back(&prefetches, loaded);
-        self.prefetches = prefetches;
-        self.prefetches.clear();
-        #[cfg(test)]
-        self.validate();
-    }
-
-    /// Takes an expert out of a slot whose load failed after others had been planned; who left for it stays away. `None` if
-    /// it is not in that slot any more.
+    /// Takes an expert out of a slot whose load failed, such as that of a prefetch; what left for it stays away. `None` if the
+    /// expert is not in that slot any more.
+    ///
+    /// This is right at any time, also when other requests have been made since the load was planned.
     ///
     /// ```
     /// use expert_cache::{ExpertCache, ExpertKey, Lru, Oversize};
@@ -60,16 +76,5 @@ impl<P: EvictionPolicy> ExpertCache<P> {
         #[cfg(test)]
         self.validate();
         gone
-    }
-
-    fn take_back(&mut self, plan: &Plan, loaded: usize) {
-        for (number, load) in plan.loads.iter().enumerate().skip(loaded).rev() {
-            if self.residency.slot(load.key.index()) == Some(load.slot) {
-                self.evict(load.key);
-            }
-            if number > loaded {
-                plan.evicted(load).iter().rev().for_each(|eviction| self.restore(eviction));
-            }
-        }
     }
 }

@@ -3,7 +3,7 @@
 use moe_trace::Phase;
 
 use super::{ExpertCache, Oversize};
-use crate::{Eviction, EvictionPolicy, ExpertKey, Request, Skip};
+use crate::{CacheError, Eviction, EvictionPolicy, ExpertKey, Request, Result, Skip, Substitute};
 
 /// Why no room was made.
 enum Refusal {
@@ -11,6 +11,8 @@ enum Refusal {
     Declined,
     /// Prefill has used up its quota in this wave.
     Guarded,
+    /// The policy chose an expert that may not leave.
+    Wrong(CacheError),
 }
 
 impl<P: EvictionPolicy> ExpertCache<P> {
@@ -27,13 +29,15 @@ impl<P: EvictionPolicy> ExpertCache<P> {
                 None => return true,
                 Some(None) => None,
                 Some(Some(buddies)) => {
-                    let resident = |&&buddy: &&u32| {
-                        self.residency.slot(buddy as usize).is_some() && !self.pinned.contains(buddy as usize)
+                    let resident = |&buddy: &u32| {
+                        let slot =
+                            self.residency.slot(buddy as usize).filter(|_| !self.pinned.contains(buddy as usize));
+                        slot.map(|slot| Substitute { key: ExpertKey(buddy), slot })
                     };
-                    let Some(&buddy) = buddies.iter().find(resident) else { return true };
-                    self.pinned.insert(buddy as usize);
-                    self.wave_used += self.residency.size(buddy as usize);
-                    Some(ExpertKey(buddy))
+                    let Some(substitute) = buddies.iter().find_map(resident) else { return true };
+                    self.pinned.insert(substitute.key.index());
+                    self.wave_used += self.residency.size(substitute.key.index());
+                    Some(substitute)
                 }
             };
             self.plan.skips.push(Skip { key, substitute });
@@ -43,29 +47,35 @@ impl<P: EvictionPolicy> ExpertCache<P> {
     }
 
     /// Loads a missing expert, in the next wave if need be, or bypasses it.
-    pub(super) fn load(&mut self, key: ExpertKey, phase: Phase) {
+    ///
+    /// # Errors
+    /// [`CacheError::Victim`]; what left for the expert is back then.
+    pub(super) fn load(&mut self, key: ExpertKey, phase: Phase) -> Result<()> {
         if !self.policy.admits(key) {
             self.plan.bypasses.push(key);
-            return;
+            return Ok(());
         }
         let size = self.residency.size(key.index());
         let first = self.plan.evictions.len();
         self.pinned.insert(key.index());
         if size > self.residency.capacity() - self.wave_used && !self.next_wave(key) {
             self.plan.bypasses.push(key);
-            return;
+            return Ok(());
         }
         loop {
             match self.make_room(key, phase) {
                 Ok(()) => break,
                 // A wave that holds nothing is never refused.
                 Err(Refusal::Guarded) if self.next_wave(key) => {}
-                Err(_) => {
+                Err(refusal) => {
                     let mut plan = std::mem::take(&mut self.plan);
                     plan.evictions.drain(first..).rev().for_each(|eviction| self.restore(&eviction));
                     self.plan = plan;
+                    if let Refusal::Wrong(error) = refusal {
+                        return Err(error);
+                    }
                     self.plan.bypasses.push(key);
-                    return;
+                    return Ok(());
                 }
             }
         }
@@ -73,6 +83,7 @@ impl<P: EvictionPolicy> ExpertCache<P> {
         self.admitted(key, phase == Phase::Decode);
         self.plan.push_load(key, slot, first);
         self.wave_used += size;
+        Ok(())
     }
 
     /// Begins a wave with `key`, if there may be one.
@@ -104,14 +115,27 @@ impl<P: EvictionPolicy> ExpertCache<P> {
             // Held experts go last.
             for held in [true, false] {
                 if self.block(guarded, held) {
-                    return self.policy.victim(key, &self.blocked).ok_or(Refusal::Declined);
+                    return self.checked_victim(key, true).map_err(Refusal::Wrong)?.ok_or(Refusal::Declined);
                 }
             }
             if guarded && (self.wave_used > 0 || self.oversize == Oversize::Bypass) {
                 return Err(Refusal::Guarded);
             }
         }
-        self.policy.victim(key, &self.pinned).ok_or(Refusal::Declined)
+        self.checked_victim(key, false).map_err(Refusal::Wrong)?.ok_or(Refusal::Declined)
+    }
+
+    /// The policy's victim, which is resident and neither pinned nor, where more are, blocked.
+    pub(super) fn checked_victim(&mut self, incoming: ExpertKey, more_blocked: bool) -> Result<Option<ExpertKey>> {
+        let blocked = if more_blocked { &self.blocked } else { &self.pinned };
+        let Some(victim) = self.policy.victim(incoming, blocked) else { return Ok(None) };
+        let problem = match victim.index() {
+            key if key >= self.residency.universe() => "is not of the pool",
+            key if self.residency.slot(key).is_none() => "is not resident",
+            key if blocked.contains(key) => "is pinned",
+            _ => return Ok(Some(victim)),
+        };
+        Err(CacheError::Victim { policy: self.policy.name(), victim: victim.index(), problem })
     }
 
     /// Whether the guard lets only experts go for `key` that decode has not used.

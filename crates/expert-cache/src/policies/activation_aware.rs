@@ -143,6 +143,10 @@ impl EvictionPolicy for ActivationAware {
         self.reprioritize();
     }
 
+    fn universe(&self) -> Option<usize> {
+        Some(self.residents.universe())
+    }
+
     #[cfg(test)]
     fn validate(&self, resident: &ExpertSet) {
         self.residents.validate(resident);

@@ -103,6 +103,10 @@ impl EvictionPolicy for AdaptiveReplacement {
         self.leaving.map(ExpertKey::from_index)
     }
 
+    fn universe(&self) -> Option<usize> {
+        Some(self.lists.universe())
+    }
+
     #[cfg(test)]
     fn validate(&self, resident: &ExpertSet) {
         self.lists.validate_residents(T1..B1, resident);

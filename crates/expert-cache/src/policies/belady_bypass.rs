@@ -99,6 +99,10 @@ impl EvictionPolicy for BeladyBypass {
         planned.or_else(unplanned).map(ExpertKey::from_index)
     }
 
+    fn universe(&self) -> Option<usize> {
+        Some(self.residents.universe())
+    }
+
     #[cfg(test)]
     fn validate(&self, resident: &ExpertSet) {
         let mut staying = resident.clone();

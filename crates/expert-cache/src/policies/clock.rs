@@ -51,6 +51,10 @@ impl EvictionPolicy for Clock {
         None
     }
 
+    fn universe(&self) -> Option<usize> {
+        Some(self.residents.universe())
+    }
+
     #[cfg(test)]
     fn validate(&self, resident: &ExpertSet) {
         self.residents.validate_residents(0..1, resident);

@@ -21,6 +21,11 @@ impl<P: Ord + Copy> PriorityHeap<P> {
         PriorityHeap { entries: Vec::with_capacity(capacity), place: vec![ABSENT; universe] }
     }
 
+    /// Number of experts of the pool.
+    pub(super) fn universe(&self) -> usize {
+        self.place.len()
+    }
+
     /// Number of experts.
     pub(super) fn len(&self) -> usize {
         self.entries.len()

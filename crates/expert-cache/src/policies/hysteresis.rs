@@ -79,6 +79,10 @@ impl EvictionPolicy for Hysteresis {
         self.scores.exceeds(incoming.index(), MARGIN, lowest).then(|| ExpertKey::from_index(lowest))
     }
 
+    fn universe(&self) -> Option<usize> {
+        Some(self.dwelling.universe())
+    }
+
     #[cfg(test)]
     fn validate(&self, resident: &ExpertSet) {
         self.dwelling.validate();

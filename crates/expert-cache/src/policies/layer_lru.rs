@@ -79,6 +79,10 @@ impl EvictionPolicy for LayerLru {
         oldest.min().map(|(_, _, expert)| ExpertKey::from_index(expert))
     }
 
+    fn universe(&self) -> Option<usize> {
+        Some(self.residents.universe())
+    }
+
     #[cfg(test)]
     fn validate(&self, resident: &ExpertSet) {
         self.residents.validate_residents(0..self.runs.len(), resident);

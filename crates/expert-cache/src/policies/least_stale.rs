@@ -82,6 +82,10 @@ impl EvictionPolicy for LeastStale {
         lists.find_map(|list| self.residents.oldest_outside(list, pinned)).map(ExpertKey::from_index)
     }
 
+    fn universe(&self) -> Option<usize> {
+        Some(self.residents.universe())
+    }
+
     #[cfg(test)]
     fn validate(&self, resident: &ExpertSet) {
         self.residents.validate_residents(0..self.shape.layers + 1, resident);

@@ -57,6 +57,10 @@ impl EvictionPolicy for Lfru {
         self.residents.lowest_outside(pinned).map(ExpertKey::from_index)
     }
 
+    fn universe(&self) -> Option<usize> {
+        Some(self.residents.universe())
+    }
+
     #[cfg(test)]
     fn validate(&self, resident: &ExpertSet) {
         self.residents.validate(resident);

@@ -47,6 +47,10 @@ impl EvictionPolicy for Lfu {
         self.residents.lowest_outside(pinned).map(ExpertKey::from_index)
     }
 
+    fn universe(&self) -> Option<usize> {
+        Some(self.residents.universe())
+    }
+
     #[cfg(test)]
     fn validate(&self, resident: &ExpertSet) {
         self.residents.validate(resident);

@@ -64,6 +64,10 @@ impl EvictionPolicy for LfuAged {
         self.leaving.map(ExpertKey::from_index)
     }
 
+    fn universe(&self) -> Option<usize> {
+        Some(self.residents.universe())
+    }
+
     #[cfg(test)]
     fn validate(&self, resident: &ExpertSet) {
         self.residents.validate(resident);

@@ -152,6 +152,10 @@ impl EvictionPolicy for Lirs {
         self.leaving.map(ExpertKey::from_index)
     }
 
+    fn universe(&self) -> Option<usize> {
+        Some(self.stack.universe())
+    }
+
     #[cfg(test)]
     fn validate(&self, resident: &ExpertSet) {
         self.stack.validate();

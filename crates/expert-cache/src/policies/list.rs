@@ -33,6 +33,11 @@ impl Lists {
         Lists { nodes: (0..universe + lists).map(node).collect(), lengths: vec![0; lists] }
     }
 
+    /// Number of experts of the pool.
+    pub(super) fn universe(&self) -> usize {
+        self.nodes.len() - self.lengths.len()
+    }
+
     /// Number of members of a list.
     pub(super) fn len(&self, list: usize) -> usize {
         self.lengths[list]
@@ -136,7 +141,7 @@ impl Lists {
             assert!(members.iter().all(|&member| self.list_of(member) == Some(list)));
             listed += members.len();
         }
-        let universe = self.nodes.len() - self.lengths.len();
+        let universe = self.universe();
         assert_eq!((0..universe).filter(|&expert| self.contains(expert)).count(), listed);
     }
 

@@ -39,6 +39,10 @@ impl EvictionPolicy for Lru {
         self.residents.oldest_outside(0, pinned).map(ExpertKey::from_index)
     }
 
+    fn universe(&self) -> Option<usize> {
+        Some(self.residents.universe())
+    }
+
     #[cfg(test)]
     fn validate(&self, resident: &ExpertSet) {
         self.residents.validate_residents(0..1, resident);

@@ -67,6 +67,10 @@ impl EvictionPolicy for RandomChoice {
         None
     }
 
+    fn universe(&self) -> Option<usize> {
+        Some(self.place.len())
+    }
+
     #[cfg(test)]
     fn validate(&self, resident: &ExpertSet) {
         let mut members = self.residents.clone();

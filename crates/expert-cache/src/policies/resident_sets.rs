@@ -217,7 +217,7 @@ fn random_choices_are_uniform_and_repeatable() {
             let before =
                 (0..8).map(|expert| cache.resident().contains(expert).then(|| rank(expert))).collect::<Vec<_>>();
             let plan = serve(&mut cache, POOL, &wanted);
-            victims.push(before[plan.evicted(&plan.loads()[0])[0].key.index()].unwrap());
+            victims.push(before[plan.evicted(&plan.loads()[0]).unwrap()[0].key.index()].unwrap());
         }
         victims
     };

@@ -60,6 +60,10 @@ impl EvictionPolicy for RouterMass {
         true
     }
 
+    fn universe(&self) -> Option<usize> {
+        Some(self.residents.universe())
+    }
+
     #[cfg(test)]
     fn validate(&self, resident: &ExpertSet) {
         self.residents.validate(resident);

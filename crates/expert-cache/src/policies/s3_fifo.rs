@@ -132,6 +132,10 @@ impl EvictionPolicy for S3Fifo {
         self.leaving.map(ExpertKey::from_index)
     }
 
+    fn universe(&self) -> Option<usize> {
+        Some(self.lists.universe())
+    }
+
     #[cfg(test)]
     fn validate(&self, resident: &ExpertSet) {
         self.lists.validate_residents(SMALL..LEFT, resident);

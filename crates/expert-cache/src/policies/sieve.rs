@@ -58,6 +58,10 @@ impl EvictionPolicy for Sieve {
         None
     }
 
+    fn universe(&self) -> Option<usize> {
+        Some(self.residents.universe())
+    }
+
     #[cfg(test)]
     fn validate(&self, resident: &ExpertSet) {
         self.residents.validate_residents(0..1, resident);

@@ -61,6 +61,10 @@ impl EvictionPolicy for Slru {
         oldest.find_map(|expert| expert.map(ExpertKey::from_index))
     }
 
+    fn universe(&self) -> Option<usize> {
+        Some(self.residents.universe())
+    }
+
     #[cfg(test)]
     fn validate(&self, resident: &ExpertSet) {
         self.residents.validate_residents(0..2, resident);

@@ -52,6 +52,10 @@ impl EvictionPolicy for StaticBestSet {
         self.others.oldest_outside(0, pinned).map(ExpertKey::from_index)
     }
 
+    fn universe(&self) -> Option<usize> {
+        Some(self.others.universe())
+    }
+
     #[cfg(test)]
     fn validate(&self, resident: &ExpertSet) {
         self.others.validate();

@@ -80,7 +80,7 @@ fn keeps_the_rules(kind: PolicyKind, shape: PoolShape, history: &[Vec<usize>], c
         for (number, wave) in plan.waves().enumerate() {
             let mut served = if number == 0 { hits.clone() } else { BTreeSet::new() };
             for load in wave {
-                let evicted = plan.evicted(load);
+                let evicted = plan.evicted(load).unwrap();
                 assert_eq!(evicted.len(), usize::from(resident.len() == capacity), "free slots come first");
                 for eviction in evicted {
                     let key = eviction.key.index();
@@ -117,10 +117,10 @@ fn rolls_back(
             continue;
         }
         let failed = fail_at.index(plan.loads().len());
-        cache.rollback(failed);
+        cache.rollback(failed).unwrap();
         let mut expected = before;
         for (number, load) in plan.loads().iter().enumerate().take(failed + 1) {
-            plan.evicted(load).iter().for_each(|eviction| _ = expected.remove(eviction.key.index()));
+            plan.evicted(load).unwrap().iter().for_each(|eviction| _ = expected.remove(eviction.key.index()));
             if number < failed {
                 expected.insert(load.key.index());
             }

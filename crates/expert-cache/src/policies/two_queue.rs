@@ -79,6 +79,10 @@ impl EvictionPolicy for TwoQueue {
         self.leaving.map(ExpertKey::from_index)
     }
 
+    fn universe(&self) -> Option<usize> {
+        Some(self.lists.universe())
+    }
+
     #[cfg(test)]
     fn validate(&self, resident: &ExpertSet) {
         self.lists.validate_residents(QUEUE..LEFT, resident);

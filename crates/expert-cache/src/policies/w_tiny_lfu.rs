@@ -111,6 +111,10 @@ impl EvictionPolicy for WTinyLfu {
         victim.map(ExpertKey::from_index)
     }
 
+    fn universe(&self) -> Option<usize> {
+        Some(self.residents.universe())
+    }
+
     #[cfg(test)]
     fn validate(&self, resident: &ExpertSet) {
         self.residents.validate_residents(WINDOW..PROTECTED + 1, resident);

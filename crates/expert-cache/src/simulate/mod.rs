@@ -34,13 +34,10 @@ pub struct Served<'a> {
 }
 
 impl Served<'_> {
-    /// Experts that leave for one of the prefetches.
-    ///
-    /// # Panics
-    /// If the prefetch is another request's.
-    pub fn evicted(&self, prefetched: &Prefetched) -> &[Eviction] {
-        let (start, end) = prefetched.evictions;
-        &self.evictions[start..end]
+    /// The prefetches, each with the experts that leave for it.
+    pub fn prefetches_and_evictions(&self) -> impl Iterator<Item = (&Prefetched, &[Eviction])> {
+        let evictions = |prefetched: &Prefetched| &self.evictions[prefetched.evictions.0..prefetched.evictions.1];
+        self.prefetches.iter().map(move |prefetched| (prefetched, evictions(prefetched)))
     }
 }
 

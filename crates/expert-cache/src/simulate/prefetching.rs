@@ -209,8 +209,9 @@ impl Prefetches {
         counts.issued += 1;
         counts.issued_bytes += cache.sizes().of(key);
         let first = self.evictions.len();
-        self.evictions.extend_from_slice(cache.prefetches().evicted(&load));
-        self.count_useless(pool, cache, cache.prefetches().evicted(&load));
+        let evicted = cache.prefetches().evicted(&load)?;
+        self.evictions.extend_from_slice(evicted);
+        self.count_useless(pool, cache, evicted);
         self.issued.push(Prefetched { pool: number, load, evictions: (first, self.evictions.len()) });
         Ok(())
     }

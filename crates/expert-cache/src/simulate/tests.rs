@@ -85,12 +85,12 @@ impl Recount {
             self.total.polluting += u64::from(self.displaced.remove(&(pool, key)));
         }
         for load in served.plan.loads() {
-            served.plan.evicted(load).iter().for_each(|eviction| self.evict(pool, eviction.key));
+            served.plan.evicted(load).unwrap().iter().for_each(|eviction| self.evict(pool, eviction.key));
             assert!(self.residents.insert((pool, load.key)));
         }
-        for prefetched in served.prefetches {
+        for (prefetched, evictions) in served.prefetches_and_evictions() {
             let (pool, key) = (prefetched.pool, prefetched.load.key);
-            for eviction in served.evicted(prefetched) {
+            for eviction in evictions {
                 let in_use = pool == served.pool && served.request.wanted().contains(eviction.key.index());
                 assert!(!in_use || served.plan.waves().count() > 1, "only an earlier wave is over");
                 self.evict(pool, eviction.key);
@@ -221,7 +221,13 @@ fn skipping_and_substituting_lose_mass() {
         let mut skips = Vec::new();
         simulation
             .observe(&trace, |served| {
-                skips.extend(served.plan.skips().iter().map(|skip| (skip.key.0, skip.substitute.map(|key| key.0))));
+                skips.extend(
+                    served
+                        .plan
+                        .skips()
+                        .iter()
+                        .map(|skip| (skip.key.0, skip.substitute.map(|substitute| substitute.key.0))),
+                );
             })
             .unwrap();
         (skips, simulation.counts()[0].decode, simulation.mass()[0])

@@ -280,8 +280,8 @@ impl Ticks {
         let mut evicted: Vec<ExpertKey> = served.plan.evictions().iter().map(|eviction| eviction.key).collect();
         self.foreseen.retain(|&(of, key)| of != pool || !evicted.contains(&key));
         evicted.clear();
-        for prefetched in served.prefetches {
-            for eviction in served.evicted(prefetched) {
+        for (prefetched, evictions) in served.prefetches_and_evictions() {
+            for eviction in evictions {
                 self.foreseen.retain(|&expert| expert != (prefetched.pool, eviction.key));
             }
             self.foreseen.push_back((prefetched.pool, prefetched.load.key));

@@ -114,7 +114,7 @@ impl Case {
             let cache = ExpertCache::new(policy, pool.universe(), slots, self.oversize).unwrap();
             let cache = cache.with_misses(self.misses.clone());
             match self.quota {
-                Some(quota) => cache.with_prefill_quota(quota),
+                Some(quota) => cache.with_prefill_quota(quota).unwrap(),
                 None => cache,
             }
         };
