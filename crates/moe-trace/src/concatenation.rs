@@ -1,6 +1,6 @@
 //! Several traces as one.
 
-use crate::{DomainId, Geometry, ImportReport, Result, RoutingSource, Sequence, TraceError};
+use crate::{DomainId, Geometry, ImportReport, Notice, Result, RoutingSource, Sequence, TraceError};
 
 /// Sources of equal geometry, one after the other.
 ///
@@ -14,6 +14,7 @@ pub struct Concatenation<S> {
     /// For each source the domain of each of its domains.
     renamed: Vec<Vec<DomainId>>,
     import_report: ImportReport,
+    notices: Vec<Notice>,
 }
 
 impl<S: RoutingSource> Concatenation<S> {
@@ -47,7 +48,8 @@ impl<S: RoutingSource> Concatenation<S> {
             renamed.push(names);
             import_report.merge(source.import_report());
         }
-        Ok(Concatenation { sources, starts, domains, renamed, import_report })
+        let notices = sources.iter().flat_map(|source| source.notices().to_vec()).collect();
+        Ok(Concatenation { sources, starts, domains, renamed, import_report, notices })
     }
 
     /// The source of a sequence, and the sequence's number in it.
@@ -100,5 +102,9 @@ impl<S: RoutingSource> RoutingSource for Concatenation<S> {
 
     fn import_report(&self) -> &ImportReport {
         &self.import_report
+    }
+
+    fn notices(&self) -> &[Notice] {
+        &self.notices
     }
 }

@@ -322,6 +322,39 @@ pub enum TraceError {
         /// The names that are known.
         known: String,
     },
+    /// A directory has shards and no index.
+    #[error(
+        "{path}: the index is missing, and {shards} shards are there; copy the whole directory again, or open the \
+         shards one by one"
+    )]
+    LostIndex {
+        /// The index.
+        path: PathBuf,
+        /// Number of shards.
+        shards: usize,
+    },
+    /// A file has the name of a shard that would be written.
+    #[error("{path}: no entry of the index names this shard, and appending would overwrite it; move it away")]
+    UnknownShard {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A directory has another writer.
+    #[error("{path}: is being written by another process")]
+    Busy {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The digest of a shard is not that of the index.
+    #[error("{path}: the CRC-32 is {found}, the index says {expected}; the file was changed or damaged, copy it again")]
+    Digest {
+        /// The file.
+        path: PathBuf,
+        /// CRC-32 of the file in hexadecimal digits.
+        found: String,
+        /// CRC-32 of the index.
+        expected: String,
+    },
     /// A directory of shards has no complete shard.
     #[error("{path}: no complete shard in this directory")]
     NoShards {

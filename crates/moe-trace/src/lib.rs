@@ -90,7 +90,7 @@ pub use recorder::{Recorder, SequenceSink};
 pub use routing_matrix::RoutingMatrix;
 pub use sequence::{EMPTY_SLOT, Sequence};
 pub use sequence_buf::SequenceBuf;
-pub use shards::{ShardedTrace, ShardedWriter};
+pub use shards::{Notice, ShardedTrace, ShardedWriter};
 pub use source::{RoutingSource, open};
 pub use stream::SequenceStream;
 pub use synthetic::{Synthetic, SyntheticOptions};

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::{Geometry, ImportReport, Result, Sequence, ShardedTrace, TraceFile};
+use crate::{Geometry, ImportReport, Notice, Result, Sequence, ShardedTrace, TraceFile};
 
 /// A file, a directory of shards, memory, a generator: sequences of one geometry.
 pub trait RoutingSource: Send + Sync {
@@ -45,6 +45,11 @@ pub trait RoutingSource: Send + Sync {
     fn import_report(&self) -> &ImportReport {
         ImportReport::none()
     }
+
+    /// What a reader must know of the capture: that it is not complete, or that not all of its shards are read.
+    fn notices(&self) -> &[Notice] {
+        &[]
+    }
 }
 
 macro_rules! forward_to_inner {
@@ -76,6 +81,10 @@ macro_rules! forward_to_inner {
 
             fn import_report(&self) -> &ImportReport {
                 (**self).import_report()
+            }
+
+            fn notices(&self) -> &[Notice] {
+                (**self).notices()
             }
         }
     };

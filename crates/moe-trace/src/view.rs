@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{DomainId, Geometry, ImportReport, LayerId, Phase, Result, RoutingSource, Sequence, TraceError};
+use crate::{DomainId, Geometry, ImportReport, LayerId, Notice, Phase, Result, RoutingSource, Sequence, TraceError};
 
 /// What of a trace is wanted; what is `None` is not restricted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -130,5 +130,9 @@ impl<S: RoutingSource> RoutingSource for TraceView<S> {
 
     fn import_report(&self) -> &ImportReport {
         self.source.import_report()
+    }
+
+    fn notices(&self) -> &[Notice] {
+        self.source.notices()
     }
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use moe_trace::{
-    Geometry, LayerId, MemoryTrace, Phase, Recorder, RouterObserver, RoutingEvent, RoutingSource, SequenceBuf,
+    Geometry, LayerId, MemoryTrace, Notice, Phase, Recorder, RouterObserver, RoutingEvent, RoutingSource, SequenceBuf,
     ShardedTrace, ShardedWriter,
 };
 
@@ -97,7 +97,7 @@ fn every_point_of_interruption_leaves_complete_shards_only() {
     fs::write(path.join("index.json.7.tmp"), &index[..20]).unwrap();
     shards(4);
     // Before the first entry.
-    fs::remove_file(path.join("index.json")).unwrap();
+    fs::write(path.join("index.json"), r#"{"complete": false, "shards": []}"#).unwrap();
     fs::remove_file(path.join("shard-00001.safetensors")).unwrap();
     shards(2);
 }
@@ -122,6 +122,7 @@ fn captures_are_appended_to_whether_finished_or_interrupted() {
     assert_eq!(fs::read_to_string(path.join("index.json")).unwrap(), index);
     let mut fourth = ShardedWriter::append(path, 1).unwrap();
     fourth.push(&sequence(5)).unwrap();
+    drop(fourth);
     fs::write(path.join("index.json"), &index).unwrap();
     let fifth = ShardedWriter::append(path, 12).unwrap();
     fifth.finish().unwrap();
@@ -173,4 +174,120 @@ fn invalid_sequences_and_unnamed_domains_are_refused() {
     assert_eq!(message, "sequence 0, token 1, layer 0: expert 16 is out of range, the layer has 16");
     let unnamed = SequenceBuf { domain: Some(moe_trace::DomainId(0)), ..sequence(0) };
     assert_eq!(writer.push(&unnamed).unwrap_err().to_string(), "domain 0 has no name, 0 domains are named");
+}
+
+/// A complete capture of four shards, two sequences each.
+fn four_shards(path: &Path) {
+    let mut writer = writer(path);
+    (0..8).for_each(|number| writer.push(&sequence(number)).unwrap());
+    writer.finish().unwrap();
+}
+
+#[test]
+fn a_lost_index_is_an_error_and_no_shard_is_overwritten() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    four_shards(path);
+    let shard = |number: usize| fs::read(path.join(format!("shard-{number:05}.safetensors"))).unwrap();
+    let before: Vec<Vec<u8>> = (0..4).map(shard).collect();
+    let index = fs::read_to_string(path.join("index.json")).unwrap();
+    fs::remove_file(path.join("index.json")).unwrap();
+    let expected = "d/index.json: the index is missing, and 4 shards are there; copy the whole directory again, or open \
+                    the shards one by one";
+    let message = |error: moe_trace::TraceError| error.to_string().replace(path.to_str().unwrap(), "d");
+    assert_eq!(message(ShardedTrace::open(path).unwrap_err()), expected);
+    assert_eq!(message(ShardedWriter::append(path, 12).unwrap_err()), expected);
+    assert!(ShardedWriter::create(path, geometry(), &[], None, 12).is_err());
+
+    // An index that names two of them, of a capture that ended and of one that did not.
+    let mut two: serde_json::Value = serde_json::from_str(&index).unwrap();
+    two["shards"].as_array_mut().unwrap().truncate(2);
+    for (complete, unknown) in [(true, 2), (false, 3)] {
+        two["complete"] = complete.into();
+        fs::write(path.join("index.json"), two.to_string()).unwrap();
+        let message = message(ShardedWriter::append(path, 12).unwrap_err());
+        let file = format!("d/shard-{unknown:05}.safetensors: ");
+        assert_eq!(
+            message,
+            file + "no entry of the index names this shard, and appending would overwrite it; move it away"
+        );
+    }
+    assert_eq!((0..4).map(shard).collect::<Vec<_>>(), before);
+}
+
+#[test]
+fn readers_are_told_of_interruptions_and_of_shards_without_an_entry() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let mut writer = writer(path);
+    (0..5).for_each(|number| writer.push(&sequence(number)).unwrap());
+    // A reader meanwhile, and after the writer was killed.
+    for _ in 0..2 {
+        let trace = moe_trace::open(path).unwrap();
+        assert_eq!((trace.len(), trace.notices()), (4, &[Notice::Interrupted { sequences: 4 }][..]));
+        let expected = "not complete: interrupted after 4 sequences, or still being written";
+        assert_eq!(trace.notices()[0].to_string(), expected);
+    }
+    writer.finish().unwrap();
+    assert!(moe_trace::open(path).unwrap().notices().is_empty());
+    for orphan in ["shard-00007.safetensors", "shard-100000.safetensors", "shard-note.safetensors", "shard-00009.txt"] {
+        fs::write(path.join(orphan), "").unwrap();
+    }
+    let trace = ShardedTrace::open(path).unwrap();
+    let unknown = ["shard-00007.safetensors", "shard-100000.safetensors"];
+    assert_eq!((trace.len(), trace.unknown_shards()), (5, &unknown.map(str::to_owned)[..]));
+    let expected = "2 shards belong to no entry of the index and are not read: shard-00007.safetensors, \
+                    shard-100000.safetensors";
+    assert_eq!(trace.notices()[0].to_string(), expected);
+    let both = moe_trace::Concatenation::new(vec![&trace, &trace]).unwrap();
+    assert_eq!(both.notices().len(), 2);
+}
+
+#[test]
+fn a_directory_has_one_writer() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let mut first = writer(path);
+    let busy = |error: moe_trace::TraceError| error.to_string().replace(path.to_str().unwrap(), "d");
+    let expected = "d: is being written by another process";
+    assert_eq!(busy(ShardedWriter::create(path, geometry(), &[], None, 12).unwrap_err()), expected);
+    (0..2).for_each(|number| first.push(&sequence(number)).unwrap());
+    assert_eq!(busy(ShardedWriter::append(path, 12).unwrap_err()), expected);
+    first.finish().unwrap();
+    drop(ShardedWriter::append(path, 12).unwrap());
+}
+
+#[test]
+fn digests_tell_changed_and_exchanged_shards() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    four_shards(path);
+    assert_eq!(ShardedTrace::open(path).unwrap().check_digests().unwrap(), 0);
+    let [one, two] = ["shard-00001.safetensors", "shard-00002.safetensors"].map(|name| path.join(name));
+    let (first, second) = (fs::read(&one).unwrap(), fs::read(&two).unwrap());
+    fs::write(&one, &second).unwrap();
+    fs::write(&two, &first).unwrap();
+    let error = ShardedTrace::open(path).unwrap().check_digests().unwrap_err().to_string();
+    let digest = |bytes: &[u8]| format!("{:08x}", crc32(bytes));
+    let expected = format!("the CRC-32 is {}, the index says {};", digest(&second), digest(&first));
+    assert!(error.contains(&expected), "{error}");
+    fs::write(&one, &first).unwrap();
+    let mut changed = second.clone();
+    *changed.last_mut().unwrap() ^= 1;
+    fs::write(&two, &changed).unwrap();
+    assert!(ShardedTrace::open(path).unwrap().check_digests().is_err());
+    fs::write(&two, &second).unwrap();
+    // As older writers left it.
+    let mut index: serde_json::Value = serde_json::from_slice(&fs::read(path.join("index.json")).unwrap()).unwrap();
+    for entry in index["shards"].as_array_mut().unwrap().iter_mut().take(3) {
+        entry.as_object_mut().unwrap().remove("crc32").unwrap();
+    }
+    fs::write(path.join("index.json"), index.to_string()).unwrap();
+    assert_eq!(ShardedTrace::open(path).unwrap().check_digests().unwrap(), 3);
+}
+
+/// CRC-32 bit by bit, as its definition has it.
+fn crc32(bytes: &[u8]) -> u32 {
+    let step = |crc: u32| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
+    !bytes.iter().fold(!0, |crc, &byte| (0..8).fold(crc ^ u32::from(byte), |crc, _| step(crc)))
 }

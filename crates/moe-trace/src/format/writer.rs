@@ -25,7 +25,8 @@ pub fn write_trace(path: impl AsRef<Path>, source: &dyn RoutingSource) -> Result
     for index in 0..source.len() {
         columns.push(&source.sequence(index)?.to_buf())?;
     }
-    columns.write(path.as_ref(), &header)
+    columns.write(path.as_ref(), &header)?;
+    Ok(())
 }
 
 /// The tensors of a file that is being made. Optional columns exist if all sequences have them.
@@ -125,7 +126,8 @@ impl Columns {
         take(tensors)
     }
 
-    pub(crate) fn write(&self, path: &Path, header: &Header) -> Result<()> {
+    /// Writes the file; returns its CRC-32.
+    pub(crate) fn write(&self, path: &Path, header: &Header) -> Result<u32> {
         let bytes = self.tensors(|tensors| {
             tensors
                 .into_iter()
@@ -134,7 +136,8 @@ impl Columns {
                 .and_then(|views| safetensors::serialize(views, Some(header.to_metadata())))
         });
         let bytes = bytes.map_err(|source| TraceError::Safetensors { path: path.to_owned(), source })?;
-        write_whole(path, &bytes).map_err(TraceError::writing(path))
+        write_whole(path, &bytes).map_err(TraceError::writing(path))?;
+        Ok(crc32fast::hash(&bytes))
     }
 }
 
