@@ -1,10 +1,14 @@
 //! The simulator beside a run that recorded what was resident.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
-use expert_cache::{ExpertCache, ExpertSizes, Oversize, PolicyKind, Pool, Simulation};
+use expert_cache::{
+    ExpertCache, ExpertKey, ExpertSizes, MissCost, MissPolicy, Oversize, PolicyKind, Pool, Request, Simulation,
+};
 use moe_examples::per_cent;
 use moe_trace::{ExpertId, ImportOptions, Phase, RoutingSource, import};
 use serde::Deserialize;
@@ -32,6 +36,32 @@ struct Row {
     expert: u16,
     residency: u8,
     expert_bytes: u64,
+    /// 1 if the expert was missing, and was neither loaded nor computed.
+    #[serde(default)]
+    dropped: u8,
+}
+
+/// Misses of decoded tokens that the recorded run did not load: loading them costs more than leaving them.
+#[derive(Debug)]
+struct Dropped {
+    pool: Pool,
+    /// Token, layer and expert.
+    misses: HashSet<(usize, usize, ExpertId)>,
+    /// The decoded token that is served.
+    token: Arc<AtomicUsize>,
+}
+
+impl MissCost for Dropped {
+    fn load(&self, request: &Request<'_>, expert: ExpertKey) -> f64 {
+        let token = self.token.load(Ordering::Relaxed);
+        let dropped = request.phase() == Phase::Decode
+            && self.pool.expert(expert).is_some_and(|(layer, id)| self.misses.contains(&(token, layer.index(), id)));
+        f64::from(u8::from(dropped))
+    }
+
+    fn host(&self, _: &Request<'_>, _: ExpertKey) -> f64 {
+        0.5
+    }
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -46,6 +76,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut bytes = vec![0; geometry.layers()];
     // Whether each expert that a decoded token wanted was resident, in the order of the file.
     let mut recorded: HashMap<(usize, usize), Vec<(ExpertId, bool)>> = HashMap::new();
+    let (mut misses, mut dropped_in_prefill) = (HashSet::new(), 0);
     let mut token = 0;
     let mut last = None;
     for row in &rows {
@@ -60,6 +91,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             }
             last = Some((row.turn, row.step));
             recorded.entry((token, layer.index())).or_default().push((ExpertId(row.expert), row.residency != 0));
+            if row.dropped != 0 {
+                misses.insert((token, layer.index(), ExpertId(row.expert)));
+            }
+        } else {
+            dropped_in_prefill += u64::from(row.dropped != 0);
         }
     }
 
@@ -69,21 +105,27 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     ensure!(slots > 0, "no expert fits into --cache");
     ensure!(!arguments.policy.needs_future(), "--policy is {}, nothing recorded can have known", arguments.policy);
     let policy = arguments.policy.build(pool.shape(), slots, None)?;
-    let cache = ExpertCache::in_bytes(policy, sizes, arguments.cache, Oversize::Waves)?;
+    let mut cache = ExpertCache::in_bytes(policy, sizes, arguments.cache, Oversize::Waves)?;
+    let (dropped, served_token) = (misses.len(), Arc::new(AtomicUsize::new(0)));
+    if dropped > 0 {
+        let misses = Dropped { pool: pool.clone(), misses, token: Arc::clone(&served_token) };
+        cache = cache.with_misses(MissPolicy::Cheaper(Arc::new(misses)));
+    }
     let mut simulation = Simulation::new(pool.clone(), cache)?;
-    let (mut agreeing, mut accesses, mut hits, mut token) = (0u64, 0u64, 0u64, 0);
+    let (mut agreeing, mut accesses, mut hits) = (0u64, 0u64, 0u64);
     simulation.observe(&trace, |served| {
         let layer = served.request.layer();
         if served.request.phase() == Phase::Prefill {
             return;
         }
+        let token = served_token.load(Ordering::Relaxed);
         for &(expert, resident) in recorded.get(&(token, layer.index())).into_iter().flatten() {
             let hit = served.plan.hits().iter().any(|hit| pool.expert(hit.key) == Some((layer, expert)));
             accesses += 1;
             hits += u64::from(resident);
             agreeing += u64::from(hit == resident);
         }
-        token += usize::from(layer.index() + 1 == geometry.layers());
+        served_token.fetch_add(usize::from(layer.index() + 1 == geometry.layers()), Ordering::Relaxed);
     })?;
     ensure!(accesses > 0, "{} has no decoded tokens", path.display());
     let (mut decode, mut total) = (expert_cache::Counts::default(), expert_cache::Counts::default());
@@ -103,6 +145,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     ]);
     moe_examples::outln!("{table}");
     moe_examples::outln!("{agreeing} of {accesses} accesses of decoded tokens agree: {} %", share(agreeing, accesses));
+    if dropped > 0 {
+        moe_examples::outln!("{dropped} misses of decoded tokens were dropped in the run, and load nothing here either");
+    }
+    if dropped_in_prefill > 0 {
+        moe_examples::outln!("{dropped_in_prefill} misses of prefilled tokens were dropped in the run, and are loaded here");
+    }
     Ok(())
 }
 
