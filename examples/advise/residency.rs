@@ -146,10 +146,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     moe_examples::outln!("{table}");
     moe_examples::outln!("{agreeing} of {accesses} accesses of decoded tokens agree: {} %", share(agreeing, accesses));
     if dropped > 0 {
-        moe_examples::outln!("{dropped} misses of decoded tokens were dropped in the run, and load nothing here either");
+        moe_examples::outln!(
+            "{dropped} misses of decoded tokens were dropped in the run, and load nothing here either"
+        );
     }
     if dropped_in_prefill > 0 {
-        moe_examples::outln!("{dropped_in_prefill} misses of prefilled tokens were dropped in the run, and are loaded here");
+        moe_examples::outln!(
+            "{dropped_in_prefill} misses of prefilled tokens were dropped in the run, and are loaded here"
+        );
     }
     Ok(())
 }

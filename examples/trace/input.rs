@@ -46,7 +46,7 @@ pub(crate) struct Foreign {
 
     /// Id that marks an empty slot, like 255; can be given several times.
     #[arg(long, value_name = "ID")]
-    pub(crate) empty_id: Vec<u16>,
+    pub(crate) empty_id: Vec<i64>,
 
     /// Refuse a foreign file about which anything has to be inferred: every warning is an error.
     #[arg(long)]

@@ -29,6 +29,31 @@ impl WarningKind {
     /// One id stands alone far above all others, as marks of empty slots in unsigned integers do.
     pub const EMPTY_ID_SUSPECTED: WarningKind = WarningKind::new("empty-id-suspected");
 
+    /// Passes of another model, or passes that were not routed, are left out.
+    pub const PASSES_LEFT_OUT: WarningKind = WarningKind::new("passes-left-out");
+    /// Rows that are no token of a sequence, as the file says, are left out.
+    pub const ROWS_LEFT_OUT: WarningKind = WarningKind::new("rows-left-out");
+    /// Positions come again in later passes; the last pass of a position counts.
+    pub const POSITIONS_AGAIN: WarningKind = WarningKind::new("positions-again");
+    /// Tokens could belong to several requests.
+    pub const REQUESTS_UNCLEAR: WarningKind = WarningKind::new("requests-unclear");
+    /// The first tokens of a sequence are missing.
+    pub const START_MISSING: WarningKind = WarningKind::new("start-missing");
+    /// Several processes recorded the same experts; they count once.
+    pub const RANK_COPIES: WarningKind = WarningKind::new("rank-copies");
+    /// Several processes recorded parts of a token's experts; they were put together.
+    pub const RANKS_JOINED: WarningKind = WarningKind::new("ranks-joined");
+    /// Numbers of tokens count within a forward pass.
+    pub const TOKENS_IN_PASS: WarningKind = WarningKind::new("tokens-in-pass");
+    /// A column that can change the meaning of rows is not used.
+    pub const COLUMN_NOT_USED: WarningKind = WarningKind::new("column-not-used");
+    /// Tokens were not routed in a layer, as far as the file shows.
+    pub const UNROUTED_TOKENS: WarningKind = WarningKind::new("unrouted-tokens");
+    /// The run that was recorded did not compute some experts that the router chose.
+    pub const EXPERTS_DROPPED: WarningKind = WarningKind::new("experts-dropped");
+    /// Tokens look made up, as those of a warm-up.
+    pub const WARM_UP_SUSPECTED: WarningKind = WarningKind::new("warm-up-suspected");
+
     /// A kind of this name: lower case, words joined by hyphens.
     pub const fn new(name: &'static str) -> WarningKind {
         WarningKind(Cow::Borrowed(name))

@@ -2,18 +2,21 @@
 
 use std::path::Path;
 
+use super::ids::{not_among, slot};
 use super::table::{Column, Table};
-use super::token_table::{Refusal, TokenTable};
+use super::token_table::{Refusal, TokenKey, TokenTable};
 use super::{ImportOptions, Importer, Input, Sample, record};
-use crate::{Geometry, MoeLayer, Phase, Place, Result, SequenceBuf, SequenceStream, Stack};
+use crate::{
+    EMPTY_SLOT, Geometry, ImportReport, MoeLayer, Phase, Place, Result, SequenceBuf, SequenceStream, Stack, WarningKind,
+};
 
 /// `# route_trace v1`: one row an expert, columns `turn, phase, step, layer, slot, expert, weight, ...`.
 ///
 /// The preamble names the model and lists its layers; those whose `expert_bytes` is 0 are dense. `step` is the position in
 /// the context, so a turn whose steps continue those of the turn before it belongs to the same sequence. During prefill
 /// the last layer has rows only for the token whose logits are wanted: the other cells stay empty. A weight `nan` means
-/// that the recorder could not see it; then the sequence has no weights. Other columns are ignored: `residency` and
-/// `expert_bytes` are what that run's cache did, which a simulation finds for any cache, and not routing.
+/// that the recorder could not see it; then the sequence has no weights. Other columns are not routing: `residency`,
+/// `expert_bytes` and `dropped` are what that run's cache did. An expert that was dropped was chosen and not computed.
 pub(super) struct BigMoeOnEdge;
 
 const SIGNATURE: &str = "# route_trace v1";
@@ -49,6 +52,7 @@ impl Importer for BigMoeOnEdge {
             slot: column("slot")?,
             expert: column("expert")?,
             weight: table.find("weight"),
+            dropped: table.find("dropped"),
         };
         Ok(Box::new(Rows {
             tokens: TokenTable::new(&geometry),
@@ -60,6 +64,8 @@ impl Importer for BigMoeOnEdge {
             turn: None,
             last_step: None,
             ended: false,
+            options: options.clone(),
+            report: ImportReport::default(),
         }))
     }
 }
@@ -103,10 +109,13 @@ impl Preamble {
     }
 
     fn geometry(&self, path: &Path, options: &ImportOptions) -> Result<Geometry> {
-        let given = |name, found: Option<usize>, option: Option<usize>| {
-            found.or(option).ok_or_else(|| {
-                record(path, Place::Entry("preamble".to_owned()), name, "missing", "expected a number in the preamble")
-            })
+        let error =
+            |name, value: &str, limit: &str| record(path, Place::Entry("preamble".to_owned()), name, value, limit);
+        let given = |name, found: Option<usize>, option: Option<usize>| match (found, option) {
+            (Some(found), Some(option)) if found != option => {
+                Err(error(name, &found.to_string(), &format!("the options say {option}")))
+            }
+            _ => found.or(option).ok_or_else(|| error(name, "missing", "expected a number in the preamble")),
         };
         let layers = (0u32..).zip(&self.layers).filter(|&(_, &moe)| moe);
         let layers = layers.map(|(model_layer, _)| MoeLayer { model_layer, stack: Stack::Decoder }).collect();
@@ -127,6 +136,7 @@ struct Columns {
     slot: Column,
     expert: Column,
     weight: Option<Column>,
+    dropped: Option<Column>,
 }
 
 /// The rows, gathered to sequences.
@@ -142,6 +152,8 @@ struct Rows {
     turn: Option<u64>,
     last_step: Option<i64>,
     ended: bool,
+    options: ImportOptions,
+    report: ImportReport,
 }
 
 impl Rows {
@@ -165,7 +177,7 @@ impl Rows {
             table.error(columns.layer, &layer.to_string(), "the preamble says that this layer has no experts")
         })?;
         let slot = table.below(columns.slot, self.geometry.top_k())?;
-        let expert = table.below(columns.expert, self.geometry.experts())?;
+        let expert = self.expert()?;
         let weight = match columns.weight {
             Some(column) => {
                 let weight: f32 = table.value(column, "expected a number")?;
@@ -178,15 +190,33 @@ impl Rows {
         };
         let refused = |refusal| match refusal {
             Refusal::Taken => table.error(columns.slot, &slot.to_string(), "this cell came before"),
+            Refusal::Twice => table.error(columns.expert, &expert.to_string(), "it came before in this step and layer"),
             Refusal::Phase => table.error(columns.phase, &phase.to_string(), "this step came before in another phase"),
             Refusal::Sparse => {
                 table.error(columns.step, &step.to_string(), "most cells of the steps before are missing")
             }
         };
-        let row = self.tokens.row(step, Phase::ALL[phase]).map_err(refused)?;
-        let expert = u16::try_from(expert).expect("below the number of experts");
-        self.tokens.put(row, layer, slot, expert, weight).map_err(refused)?;
+        let row = self.tokens.row(TokenKey::at(step), Phase::ALL[phase], table.line()).map_err(refused)?;
+        if expert != EMPTY_SLOT {
+            self.tokens.put(row, layer, slot, expert, weight).map_err(refused)?;
+        }
+        if columns.dropped.is_some_and(|column| table.text(column).is_ok_and(|text| text == "1")) {
+            let seen = "an expert was dropped: the router chose it, and the run did not compute it";
+            let place = Some(Place::Line(table.line()));
+            self.report
+                .warn(WarningKind::EXPERTS_DROPPED, "record without dropping experts", || (place, seen.to_owned()));
+        }
         Ok(finished)
+    }
+
+    /// The expert of the row that was read last, [`EMPTY_SLOT`] for an empty slot.
+    fn expert(&self) -> Result<u16> {
+        let (column, table) = (self.columns.expert, &self.table);
+        let id: i64 = table.value(column, &format!("expected an integer below {}", self.geometry.experts()))?;
+        match slot(id, &self.options) {
+            Some(expert) if expert == EMPTY_SLOT || usize::from(expert) < self.geometry.experts() => Ok(expert),
+            _ => Err(table.error(column, &id.to_string(), &not_among(id, self.geometry.experts()))),
+        }
     }
 }
 
@@ -197,6 +227,10 @@ impl SequenceStream for Rows {
 
     fn model(&self) -> Option<&str> {
         self.model.as_deref()
+    }
+
+    fn report(&self) -> &ImportReport {
+        &self.report
     }
 
     fn next_sequence(&mut self) -> Result<Option<SequenceBuf>> {

@@ -1,7 +1,9 @@
 //! Delimited text with named columns.
 
-use super::ids::slot;
-use super::rows::{Claims, Row, RowSource, are_enough, names, open, phase};
+use super::fields::{Role, flag, role};
+use super::ids::{no_expert, slot};
+use super::row_sequences::open;
+use super::rows::{Claims, Row, RowSource, are_enough, names, phase, spare};
 use super::table::{Column, Table, delimiter};
 use super::{ImportOptions, Importer, Input, Sample};
 use crate::{EMPTY_SLOT, Geometry, Place, Result, SequenceStream, TraceError};
@@ -45,6 +47,8 @@ struct Rows {
 struct Columns {
     sequence: Option<Column>,
     token: Column,
+    step: Option<Column>,
+    rank: Option<Column>,
     layer: Column,
     stack: Option<Column>,
     slot: Option<Column>,
@@ -54,6 +58,10 @@ struct Columns {
     domain: Option<Column>,
     token_id: Option<Column>,
     prediction: Option<Column>,
+    /// Columns of yes or no.
+    roles: Vec<(Column, &'static str, Role)>,
+    /// Columns that may stand for another one, which is there under another name.
+    spare: Vec<&'static str>,
 }
 
 /// Where the experts or weights of a row stand.
@@ -77,9 +85,15 @@ impl Rows {
                 (None, None) => (!each.is_empty()).then_some(Values::Each(each)),
             }
         };
+        let by_position = find("token");
+        let roles =
+            table.columns().filter_map(|(column, name)| role(name, options).map(|(name, role)| (column, name, role)));
         let columns = Columns {
             sequence: find("sequence"),
-            token: must("token")?,
+            // Without another number, steps count tokens.
+            token: by_position.or(find("step")).map_or_else(|| must("token"), Ok)?,
+            step: by_position.and(find("step")),
+            rank: find("rank"),
             layer: must("layer")?,
             stack: find("stack"),
             slot: find("slot"),
@@ -92,6 +106,8 @@ impl Rows {
             domain: find("domain"),
             token_id: find("token_id"),
             prediction: find("prediction"),
+            roles: roles.collect(),
+            spare: spare(&table.columns().map(|(_, name)| name).collect::<Vec<_>>(), options),
         };
         Ok(Rows { table, columns, options: options.clone(), claims: Claims::default() })
     }
@@ -131,6 +147,8 @@ impl RowSource for Rows {
             row.sequence.push_str(table.text(column)?);
         }
         row.token = table.value(columns.token, "expected a token's number")?;
+        row.step = self.optional(columns.step, "expected the number of a pass")?;
+        row.rank = self.optional(columns.rank, "expected the number of a process")?;
         row.layer = table.value(columns.layer, "expected a layer's number")?;
         row.encoder = match columns.stack {
             None => None,
@@ -142,12 +160,21 @@ impl RowSource for Rows {
             },
         };
         row.slot = self.optional(columns.slot, "expected a slot's number")?;
+        row.said.clear();
+        row.said.not_used.extend(&columns.spare);
+        for &(column, name, role) in &columns.roles {
+            let text = table.text(column)?;
+            if !text.is_empty() {
+                row.said.take(name, role, flag(text)).map_err(|limit| table.error(column, text, limit))?;
+            }
+        }
+        row.whole = !matches!(columns.experts, Values::One(_));
         row.phase = match columns.phase {
             Some(column) if !table.text(column)?.is_empty() => {
                 let text = table.text(column)?;
                 Some(phase(text).ok_or_else(|| table.error(column, text, "expected prefill, decode, 0 or 1"))?)
             }
-            _ => None,
+            _ => row.said.phase,
         };
         row.domain = match columns.domain {
             Some(column) => Some(table.text(column)?).filter(|domain| !domain.is_empty()).map(str::to_owned),
@@ -159,9 +186,11 @@ impl RowSource for Rows {
         for (column, field) in self.fields(&columns.experts)? {
             row.experts.push(match field {
                 "" => EMPTY_SLOT,
-                _ => field.parse().ok().and_then(|id| slot(id, &self.options)).ok_or_else(|| {
-                    table.error(column, field, &format!("expected an expert below {}", Geometry::MAX_EXPERTS))
-                })?,
+                _ => {
+                    let id = field.parse().ok();
+                    let no_expert = || table.error(column, field, &no_expert(id.unwrap_or(0)));
+                    id.and_then(|id| slot(id, &self.options)).ok_or_else(no_expert)?
+                }
             });
         }
         row.weights.clear();
@@ -186,11 +215,15 @@ impl RowSource for Rows {
         &self.claims
     }
 
-    fn place(&self) -> Place {
-        Place::Line(self.table.line())
+    fn number(&self) -> u64 {
+        self.table.line()
     }
 
-    fn error(&self, field: &str, value: &str, limit: &str) -> TraceError {
-        self.table.line_error(field, value, limit)
+    fn place_of(&self, number: u64) -> Place {
+        Place::Line(number)
+    }
+
+    fn error_at(&self, place: Place, field: &str, value: &str, limit: &str) -> TraceError {
+        self.table.error_at(place, field, value, limit)
     }
 }

@@ -1,10 +1,12 @@
 //! JSON expert traces as recorded of Granite models: nested lists by prompt.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::ids::{not_among, slot};
 use super::{ImportOptions, Importer, Input, Sample, record};
 use crate::{DomainId, EMPTY_SLOT, Geometry, Phase, Place, Result, SequenceBuf, SequenceStream, TraceError};
 
@@ -61,7 +63,7 @@ struct Prompt {
 /// Ids of a nested list, flat, `[tokens x layers x k]`, and how the list was shaped.
 #[derive(Default)]
 struct Ids {
-    flat: Vec<u16>,
+    flat: Vec<i64>,
     /// Experts of each token and layer.
     cells: Vec<u16>,
     /// Layers of each token.
@@ -78,12 +80,15 @@ impl Document {
             }
             _ => Ok(()),
         };
-        same("num_experts", self.num_experts, options.experts)?;
+        same("num_experts", self.num_experts, options.known_experts())?;
         same("top_k", self.top_k, options.top_k)?;
         let mut sequences = Vec::new();
-        let mut domains = Vec::new();
+        let (mut domains, mut names) = (Vec::new(), HashSet::new());
         for (name, prompt) in self.prompts {
             let place = || Place::Entry(format!("prompt {name:?}"));
+            if !names.insert(name.clone()) {
+                return Err(record(path, place(), "name", "another prompt's", "expected each name once"));
+            }
             let prefilled = prompt.prefill.tokens.len();
             if let Some(claimed) = prompt.prompt_len.filter(|&claimed| claimed != prefilled) {
                 let limit = format!("prefill has {prefilled} tokens");
@@ -94,7 +99,7 @@ impl Document {
                 [(prompt.prefill, Phase::Prefill, "prefill"), (prompt.decode, Phase::Decode, "decode")]
             {
                 sequence.phases.resize(sequence.phases.len() + ids.tokens.len(), phase.code());
-                ids.append(&geometry, &mut sequence.experts)
+                ids.append(&geometry, options, &mut sequence.experts)
                     .map_err(|(found, limit)| record(path, place(), field, &found, limit))?;
             }
             let domain = u16::try_from(domains.len()).map_err(|_| {
@@ -112,7 +117,12 @@ impl Document {
 
 impl Ids {
     /// Appends the ids, every cell widened to `top_k`; on failure says what was found and what is allowed.
-    fn append(self, geometry: &Geometry, out: &mut Vec<u16>) -> std::result::Result<(), (String, String)> {
+    fn append(
+        self,
+        geometry: &Geometry,
+        options: &ImportOptions,
+        out: &mut Vec<u16>,
+    ) -> std::result::Result<(), (String, String)> {
         let (layers, k) = (geometry.layers(), geometry.top_k());
         if let Some(token) = self.tokens.iter().position(|&found| found as usize != layers) {
             return Err((format!("{} layers at token {token}", self.tokens[token]), format!("expected {layers}")));
@@ -134,7 +144,15 @@ impl Ids {
                     format!("expected at most {k}"),
                 ));
             }
-            out.extend_from_slice(ids);
+            for &id in ids {
+                let expert = slot(id, options);
+                out.push(expert.filter(|&id| id == EMPTY_SLOT || usize::from(id) < geometry.experts()).ok_or_else(
+                    || {
+                        let found = format!("{id} at token {}, layer {}", cell / layers, cell % layers);
+                        (found, not_among(id, geometry.experts()))
+                    },
+                )?);
+            }
             out.resize(out.len() + k - ids.len(), EMPTY_SLOT);
         }
         Ok(())

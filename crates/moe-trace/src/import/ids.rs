@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::array::IntArray;
 use super::{ImportOptions, record};
 use crate::{EMPTY_SLOT, Geometry, ImportReport, Place, Result, TraceError, WarningKind};
 
@@ -48,6 +49,11 @@ impl IdsSeen {
         }
     }
 
+    /// Whether no id was seen.
+    pub(super) fn is_empty(&self) -> bool {
+        self.largest.is_none()
+    }
+
     /// Experts a layer: what the options or else the file itself claim, or else one more than the largest id, with a
     /// warning. A claim that the ids exceed is an error that names the place.
     pub(super) fn experts(
@@ -57,6 +63,7 @@ impl IdsSeen {
         claimed: Option<usize>,
         report: &mut ImportReport,
     ) -> Result<usize> {
+        options.agree(path, "experts", options.known_experts(), claimed)?;
         let known = options.known_experts().or(claimed);
         let Some((largest, place)) = &self.largest else { return Ok(known.unwrap_or(1)) };
         match known {
@@ -77,6 +84,7 @@ impl IdsSeen {
         claimed: Option<usize>,
         report: &mut ImportReport,
     ) -> Result<usize> {
+        options.agree(path, "top_k", options.top_k, claimed)?;
         let Some((most, place)) = &self.most else { return Ok(options.known_top_k().or(claimed).unwrap_or(1)) };
         match options.known_top_k().or(claimed) {
             Some(top_k) if top_k < *most => {
@@ -99,9 +107,19 @@ impl IdsSeen {
 
     fn warn(&self, largest: usize, place: &Place, report: &mut ImportReport) {
         let stands_alone = self.second.is_none_or(|second| second + 1 <= largest / 2);
-        if EMPTY_MARKS.contains(&largest) && stands_alone {
-            let others = self.second.map_or("there is no other".to_owned(), |id| format!("the next largest is {id}"));
-            let seen = format!("id {largest} stands far above all others ({others}), as marks of empty slots do");
+        let others = self.second.map_or("there is no other".to_owned(), |id| format!("the next largest is {id}"));
+        let suspected = if i64::try_from(largest).is_ok_and(|id| EMPTY_MARKS.contains(&id)) && stands_alone {
+            Some(format!("id {largest} stands far above all others ({others}), as marks of empty slots do"))
+        } else if largest >= 8 && largest.is_power_of_two() {
+            Some(format!(
+                "the largest id {largest} would make {} experts: it may mark empty slots, or be the number of \
+                          experts where a shared expert is counted",
+                largest + 1
+            ))
+        } else {
+            None
+        };
+        if let Some(seen) = suspected {
             let remedy = format!("--empty-id {largest} if it marks empty slots");
             report.warn(WarningKind::EMPTY_ID_SUSPECTED, &remedy, || (Some(place.clone()), seen));
         }
@@ -115,25 +133,55 @@ impl IdsSeen {
 
 /// The id of a slot as a trace has it: [`EMPTY_SLOT`] for -1 and what the options say; `None` if no expert can have it.
 pub(super) fn slot(id: i64, options: &ImportOptions) -> Option<u16> {
-    let narrow = u16::try_from(id).ok();
-    if id == -1 || narrow.is_some_and(|id| options.empty_ids.contains(&id)) {
+    if id == -1 || options.empty_ids.contains(&id) {
         return Some(EMPTY_SLOT);
     }
-    narrow.filter(|&id| usize::from(id) < Geometry::MAX_EXPERTS)
+    u16::try_from(id).ok().filter(|&id| usize::from(id) < Geometry::MAX_EXPERTS)
 }
 
-/// What -1 is in unsigned integers of 8 and 16 bits.
-const EMPTY_MARKS: [usize; 2] = [u8::MAX as usize, u16::MAX as usize];
+/// What -1 is in unsigned integers of 8, 16 and 32 bits, and the largest number of 64 bits as an array gives it.
+const EMPTY_MARKS: [i64; 4] = [255, 65_535, 4_294_967_295, i64::MAX];
+
+/// What is allowed in place of an id that no expert can have, and what such an id may mean.
+pub(super) fn no_expert(id: i64) -> String {
+    let hint = if EMPTY_MARKS.contains(&id) {
+        format!(": give --empty-id {id} if it marks an empty slot, a -1 in an unsigned number")
+    } else if id < 0 {
+        format!(": ids above 127 turn negative in a signed byte; give --empty-id {id} if it marks an empty slot")
+    } else {
+        String::new()
+    };
+    format!("expected an expert below {}{hint}", Geometry::MAX_EXPERTS)
+}
 
 /// The error of an id that is not below the number of experts.
 pub(super) fn id_above(path: &Path, place: Place, id: usize, experts: usize) -> TraceError {
-    let mark =
-        if EMPTY_MARKS.contains(&id) || id == experts { ", or --empty-id if it marks an empty slot" } else { "" };
-    let limit = format!("there are {experts} experts: give --experts if there are more{mark}");
-    record(path, place, "expert", &id.to_string(), limit)
+    let limit = not_among(i64::try_from(id).unwrap_or(i64::MAX), experts);
+    let or = if limit.contains(';') { ", or" } else { ":" };
+    record(path, place, "expert", &id.to_string(), format!("{limit}{or} give --experts if there are more"))
 }
 
-/// The id as a trace has it, if there is such an expert.
-pub(super) fn narrow(id: usize, geometry: &Geometry) -> Option<u16> {
-    u16::try_from(id).ok().filter(|&id| usize::from(id) < geometry.experts())
+/// What is allowed in place of an id that is none of so many experts, and what such an id may mean.
+pub(super) fn not_among(id: i64, experts: usize) -> String {
+    let mark = if EMPTY_MARKS.contains(&id) || usize::try_from(id) == Ok(experts) {
+        format!("; {id} often marks an empty slot: then give --empty-id {id}")
+    } else {
+        String::new()
+    };
+    format!("there are {experts} experts{mark}")
+}
+
+/// The expert of an element of an array, [`EMPTY_SLOT`] for the largest number of 16 bits too.
+pub(super) fn element<B: AsRef<[u8]>>(
+    path: &Path,
+    array: &IntArray<B>,
+    index: usize,
+    place: impl FnOnce() -> Place,
+    options: &ImportOptions,
+) -> Result<u16> {
+    let id = array.get(index);
+    if id == i64::from(EMPTY_SLOT) {
+        return Ok(EMPTY_SLOT);
+    }
+    slot(id, options).ok_or_else(|| record(path, place(), "id", &id.to_string(), no_expert(id)))
 }

@@ -4,7 +4,8 @@ use serde_json::{Map, Value};
 
 use super::lines::JsonLines;
 use super::records::{self, Record};
-use super::rows::{Claims, Row, RowSource, are_enough, names, open};
+use super::row_sequences::open;
+use super::rows::{Claims, Row, RowSource, are_enough, names, spare};
 use super::{ImportOptions, Importer, Input, Sample};
 use crate::{Place, Result, SequenceStream, TraceError};
 
@@ -32,7 +33,8 @@ impl Importer for JsonRows {
 
     fn open(&self, input: &Input, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
         open(input, options, || {
-            Ok(Rows { lines: JsonLines::open(input)?, options: options.clone(), claims: Claims::default() })
+            let (lines, claims) = (JsonLines::open(input)?, Claims::default());
+            Ok(Rows { lines, options: options.clone(), claims, spare: None })
         })
     }
 }
@@ -61,12 +63,18 @@ impl records::Value for Value {
     fn list(&self) -> Option<&[Value]> {
         self.as_array().map(Vec::as_slice)
     }
+
+    fn boolean(&self) -> Option<bool> {
+        self.as_bool()
+    }
 }
 
 struct Rows {
     lines: JsonLines,
     options: ImportOptions,
     claims: Claims,
+    /// Fields of the first row that may stand for another one, which is there under another name.
+    spare: Option<Vec<&'static str>>,
 }
 
 impl Rows {
@@ -101,7 +109,10 @@ impl RowSource for Rows {
         };
         let find = |column: &str| self.find(&object, column);
         let error = |field: &str, value: &str, limit: &str| self.lines.error(field, value, limit);
-        Record { options: &self.options, find, error }.read(row)?;
+        let fields = object.iter().map(|(name, value)| (name.as_str(), value));
+        Record { options: &self.options, find, error }.read(row, fields)?;
+        let found = || spare(&object.keys().map(String::as_str).collect::<Vec<_>>(), &self.options);
+        row.said.not_used.extend(&*self.spare.get_or_insert_with(found));
         Ok(true)
     }
 
@@ -109,11 +120,15 @@ impl RowSource for Rows {
         &self.claims
     }
 
-    fn place(&self) -> Place {
-        self.lines.place()
+    fn number(&self) -> u64 {
+        self.lines.number()
     }
 
-    fn error(&self, field: &str, value: &str, limit: &str) -> TraceError {
-        self.lines.error(field, value, limit)
+    fn place_of(&self, number: u64) -> Place {
+        Place::Line(number)
+    }
+
+    fn error_at(&self, place: Place, field: &str, value: &str, limit: &str) -> TraceError {
+        self.lines.error_at(place, field, value, limit)
     }
 }

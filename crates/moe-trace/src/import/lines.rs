@@ -54,7 +54,17 @@ impl JsonLines {
         Place::Line(self.number)
     }
 
+    /// The number of the line that was read last.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// An error somewhere in the file.
+    pub(super) fn error_at(&self, place: Place, field: &str, value: &str, limit: &str) -> TraceError {
+        record(&self.path, place, field, value, limit)
+    }
+
     pub(super) fn error(&self, field: &str, value: &str, limit: &str) -> TraceError {
-        record(&self.path, self.place(), field, value, limit)
+        self.error_at(self.place(), field, value, limit)
     }
 }

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use csv::ByteRecord;
 
-use super::ids::{IdsSeen, slot};
+use super::ids::{IdsSeen, no_expert, slot};
 use super::input::InputReader;
-use super::passes::Passes;
+use super::passes::{Passes, Seen};
 use super::token_table::Refusal;
 use super::{ImportOptions, Importer, Input, Sample, record};
 use crate::{Geometry, ImportReport, MoeLayer, Phase, Place, Result, SequenceBuf, SequenceStream, TraceError};
@@ -53,7 +53,7 @@ impl Importer for LlamaMoeTrace {
         let geometry = Geometry::new(moe_layers, experts, top_k)?;
         Ok(Box::new(Sequences {
             rows: Reader::open(input, options)?,
-            passes: Passes::new(&geometry),
+            passes: Passes::new(&geometry, false),
             geometry,
             layers,
             decoding: false,
@@ -107,7 +107,7 @@ impl Reader {
             let id = self.number::<i64>("id", index)?;
             match slot(id, &self.options) {
                 Some(id) => self.experts.push(id),
-                None => return Err(self.error("id", &id.to_string(), "the largest id is 65534")),
+                None => return Err(self.error("id", &id.to_string(), &no_expert(id))),
             }
         }
         if self.experts.is_empty() {
@@ -122,8 +122,13 @@ impl Reader {
         value.ok_or_else(|| self.error(field, &String::from_utf8_lossy(bytes), "expected a whole number in range"))
     }
 
+    /// The number of the line that was read last.
+    fn line(&self) -> u64 {
+        self.row.position().map_or(0, csv::Position::line)
+    }
+
     fn place(&self) -> Place {
-        Place::Line(self.row.position().map_or(0, csv::Position::line))
+        Place::Line(self.line())
     }
 
     fn error(&self, field: &str, value: &str, limit: &str) -> TraceError {
@@ -153,9 +158,11 @@ impl Sequences {
         let phase = if rows.position < 0 { Phase::Prefill } else { Phase::Decode };
         let refused = |refusal| match refusal {
             Refusal::Sparse => rows.error("pos", &rows.position.to_string(), "most cells before it are missing"),
+            Refusal::Twice => rows.error("pos", &rows.position.to_string(), "an id comes twice in this row"),
             Refusal::Taken | Refusal::Phase => rows.error("pos", &rows.position.to_string(), "this row came before"),
         };
-        let row = self.passes.token(rows.position, layer, Some(phase)).map_err(refused)?;
+        let seen = Seen { number: rows.position, layer, pass: None, phase: Some(phase), line: rows.line() };
+        let row = self.passes.token(seen).map_err(refused)?;
         self.passes.put(row, layer, &rows.experts, &[]).map_err(refused)
     }
 }
@@ -177,14 +184,15 @@ impl SequenceStream for Sequences {
         while !self.ended && self.rows.next()? {
             let begins = self.rows.position < 0 && self.decoding;
             self.decoding = self.rows.position >= 0;
-            let finished = begins.then(|| std::mem::replace(&mut self.passes, Passes::new(&self.geometry)).finish());
+            let finished =
+                begins.then(|| std::mem::replace(&mut self.passes, Passes::new(&self.geometry, false)).finish());
             self.take()?;
             if finished.is_some() {
                 return Ok(finished);
             }
         }
         self.ended = true;
-        let last = std::mem::replace(&mut self.passes, Passes::new(&self.geometry));
+        let last = std::mem::replace(&mut self.passes, Passes::new(&self.geometry, false));
         Ok(if last.is_empty() { None } else { Some(last.finish()) })
     }
 }

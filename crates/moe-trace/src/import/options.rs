@@ -1,6 +1,9 @@
 //! What the user knows and the file does not say.
 
-use crate::{ImportReport, ModelConfig, Phase, Stack, WarningKind};
+use std::path::Path;
+
+use super::record;
+use crate::{ImportReport, ModelConfig, Phase, Place, Result, Stack, WarningKind};
 
 /// How to say the phase of tokens.
 pub(super) const PHASE_REMEDY: &str = "--token-phase says which it is";
@@ -24,7 +27,7 @@ pub struct ImportOptions {
     /// Layers of the model to import, where layers are files; all if it is not given.
     pub layers: Option<Vec<usize>>,
     /// Ids that mark an empty slot, beside those that the format has for it.
-    pub empty_ids: Vec<u16>,
+    pub empty_ids: Vec<i64>,
     /// Name of the format; detected from the content if it is not given.
     pub format: Option<String>,
     /// Makes every warning of the import an error.
@@ -42,6 +45,22 @@ impl ImportOptions {
     /// Experts a token as the user says it, by itself or in the configuration.
     pub(super) fn known_top_k(&self) -> Option<usize> {
         self.top_k.or(self.config.as_ref().map(|config| config.top_k))
+    }
+
+    /// Checks that what the user says is what the file says of itself, where both say something.
+    pub(super) fn agree(&self, path: &Path, field: &str, said: Option<usize>, claimed: Option<usize>) -> Result<()> {
+        match (said, claimed) {
+            (Some(said), Some(claimed)) if said != claimed => {
+                let limit = format!("the file says {claimed}");
+                Err(record(path, Place::Entry("options".to_owned()), field, &said.to_string(), limit))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that the user says no other top-k than that of a file's arrays.
+    pub(super) fn must_have_top_k(&self, path: &Path, found: usize) -> Result<()> {
+        self.agree(path, "top_k", self.known_top_k(), Some(found))
     }
 
     /// The phase of tokens where the file does not tell it; prefill if the options do not either.

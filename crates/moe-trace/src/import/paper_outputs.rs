@@ -9,7 +9,7 @@ use memmap2::Mmap;
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensors};
 
-use super::ids::IdsSeen;
+use super::ids::{IdsSeen, not_among};
 use super::{ImportOptions, Importer, Input, Sample, io, record};
 use crate::format::map_file;
 use crate::{
@@ -58,6 +58,7 @@ impl Importer for PaperOutputs {
                     let place = || Place::Entry(layer.path.file_name().unwrap_or_default().to_string_lossy().into());
                     layer.bytes_of_all().for_each(|&id| seen.id(usize::from(id), place));
                 }
+                options.must_have_top_k(path, n)?;
                 (seen.experts(path, options, None, &mut report)?, n)
             }
             Kind::Logits | Kind::Rank => {
@@ -321,7 +322,7 @@ impl SequenceStream for Samples {
                                 return Err(wrong(
                                     "expert",
                                     &id.to_string(),
-                                    &format!("there are {}", self.geometry.experts()),
+                                    &not_among(id.into(), self.geometry.experts()),
                                 ));
                             }
                             *slot = u16::from(id);

@@ -11,7 +11,8 @@ use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row as ParquetRow};
 
 use super::records::{Record, Value};
-use super::rows::{Claims, Row, RowSource, are_enough, names, open};
+use super::row_sequences::open;
+use super::rows::{Claims, Row, RowSource, are_enough, names, spare};
 use super::{ImportOptions, Importer, Input, Sample, io, record};
 use crate::{Place, Result, SequenceStream, TraceError};
 
@@ -41,6 +42,8 @@ struct Rows {
     rows: RowIter<'static>,
     options: ImportOptions,
     claims: Claims,
+    /// Columns that may stand for another one, which is there under another name.
+    spare: Vec<&'static str>,
     number: u64,
 }
 
@@ -107,8 +110,9 @@ impl Rows {
             experts: number("moe_trace_experts")?,
             top_k: number("moe_trace_top_k")?,
         };
+        let spare = spare(&columns, options);
         let rows = RowIter::from_file_into(Box::new(reader));
-        Ok(Rows { path: path.to_owned(), rows, options: options.clone(), claims, number: 0 })
+        Ok(Rows { path: path.to_owned(), rows, options: options.clone(), claims, spare, number: 0 })
     }
 
     fn find<'a>(&self, record: &'a ParquetRow, column: &str) -> Option<&'a Field> {
@@ -160,6 +164,10 @@ impl Value for Field {
             _ => None,
         }
     }
+
+    fn boolean(&self) -> Option<bool> {
+        if let Field::Bool(value) = self { Some(*value) } else { None }
+    }
 }
 
 impl RowSource for Rows {
@@ -169,7 +177,9 @@ impl RowSource for Rows {
         self.number += 1;
         let find = |column: &str| self.find(&record, column);
         let error = |field: &str, value: &str, limit: &str| self.error(field, value, limit);
-        Record { options: &self.options, find, error }.read(row)?;
+        let fields = record.get_column_iter().map(|(name, value)| (name.as_str(), value));
+        Record { options: &self.options, find, error }.read(row, fields)?;
+        row.said.not_used.extend(&self.spare);
         Ok(true)
     }
 
@@ -177,11 +187,15 @@ impl RowSource for Rows {
         &self.claims
     }
 
-    fn place(&self) -> Place {
-        Place::Entry(format!("row {}", self.number))
+    fn number(&self) -> u64 {
+        self.number
     }
 
-    fn error(&self, field: &str, value: &str, limit: &str) -> TraceError {
-        record(&self.path, self.place(), field, value, limit)
+    fn place_of(&self, number: u64) -> Place {
+        Place::Entry(format!("row {number}"))
+    }
+
+    fn error_at(&self, place: Place, field: &str, value: &str, limit: &str) -> TraceError {
+        record(&self.path, place, field, value, limit)
     }
 }

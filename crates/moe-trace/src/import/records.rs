@@ -3,9 +3,10 @@
 use std::fmt::Display;
 
 use super::ImportOptions;
-use super::ids::slot;
+use super::fields::{flag, role};
+use super::ids::{no_expert, slot};
 use super::rows::{Row, phase};
-use crate::{EMPTY_SLOT, Geometry, Result, TraceError};
+use crate::{EMPTY_SLOT, Result, TraceError};
 
 /// A value of a record.
 pub(super) trait Value: Display + Sized {
@@ -23,6 +24,9 @@ pub(super) trait Value: Display + Sized {
 
     /// A list.
     fn list(&self) -> Option<&[Self]>;
+
+    /// Yes or no.
+    fn boolean(&self) -> Option<bool>;
 }
 
 /// One record: `find` gives the value of a column that is there and not null, `error` makes an error of the record.
@@ -33,11 +37,26 @@ pub(super) struct Record<'o, F, E> {
 }
 
 impl<'a, V: Value + 'a, F: Fn(&str) -> Option<&'a V>, E: Fn(&str, &str, &str) -> TraceError> Record<'_, F, E> {
-    /// Replaces `row` by what the record says.
-    pub(super) fn read(&self, row: &mut Row) -> Result<()> {
+    /// Replaces `row` by what the record says; `fields` are all its fields.
+    pub(super) fn read<'n>(&self, row: &mut Row, fields: impl Iterator<Item = (&'n str, &'n V)>) -> Result<()>
+    where
+        V: 'n,
+    {
         let missing = |column| (self.error)(column, "missing", "expected a number");
+        row.said.clear();
+        for (field, value) in fields.filter(|(_, value)| !value.is_null()) {
+            let Some((name, role)) = role(field, self.options) else { continue };
+            let flag = value.boolean().or_else(|| flag(&value.text()?));
+            row.said.take(name, role, flag).map_err(|limit| (self.error)(field, &value.to_string(), limit))?;
+        }
         row.sequence = self.text("sequence")?.unwrap_or_default();
-        row.token = self.number("token")?.ok_or_else(|| missing("token"))?;
+        // Without another number, steps count tokens.
+        (row.token, row.step) = match (self.number("token")?, self.number("step")?) {
+            (Some(token), step) => (token, step),
+            (None, Some(step)) => (step, None),
+            (None, None) => return Err(missing("token")),
+        };
+        row.rank = self.number("rank")?;
         row.layer = self.number("layer")?.ok_or_else(|| missing("layer"))?;
         row.encoder = match self.text("stack")?.as_deref() {
             None => None,
@@ -47,7 +66,7 @@ impl<'a, V: Value + 'a, F: Fn(&str) -> Option<&'a V>, E: Fn(&str, &str, &str) ->
         };
         row.slot = self.number("slot")?;
         row.phase = match self.text("phase")?.as_deref() {
-            None => None,
+            None => row.said.phase,
             Some(text) => {
                 let known = phase(text);
                 Some(known.ok_or_else(|| (self.error)("phase", text, "expected prefill, decode, 0 or 1"))?)
@@ -56,6 +75,7 @@ impl<'a, V: Value + 'a, F: Fn(&str) -> Option<&'a V>, E: Fn(&str, &str, &str) ->
         row.domain = self.text("domain")?;
         row.token_id = self.number("token_id")?;
         row.prediction = self.number("prediction")?;
+        row.whole = (self.find)("experts").is_some();
         self.experts(&mut row.experts)?;
         self.weights(&mut row.weights)?;
         if !row.weights.is_empty() && row.weights.len() != row.experts.len() {
@@ -95,7 +115,7 @@ impl<'a, V: Value + 'a, F: Fn(&str) -> Option<&'a V>, E: Fn(&str, &str, &str) ->
                 Some(id) => id,
                 None if value.is_null() => EMPTY_SLOT,
                 None => {
-                    let limit = format!("expected an expert below {}", Geometry::MAX_EXPERTS);
+                    let limit = no_expert(value.integer().unwrap_or(0));
                     return Err((self.error)("expert", &value.to_string(), &limit));
                 }
             });

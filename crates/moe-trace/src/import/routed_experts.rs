@@ -4,17 +4,19 @@ use std::path::{Path, PathBuf};
 
 use super::archive::Archive;
 use super::array::IntArray;
-use super::ids::{IdsSeen, id_above, narrow};
+use super::ids::{IdsSeen, element};
 use super::input::InputBytes;
 use super::{ImportOptions, Importer, Input, Sample, npy, record};
-use crate::{EMPTY_SLOT, Geometry, ImportReport, MoeLayer, Phase, Place, Result, SequenceBuf, SequenceStream};
+use crate::{
+    EMPTY_SLOT, Geometry, ImportReport, MoeLayer, Phase, Place, Result, SequenceBuf, SequenceStream, WarningKind,
+};
 
 /// What vLLM returns with `enable_return_routed_experts`: for each request an array `[tokens, layers, k]` of ids, saved
 /// by `np.save` (one request) or `np.savez` (one array a request).
 ///
 /// The array has all layers of the model, and 0 in every slot of a dense one. The model's configuration says which layers
 /// are dense; without it they are those that are 0 everywhere, which is certain where k is at least 2. A row of zeros in
-/// another layer is a token that was not routed, negative ids and the largest unsigned 16-bit number are empty slots.
+/// another layer is a token that was not routed, -1 and the largest unsigned 16-bit number are empty slots.
 pub(super) struct RoutedExperts;
 
 impl Importer for RoutedExperts {
@@ -45,18 +47,15 @@ impl Importer for RoutedExperts {
         let seen = seen.ok_or_else(|| {
             record(path, Place::Entry("archive".to_owned()), "arrays", "0", "expected at least one member NAME.npy")
         })?;
-        let layers = seen.moe_layers(path, options)?;
+        let mut report = ImportReport::default();
+        let layers = seen.moe_layers(path, options, &mut report)?;
         let moe_layer = |layer: &usize| {
             let model_layer = u32::try_from(*layer).unwrap_or(u32::MAX);
             MoeLayer { model_layer, stack: options.stack() }
         };
-        let mut report = ImportReport::default();
         let experts = seen.ids.experts(path, options, None, &mut report)?;
         let geometry = Geometry::new(layers.iter().map(moe_layer).collect(), experts, seen.top_k)?;
-        if let Some(top_k) = options.known_top_k().filter(|&top_k| top_k != seen.top_k) {
-            let limit = format!("the arrays have {}", seen.top_k);
-            return Err(record(path, Place::Entry("options".to_owned()), "top_k", &top_k.to_string(), limit));
-        }
+        options.must_have_top_k(path, seen.top_k)?;
         let phase = options.phase_or_assumed(&mut report);
         Ok(Box::new(Requests {
             geometry,
@@ -140,15 +139,18 @@ impl Seen {
             return Err(array.error(path, "shape", &format!("{:?}", array.shape()), &limit));
         }
         for index in 0..array.len() {
-            if let Some(id) = id(array.get(index), options) {
-                self.ids.id(id, || array.place(&format!("token {}", index / top_k / layers)));
-                self.used[index / top_k % layers] |= id != 0;
+            let (token, layer) = (index / top_k / layers, index / top_k % layers);
+            let place = || array.place(&format!("token {token}, layer {layer}"));
+            let id = element(path, array, index, place, options)?;
+            if id != EMPTY_SLOT {
+                self.ids.id(usize::from(id), place);
+                self.used[layer] |= id != 0;
             }
         }
         Ok(())
     }
 
-    fn moe_layers(&self, path: &Path, options: &ImportOptions) -> Result<Vec<usize>> {
+    fn moe_layers(&self, path: &Path, options: &ImportOptions, report: &mut ImportReport) -> Result<Vec<usize>> {
         let all = 0..self.used.len();
         let stack = options.config.as_ref().map(|config| config.stack(options.stack()));
         match stack {
@@ -160,16 +162,20 @@ impl Seen {
                 Err(record(path, Place::Entry("array".to_owned()), "layers", &self.used.len().to_string(), limit))
             }
             None if self.top_k == 1 => Ok(all.collect()),
-            None => Ok(all.filter(|&layer| self.used[layer]).collect()),
+            None => {
+                let (used, dense): (Vec<usize>, Vec<usize>) = all.partition(|&layer| self.used[layer]);
+                if used.is_empty() && !self.ids.is_empty() {
+                    let limit = "expected an id above 0 in some layer, or a configuration that says which have experts";
+                    return Err(record(path, Place::Entry("array".to_owned()), "ids", "0 everywhere", limit));
+                }
+                if !dense.is_empty() {
+                    let seen = format!("layers {dense:?} of the arrays have no id but 0: taken as dense");
+                    report.warn(WarningKind::IDLE_LAYERS, "--config says which layers have experts", || (None, seen));
+                }
+                Ok(used)
+            }
         }
     }
-}
-
-/// The expert of an element; `None` for an empty slot.
-pub(super) fn id(value: i64, options: &ImportOptions) -> Option<usize> {
-    let marks_empty =
-        |id: &usize| *id == usize::from(EMPTY_SLOT) || options.empty_ids.iter().any(|&e| usize::from(e) == *id);
-    usize::try_from(value).ok().filter(|id| !marks_empty(id))
 }
 
 struct Requests {
@@ -209,14 +215,16 @@ impl SequenceStream for Requests {
         for (token, &layer) in (0..tokens).flat_map(|token| self.layers.iter().map(move |layer| (token, layer))) {
             let row = (token * width + layer) * k;
             let unrouted = k > 1 && (row..row + k).all(|index| array.get(index) == 0);
+            let place = || array.place(&format!("token {token}, layer {layer}"));
+            if unrouted {
+                let seen = "all slots of a token in a layer are 0: taken as a token that was not routed there";
+                self.report
+                    .warn(WarningKind::UNROUTED_TOKENS, "record -1 in empty slots", || (Some(place()), seen.into()));
+                experts.resize(experts.len() + k, EMPTY_SLOT);
+                continue;
+            }
             for index in row..row + k {
-                experts.push(match id(array.get(index), &self.options) {
-                    Some(id) if !unrouted => narrow(id, &self.geometry).ok_or_else(|| {
-                        let place = array.place(&format!("token {token}, layer {layer}"));
-                        id_above(&self.path, place, id, self.geometry.experts())
-                    })?,
-                    _ => EMPTY_SLOT,
-                });
+                experts.push(element(&self.path, &array, index, place, &self.options)?);
             }
         }
         SequenceBuf::from_experts(&self.geometry, experts, self.phase).map(Some)

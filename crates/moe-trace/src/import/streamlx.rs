@@ -1,5 +1,6 @@
 //! Routing traces of streamlx: an npz with its description beside it.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
@@ -9,8 +10,7 @@ use serde::Deserialize;
 
 use super::archive::Archive;
 use super::array::IntArray;
-use super::ids::{IdsSeen, id_above, narrow};
-use super::routed_experts::id;
+use super::ids::{IdsSeen, element};
 use super::{ImportOptions, Importer, Input, Sample, io, npy};
 use crate::{EMPTY_SLOT, Geometry, ImportReport, MoeLayer, Phase, Result, SequenceBuf, SequenceStream, TraceError};
 
@@ -107,10 +107,13 @@ fn geometry(
     };
     let mut seen = IdsSeen::default();
     for index in 0..array.len() {
-        if let Some(id) = id(array.get(index), options) {
-            seen.id(id, || array.place(&format!("token {}", index / (layers * top_k))));
+        let place = || array.place(&format!("token {}", index / (layers * top_k)));
+        let id = element(path, array, index, place, options)?;
+        if id != EMPTY_SLOT {
+            seen.id(usize::from(id), place);
         }
     }
+    options.must_have_top_k(path, top_k)?;
     let experts = seen.experts(path, options, description.n_experts, report)?;
     let stack = options.stack();
     let layers = model_layers.into_iter().map(|model_layer| MoeLayer { model_layer, stack }).collect();
@@ -120,6 +123,7 @@ fn geometry(
 /// Tokens of each sequence: runs of equal `seq_id` whose positions count up.
 fn split(path: &Path, seq_id: &IntArray<&[u8]>, pos: &IntArray<&[u8]>) -> Result<Vec<Range<usize>>> {
     let mut sequences: Vec<Range<usize>> = Vec::new();
+    let mut begun = HashSet::new();
     for token in 0..seq_id.len() {
         match sequences.last_mut() {
             Some(last) if seq_id.get(token) == seq_id.get(token - 1) => {
@@ -130,7 +134,14 @@ fn split(path: &Path, seq_id: &IntArray<&[u8]>, pos: &IntArray<&[u8]>) -> Result
                 }
                 last.end = token + 1;
             }
-            _ => sequences.push(token..token + 1),
+            _ => {
+                let id = seq_id.get(token);
+                if !begun.insert(id) {
+                    let limit = "its tokens must follow each other: sort them by sequence";
+                    return Err(seq_id.error(path, &format!("sequence of token {token}"), &id.to_string(), limit));
+                }
+                sequences.push(token..token + 1);
+            }
         }
     }
     Ok(sequences)
@@ -165,12 +176,8 @@ impl SequenceStream for Sequences {
         let Some(tokens) = self.sequences.next() else { return Ok(None) };
         let array = npy::read(&self.path, "experts", &self.experts)?;
         let row = self.geometry.layers() * self.geometry.top_k();
-        let expert = |index: usize| match id(array.get(index), &self.options) {
-            None => Ok(EMPTY_SLOT),
-            Some(id) => narrow(id, &self.geometry).ok_or_else(|| {
-                id_above(&self.path, array.place(&format!("token {}", index / row)), id, self.geometry.experts())
-            }),
-        };
+        let place = |index: usize| array.place(&format!("token {}", index / row));
+        let expert = |index: usize| element(&self.path, &array, index, || place(index), &self.options);
         let experts = (tokens.start * row..tokens.end * row).map(expert).collect::<Result<_>>()?;
         SequenceBuf::from_experts(&self.geometry, experts, self.phase).map(Some)
     }

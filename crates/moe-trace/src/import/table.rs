@@ -97,9 +97,14 @@ impl Table {
             .ok_or_else(|| self.error(column, text, &format!("expected an integer below {limit}")))
     }
 
-    /// An error of the row.
-    pub(super) fn line_error(&self, field: &str, value: &str, limit: &str) -> TraceError {
-        record(&self.path, Place::Line(self.line()), field, value, limit)
+    /// All columns with their names.
+    pub(super) fn columns(&self) -> impl Iterator<Item = (Column, &str)> {
+        self.names.iter().enumerate().map(|(number, name)| (Column(number), name.as_str()))
+    }
+
+    /// An error somewhere in the file.
+    pub(super) fn error_at(&self, place: Place, field: &str, value: &str, limit: &str) -> TraceError {
+        record(&self.path, place, field, value, limit)
     }
 
     /// An error at a value of the row.

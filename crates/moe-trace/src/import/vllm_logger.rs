@@ -1,22 +1,30 @@
 //! Logs of vLLM patches that write one JSON line a token and layer.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
-use super::ids::IdsSeen;
+use super::fields::{Role, flag, role};
+use super::ids::{IdsSeen, no_expert, slot};
 use super::lines::JsonLines;
-use super::passes::Passes;
+use super::options::PHASE_REMEDY;
+use super::passes::{Passes, Seen};
+use super::ranks::{Contradiction, Ranks};
+use super::records::Value as _;
+use super::token_table::{Refusal, TokenTable};
 use super::{ImportOptions, Importer, Input, Sample};
-use crate::{Geometry, ImportReport, MoeLayer, Result, SequenceBuf, SequenceStream};
+use crate::{
+    Geometry, ImportReport, MoeLayer, Phase, Place, Result, SequenceBuf, SequenceStream, TraceError, WarningKind,
+};
 
 /// `{"type": "meta", "model_id", "top_k", ...}` and `{"type": "route", "req_id", "token_idx", "layer", "topk_ids",
-/// "topk_weights"}`.
+/// "topk_weights"}`, optionally with `rank` and `step`.
 ///
 /// Each request is a sequence, in the order in which they begin. `token_idx` counts the tokens of a forward pass, so tokens
-/// are put in the order in which they came; a pass of one token that is not the request's first is a decode step. The
-/// requests of a server interleave, so the routes of the whole file are held in memory. A log of a server that warms up
-/// begins with passes over made-up tokens.
+/// are put in the order in which they came; a pass of one token that is not the request's first is a decode step. Lines of
+/// several ranks are copies of each other, or parts (see [`Ranks`]). The requests of a server interleave, so the routes of
+/// the whole file are held in memory. A log of a server that warms up begins with passes over made-up tokens.
 pub(super) struct VllmLogger;
 
 impl Importer for VllmLogger {
@@ -37,53 +45,38 @@ impl Importer for VllmLogger {
     }
 
     fn open(&self, input: &Input, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
-        let (mut layers, mut seen, mut model) = (BTreeSet::new(), IdsSeen::default(), None);
+        let mut report = ImportReport::default();
+        let mut scan = Scan::default();
         let mut lines = JsonLines::open(input)?;
         while let Some(line) = lines.next::<Line>()? {
-            match line {
-                Line::Meta { model_id } => model = model.or(model_id),
-                Line::Route(route) => {
-                    layers.insert(route.layer);
-                    seen.row(&route.topk_ids, || lines.place());
-                    if layers.len() > Geometry::MAX_LAYERS {
-                        let limit = format!("at most {} layers", Geometry::MAX_LAYERS);
-                        return Err(lines.error("layer", &route.layer.to_string(), &limit));
-                    }
-                }
-                Line::Other => {}
-            }
+            scan.take(line, &lines, options, &mut report)?;
         }
-        let layers: Vec<u32> = layers.into_iter().collect();
+        let layers: Vec<u32> = scan.layers.iter().copied().collect();
         let moe_layers = layers.iter().map(|&model_layer| MoeLayer { model_layer, stack: options.stack() }).collect();
-        let mut report = ImportReport::default();
-        let experts = seen.experts(input.path(), options, None, &mut report)?;
-        let top_k = seen.top_k(input.path(), options, None, &mut report)?;
+        let experts = scan.ids.experts(input.path(), options, None, &mut report)?;
+        let top_k = scan.ids.top_k(input.path(), options, scan.top_k, &mut report)?;
         let geometry = Geometry::new(moe_layers, experts, top_k)?;
 
-        let mut requests: Vec<Passes> = Vec::new();
+        let mut requests: Vec<BTreeMap<i64, Passes>> = Vec::new();
         let mut number_of: HashMap<String, usize> = HashMap::new();
         let mut lines = JsonLines::open(input)?;
         while let Some(line) = lines.next::<Line>()? {
             let Line::Route(route) = line else { continue };
+            let said = route.said(&lines, options)?;
+            if said.is_left_out {
+                continue;
+            }
             let number = *number_of.entry(route.req_id.text()).or_insert(requests.len());
             if number == requests.len() {
-                requests.push(Passes::new(&geometry));
+                requests.push(BTreeMap::new());
             }
-            let changed = |_| lines.error("layer", &route.layer.to_string(), "the file was changed while it was read");
-            let layer = layers.binary_search(&route.layer).map_err(changed)?;
-            if !route.topk_weights.is_empty() && route.topk_weights.len() != route.topk_ids.len() {
-                let limit = format!("there are {} topk_ids", route.topk_ids.len());
-                return Err(lines.error("topk_weights", &format!("{} numbers", route.topk_weights.len()), &limit));
-            }
-            let refused = |_| {
-                let limit = "most cells before it are missing, or the row came before";
-                lines.error("token_idx", &route.token_idx.to_string(), limit)
-            };
-            let row = requests[number].token(route.token_idx, layer, None).map_err(refused)?;
-            requests[number].put(row, layer, &route.topk_ids, &route.topk_weights).map_err(refused)?;
+            let passes =
+                requests[number].entry(route.rank.unwrap_or(0)).or_insert_with(|| Passes::new(&geometry, true));
+            route.put(passes, &layers, said.phase, &lines, options)?;
         }
-        let model = options.model.clone().or(model).filter(|model| !model.is_empty());
-        Ok(Box::new(Requests { geometry, model, report, requests: requests.into_iter() }))
+        let model = options.model.clone().or(scan.model).filter(|model| !model.is_empty());
+        let requests = requests.into_iter();
+        Ok(Box::new(Requests { geometry, model, report, lines, ranks: Ranks::default(), requests }))
     }
 }
 
@@ -93,6 +86,8 @@ enum Line {
     Meta {
         #[serde(default)]
         model_id: Option<String>,
+        #[serde(default)]
+        top_k: Option<usize>,
     },
     Route(Route),
     #[serde(other)]
@@ -104,9 +99,15 @@ struct Route {
     req_id: RequestId,
     token_idx: i64,
     layer: u32,
-    topk_ids: Vec<u16>,
+    topk_ids: Vec<i64>,
     #[serde(default)]
     topk_weights: Vec<f32>,
+    #[serde(default, alias = "tp_rank", alias = "ep_rank")]
+    rank: Option<i64>,
+    #[serde(default, alias = "pass", alias = "forward_pass_id")]
+    step: Option<i64>,
+    #[serde(flatten)]
+    others: Map<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -125,11 +126,159 @@ impl RequestId {
     }
 }
 
+/// What the other fields of a route say.
+struct RouteSaid {
+    is_left_out: bool,
+    phase: Option<Phase>,
+}
+
+impl Route {
+    fn said(&self, lines: &JsonLines, options: &ImportOptions) -> Result<RouteSaid> {
+        let mut said = super::fields::Said::default();
+        for (field, value) in &self.others {
+            let Some((name, role)) = role(field, options).filter(|(_, role)| *role != Role::NotUsed) else { continue };
+            let flag = value.boolean().or_else(|| flag(&value.text()?));
+            said.take(name, role, flag).map_err(|limit| lines.error(field, &value.to_string(), limit))?;
+        }
+        Ok(RouteSaid { is_left_out: said.left_out.is_some(), phase: said.phase })
+    }
+
+    /// Experts, empty slots included.
+    fn experts(&self, lines: &JsonLines, options: &ImportOptions) -> Result<Vec<u16>> {
+        let expert =
+            |&id: &i64| slot(id, options).ok_or_else(|| lines.error("topk_ids", &id.to_string(), &no_expert(id)));
+        self.topk_ids.iter().map(expert).collect()
+    }
+
+    /// Puts the route into the passes of its request and rank.
+    fn put(
+        &self,
+        passes: &mut Passes,
+        layers: &[u32],
+        phase: Option<Phase>,
+        lines: &JsonLines,
+        options: &ImportOptions,
+    ) -> Result<()> {
+        let changed = |_| lines.error("layer", &self.layer.to_string(), "the file was changed while it was read");
+        let layer = layers.binary_search(&self.layer).map_err(changed)?;
+        if !self.topk_weights.is_empty() && self.topk_weights.len() != self.topk_ids.len() {
+            let limit = format!("there are {} topk_ids", self.topk_ids.len());
+            return Err(lines.error("topk_weights", &format!("{} numbers", self.topk_weights.len()), &limit));
+        }
+        let refused = |refusal| {
+            let limit = match refusal {
+                Refusal::Sparse => "most cells before it are missing",
+                Refusal::Twice => "its expert came before in this layer",
+                Refusal::Taken | Refusal::Phase => {
+                    "it came again before its pass was through all layers: if several processes write the log, keep the \
+                     lines of one, or log their rank"
+                }
+            };
+            lines.error("token_idx", &self.token_idx.to_string(), limit)
+        };
+        let seen = Seen { number: self.token_idx, layer, pass: self.step, phase, line: lines.number() };
+        let row = passes.token(seen).map_err(refused)?;
+        passes.put(row, layer, &self.experts(lines, options)?, &self.topk_weights).map_err(refused)
+    }
+}
+
+/// What the lines show together.
+#[derive(Default)]
+struct Scan {
+    layers: BTreeSet<u32>,
+    ids: IdsSeen,
+    ranks: BTreeSet<Option<i64>>,
+    model: Option<String>,
+    top_k: Option<usize>,
+}
+
+impl Scan {
+    fn take(
+        &mut self,
+        line: Line,
+        lines: &JsonLines,
+        options: &ImportOptions,
+        report: &mut ImportReport,
+    ) -> Result<()> {
+        let route = match line {
+            Line::Route(route) => route,
+            Line::Meta { model_id, top_k } => {
+                self.model = self.model.take().or(model_id);
+                self.top_k = self.top_k.or(top_k);
+                return Ok(());
+            }
+            Line::Other => return Ok(()),
+        };
+        if route.said(lines, options)?.is_left_out {
+            let seen = || (Some(lines.place()), "the line is no token of a request, as it says: left out".to_owned());
+            report.warn(WarningKind::ROWS_LEFT_OUT, "rename its field if it counts", seen);
+            return Ok(());
+        }
+        for field in route.others.keys() {
+            if let Some((name, Role::NotUsed)) = role(field, options) {
+                let seen = || (Some(lines.place()), format!("{name} can change what lines mean, and is not used"));
+                report.warn(WarningKind::COLUMN_NOT_USED, "leave out lines that do not count", seen);
+            }
+        }
+        self.layers.insert(route.layer);
+        if self.layers.len() > Geometry::MAX_LAYERS {
+            let limit = format!("at most {} layers", Geometry::MAX_LAYERS);
+            return Err(lines.error("layer", &route.layer.to_string(), &limit));
+        }
+        self.ranks.insert(route.rank);
+        if self.ranks.len() > Ranks::MOST || self.ranks.len() > 1 && self.ranks.contains(&None) {
+            let value = route.rank.map_or_else(|| "missing".to_owned(), |rank| rank.to_string());
+            let limit = format!("expected one of at most {} processes, in every line or none", Ranks::MOST);
+            return Err(lines.error("rank", &value, &limit));
+        }
+        let experts = route.experts(lines, options)?;
+        let used = experts.iter().filter(|&&id| id != crate::EMPTY_SLOT).map(|&id| usize::from(id));
+        used.for_each(|id| self.ids.id(id, || lines.place()));
+        self.ids.experts_of_a_token(experts.len(), || lines.place());
+        Ok(())
+    }
+}
+
 struct Requests {
     geometry: Geometry,
     model: Option<String>,
     report: ImportReport,
-    requests: std::vec::IntoIter<Passes>,
+    /// For messages.
+    lines: JsonLines,
+    ranks: Ranks,
+    requests: std::vec::IntoIter<BTreeMap<i64, Passes>>,
+}
+
+impl Requests {
+    /// Puts the ranks of a request together.
+    fn join(&mut self, by_rank: BTreeMap<i64, Passes>) -> Result<SequenceBuf> {
+        let mut tables: BTreeMap<i64, TokenTable> = BTreeMap::new();
+        for (rank, passes) in by_rank {
+            let (table, counts_positions) = passes.into_tokens();
+            if counts_positions {
+                let seen =
+                    "lines are sorted by token, so that passes cannot be told apart: tokens are taken as prefilled";
+                let place = Some(Place::Line(table.place(0)));
+                self.report.warn(WarningKind::PHASE_ASSUMED, PHASE_REMEDY, || (place, seen.to_owned()));
+            }
+            if let Some((&other, first)) = tables.first_key_value()
+                && first.keys().len() != table.keys().len()
+            {
+                let (tokens, others) = (table.keys().len(), first.keys().len());
+                let limit =
+                    format!("it has {tokens} tokens of a request, rank {other} has {others}: keep the lines of one");
+                return Err(self.lines.error_at(Place::Line(table.place(0)), "rank", &rank.to_string(), &limit));
+            }
+            tables.insert(rank, table);
+        }
+        let table = self.ranks.join(&self.geometry, tables, false).map_err(|found| self.contradicts(&found))?;
+        Ok(table.finish())
+    }
+
+    fn contradicts(&self, found: &Contradiction) -> TraceError {
+        let limit = found.limit(&Place::Line(found.other_place));
+        self.lines.error_at(Place::Line(found.place), "rank", &found.rank.to_string(), &limit)
+    }
 }
 
 impl SequenceStream for Requests {
@@ -146,6 +295,12 @@ impl SequenceStream for Requests {
     }
 
     fn next_sequence(&mut self) -> Result<Option<SequenceBuf>> {
-        Ok(self.requests.next().map(Passes::finish))
+        match self.requests.next() {
+            Some(by_rank) => self.join(by_rank).map(Some),
+            None => {
+                self.ranks.say(&mut self.report);
+                Ok(None)
+            }
+        }
     }
 }

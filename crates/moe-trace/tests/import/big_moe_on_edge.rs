@@ -31,11 +31,27 @@ fn cells_that_were_not_recorded_stay_empty() {
     assert_eq!((trace.sequences()[1].weights.clone(), trace.sequences()[1].experts.clone()), (None, vec![e, e, 1, e]));
 }
 
+/// Experts that were dropped were chosen by the router: they stay, and it is said.
+#[test]
+fn dropped_experts_are_said() {
+    let names = NAMES.replace("expert_bytes", "expert_bytes,dropped");
+    let rows = "0,1,0,1,0,7,0.75,0,0,1\n0,1,0,1,1,2,0.25,1,0,0\n";
+    let trace = read(format!("{HEAD}{names}{rows}"), &ImportOptions::default()).unwrap();
+    assert_eq!(trace.sequences()[0].experts[..2], [7, 2]);
+    let report = trace.import_report().to_string();
+    assert!(report.starts_with("f, line 7: an expert was dropped"), "{report}");
+    let other = ImportOptions { experts: Some(16), ..ImportOptions::default() };
+    assert_eq!(failure(file(ROWS), &other), "f, preamble: n_expert is 8, the options say 16");
+}
+
 #[test]
 fn errors_name_line_column_value_and_limit() {
     let message = |rows: &str| failure(file(rows), &ImportOptions::default());
     let at = |text: &str| format!("f, line 7: {text}");
-    assert_eq!(message("0,0,0,1,0,8,0.5,0,0\n"), at("expert is 8, expected an integer below 8"));
+    assert_eq!(
+        message("0,0,0,1,0,8,0.5,0,0\n"),
+        at("expert is 8, there are 8 experts; 8 often marks an empty slot: then give --empty-id 8")
+    );
     assert_eq!(message("0,0,0,1,2,1,0.5,0,0\n"), at("slot is 2, expected an integer below 2"));
     assert_eq!(message("0,2,0,1,0,1,0.5,0,0\n"), at("phase is 2, expected an integer below 2"));
     assert_eq!(message("0,0,0,3,0,1,0.5,0,0\n"), at("layer is 3, expected an integer below 3"));
@@ -48,7 +64,7 @@ fn errors_name_line_column_value_and_limit() {
     let phases = "0,0,0,1,0,1,0.5,0,0\n0,1,0,1,1,2,0.5,0,0\n";
     assert_eq!(message(phases), "f, line 8: phase is 1, this step came before in another phase");
     let experts = "0,0,0,1,0,1,0.5,0,0\n0,0,0,1,1,1,0.5,0,0\n";
-    assert_eq!(message(experts), "f: invalid sequence: sequence 0, token 0, layer 0: expert 1 appears twice");
+    assert_eq!(message(experts), "f, line 8: expert is 1, it came before in this step and layer");
     let short = message("0,0,0,1\n");
     assert!(short.starts_with("f: not a readable CSV file: "), "{short}");
     let head = |from: &str, to: &str| failure(file(ROWS).replacen(from, to, 1), &ImportOptions::default());

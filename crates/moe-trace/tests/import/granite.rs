@@ -39,14 +39,16 @@ fn errors_name_prompt_value_and_limit() {
     );
     assert_eq!(
         changed("[3, 1]", "[3, 4]"),
-        "f: invalid sequence: sequence 0, token 0, layer 0: expert 4 is out of range, the layer has 4"
+        "f, prompt \"zebra\": prefill is 4 at token 0, layer 0, there are 4 experts; 4 often marks an empty slot: then give \
+         --empty-id 4"
     );
     assert_eq!(
         changed("[3, 1]", "[3, 3]"),
         "f: invalid sequence: sequence 0, token 0, layer 0: expert 3 appears twice"
     );
+    assert_eq!(changed("ant", "zebra"), "f, prompt \"zebra\": name is another prompt's, expected each name once");
     for (from, to, expected) in [
-        ("[3, 1]", "[3, 70000]", "integer `70000`, expected u16 at line 2"),
+        ("[3, 1]", "[3, 1e3]", "invalid type: floating point `1000.0`, expected i64 at line 2"),
         ("[3, 1]", "3", "invalid type: integer `3`, expected the experts of a layer at line 2"),
         ("\"top_k\"", "\"k\"", "missing field `top_k`"),
         ("}}}", "}}", "EOF while parsing"),

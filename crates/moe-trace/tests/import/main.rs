@@ -4,9 +4,14 @@
 
 mod arrays;
 mod big_moe_on_edge;
+mod empty_slots;
 mod granite;
+mod ranks;
 mod report;
 mod rows;
+mod sglang;
+mod steps;
+mod torch_dump;
 
 use std::path::{Path, PathBuf};
 

@@ -39,7 +39,7 @@ fn what_is_inferred_is_said_with_its_place_and_its_option() {
 
 #[test]
 fn an_id_that_looks_like_an_empty_slot_is_said() {
-    let options = |experts, empty: &[u16]| ImportOptions {
+    let options = |experts, empty: &[i64]| ImportOptions {
         experts,
         empty_ids: empty.to_vec(),
         phase: Some(Phase::Decode),
@@ -51,8 +51,8 @@ fn an_id_that_looks_like_an_empty_slot_is_said() {
     assert!(report.to_string().starts_with("f, line 19: id 255 stands far above all others (the next largest is 3)"));
     assert_eq!(
         failure(&marked, &options(Some(4), &[])),
-        "f, line 19: expert is 255, there are 4 experts: give --experts if there are more, or --empty-id if it marks \
-         an empty slot"
+        "f, line 19: expert is 255, there are 4 experts; 255 often marks an empty slot: then give --empty-id 255, or \
+         give --experts if there are more"
     );
     let trace = read(&marked, &options(Some(4), &[255])).unwrap();
     assert_eq!(trace.sequences()[0].experts[16..], [moe_trace::EMPTY_SLOT, 1]);
@@ -76,7 +76,8 @@ fn the_most_experts_of_a_token_are_said_where_others_use_fewer() {
     assert!(read(uneven, &options(Some(2))).unwrap().import_report().is_empty());
     assert_eq!(
         failure(uneven, &options(Some(1))),
-        "f, line 3: number of experts is 2, top-k is 1: give --top-k 2 or more"
+        "f, line 3: number of experts is 2, top-k is 1: give --top-k 2 or more, or, if token counts within a forward pass, name \
+         the column that counts passes (--column step=NAME)"
     );
 }
 
