@@ -19,14 +19,23 @@ pub(crate) struct Excerpt {
     pub(crate) prefill: Option<usize>,
 }
 
+/// A part of a trace.
+#[derive(Debug)]
+pub(crate) struct Excerpted {
+    pub(crate) trace: MemoryTrace,
+    /// MoE layers of the whole trace.
+    pub(crate) of_layers: usize,
+}
+
 impl Excerpt {
-    pub(crate) fn of(self, path: &Path) -> Result<MemoryTrace> {
+    pub(crate) fn of(self, path: &Path) -> Result<Excerpted> {
         self.read(path).with_context(|| format!("cannot replay {}; `trace import` reads other formats", path.display()))
     }
 
-    fn read(self, path: &Path) -> Result<MemoryTrace> {
+    fn read(self, path: &Path) -> Result<Excerpted> {
         let trace = moe_trace::open(path)?;
-        let layers = evenly(trace.geometry().layers(), self.layers);
+        let of_layers = trace.geometry().layers();
+        let layers = evenly(of_layers, self.layers);
         let layers = layers.map(|layer| u16::try_from(layer).map(LayerId)).collect::<Result<_, _>>()?;
         let selection = Selection {
             sequences: Some(evenly(trace.len(), self.sequences).collect()),
@@ -57,7 +66,7 @@ impl Excerpt {
             self.tokens,
             memory.len()
         );
-        Ok(memory)
+        Ok(Excerpted { trace: memory, of_layers })
     }
 }
 
@@ -85,7 +94,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("trace.safetensors");
         let dials = SyntheticOptions { sequences: 2, tokens: 6, prefill: 4, ..SyntheticOptions::default() };
-        let trace = Synthetic::new(Geometry::decoder(1, 8, 2).unwrap(), dials).collect().unwrap();
+        let trace = Synthetic::new(Geometry::decoder(3, 8, 2).unwrap(), dials).collect().unwrap();
         write_trace(&path, &trace).unwrap();
         let excerpt = |tokens, prefill| Excerpt { layers: 1, sequences: 2, tokens, prefill }.of(&path);
         let message = |tokens, prefill| format!("{:#}", excerpt(tokens, prefill).unwrap_err());
@@ -93,6 +102,7 @@ mod tests {
             "give more --tokens; if all tokens were decoded, import them with `trace import --token-phase decode`"
         ));
         assert!(message(5, Some(5)).ends_with("give a smaller --prefill"));
-        assert_eq!(excerpt(5, None).unwrap().len(), 2);
+        let Excerpted { trace, of_layers } = excerpt(5, None).unwrap();
+        assert_eq!((trace.len(), trace.geometry().layers(), of_layers), (2, 1, 3));
     }
 }

@@ -1,6 +1,6 @@
 //! Files that have the experts of a model.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use moe_examples::{byte_bar, mapped_experts};
@@ -12,6 +12,11 @@ pub(crate) fn of_checkpoint(checkpoint: &Checkpoint, reads: FileReads) -> Result
     mapped_experts(checkpoint)
         .and_then(|store| store.with_reads(reads))
         .context("cannot use the experts of the checkpoint")
+}
+
+/// All parts of a GGUF file that may be split.
+pub(crate) fn parts(path: &Path) -> Result<Vec<PathBuf>> {
+    MappedStore::gguf_files(path).with_context(|| format!("cannot use the experts in {}", path.display()))
 }
 
 /// The experts of a GGUF file, as they are.

@@ -84,7 +84,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     ensure!(prefill < tokens, "--prefill is {prefill}, of --tokens {tokens} some must be decoded");
     // All are opened first, so that a bad file is told before work starts.
     let excerpt = Excerpt { layers: arguments.layers, sequences: arguments.sequences, tokens, prefill: Some(prefill) };
-    let traces: Vec<MemoryTrace> = arguments.traces.iter().map(|path| excerpt.of(path)).collect::<Result<_>>()?;
+    let traces: Vec<MemoryTrace> =
+        arguments.traces.iter().map(|path| Ok(excerpt.of(path)?.trace)).collect::<Result<_>>()?;
     let sizes = traces.iter().map(|trace| cache_sizes(arguments.rho.as_deref(), &RHO, trace.geometry()));
     let sizes: Vec<Vec<(f64, usize)>> = sizes.collect::<Result<_>>()?;
     let bar = progress_bar(sizes.iter().map(|sizes| rounds * (sizes.len() + 1)).sum(), "runs");

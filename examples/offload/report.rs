@@ -11,10 +11,13 @@ use crate::calibrate::{Prices, median};
 use crate::case::{Case, Predicted};
 use crate::steps::Steps;
 use crate::stores::Ahead;
+use crate::workload::Layers;
 
 /// Everything that `offload speed` found.
 #[derive(Serialize)]
 pub(crate) struct Report {
+    /// Layers of experts that were run.
+    pub(crate) layers: Layers,
     /// Seconds of a load from host memory.
     pub(crate) load_seconds: f64,
     /// Seconds more of a load from disk before the first run.
@@ -101,8 +104,15 @@ fn error(predicted: Option<f64>, measured: Option<f64>) -> Option<f64> {
 }
 
 impl Report {
-    pub(crate) fn new(prices: &Prices, resident: &Steps, mapped: Option<&Steps>, rows: Vec<Row>) -> Report {
+    pub(crate) fn new(
+        layers: Layers,
+        prices: &Prices,
+        resident: &Steps,
+        mapped: Option<&Steps>,
+        rows: Vec<Row>,
+    ) -> Report {
         Report {
+            layers,
             load_seconds: prices.costs(&|_| 0.0, 0.0).load_seconds[0],
             disk_seconds: prices.disk_seconds,
             resident: Speeds::measured(resident),
@@ -198,6 +208,12 @@ impl fmt::Display for Report {
         }
         writeln!(f, "{table}")?;
         self.below_the_slots(f)?;
+        let Layers { run, of, skipped_blocks } = self.layers;
+        write!(f, "{run} of {of} layers of experts were run")?;
+        match skipped_blocks {
+            0 => writeln!(f)?,
+            _ => writeln!(f, "; {skipped_blocks} blocks of the weights only predict the token after the next")?,
+        }
         let (memory, disk) = (1e6 * self.load_seconds, 1e6 * self.disk_seconds);
         let resident =
             format!("{} decoded and {} prefilled tokens/s", speed(self.resident.decode), speed(self.resident.prefill));
@@ -231,5 +247,24 @@ impl fmt::Display for Report {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_report_says_how_many_layers_were_run() {
+        let report = |run, of, skipped_blocks| {
+            let none = Speeds { decode: None, prefill: None };
+            let layers = Layers { run, of, skipped_blocks };
+            Report { layers, load_seconds: 0.0, disk_seconds: 0.0, resident: none, mapped: None, rows: Vec::new() }
+                .to_string()
+        };
+        assert!(report(1, 2, 0).contains("\n1 of 2 layers of experts were run\n"));
+        let skipped =
+            "\n46 of 46 layers of experts were run; 1 blocks of the weights only predict the token after the next\n";
+        assert!(report(46, 46, 1).contains(skipped));
     }
 }

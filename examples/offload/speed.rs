@@ -139,7 +139,8 @@ struct Source {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let files = Files::new().reads_all("the file of the weights", &arguments.weights);
+    let weights = arguments.weights.as_deref().map(expert_files::parts).transpose()?.unwrap_or_default();
+    let files = Files::new().reads_all("a file of the weights", &weights);
     let files = files.reads_all("a file of the model", &arguments.model).reads_all("the trace", &arguments.trace);
     let files = files.writes("--json", &arguments.json).writes("--html", &arguments.html);
     files.writes("--timeline", &arguments.timeline).check()?;
@@ -251,7 +252,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     };
     let rows = cases.iter().zip(&measured.cases).map(row).collect::<Result<_>>()?;
     let mapped = workload.too_large.then_some(&mapped);
-    let report = Report::new(&prices, &measured.resident, mapped, rows);
+    let report = Report::new(workload.layers, &prices, &measured.resident, mapped, rows);
     moe_examples::outln!("{report}");
     if let Some(path) = &arguments.json {
         write_json(path, &report)?;

@@ -10,8 +10,9 @@ use expert_cache::{ModelSize, PolicyKind};
 use moe_model::{Checkpoint, GenerateOptions, Olmoe, OlmoeConfig, Sampling, generate};
 use moe_offload::{ExpertBank, ExpertStore, FileReads, HostCache, MappedStore, Replay, ResidentExperts, free_bytes};
 use moe_trace::{ExpertId, Geometry, LayerId, MemoryTrace, Recorder, RoutingSource};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
+use crate::excerpt::Excerpted;
 use crate::steps::Steps;
 
 /// Bytes of experts that stand in for all, at most: several times what the processors' caches hold.
@@ -25,7 +26,20 @@ pub(crate) struct Workload {
     pub(crate) too_large: bool,
     /// Loads read them past the page cache.
     pub(crate) uncached: bool,
+    /// Layers that are run, and that there are.
+    pub(crate) layers: Layers,
     kind: Kind,
+}
+
+/// Layers of experts, of the weights and of what is run with them.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Layers {
+    /// Layers that are run: all of the weights.
+    pub(crate) run: usize,
+    /// Layers of the model or of the whole trace.
+    pub(crate) of: usize,
+    /// Blocks of the weights that only predict the token after the next, and are not run.
+    pub(crate) skipped_blocks: usize,
 }
 
 enum Kind {
@@ -74,11 +88,12 @@ impl Workload {
         ensure!(room > 0, "--new-tokens is {new_tokens}, the model has not so many positions");
         let prompts = prompts(checkpoint, room)?;
         let vb = checkpoint.var_builder(DType::F32, &Device::Cpu)?;
-        Ok(Workload::new(store, Kind::Text { config, vb, prompts, new_tokens }))
+        let of_layers = expected.layers;
+        Ok(Workload::new(store, of_layers, Kind::Text { config, vb, prompts, new_tokens }))
     }
 
     /// Replays a trace on experts of its geometry.
-    pub(crate) fn trace(trace: MemoryTrace, store: MappedStore) -> Result<Workload> {
+    pub(crate) fn trace(Excerpted { trace, of_layers }: Excerpted, store: MappedStore) -> Result<Workload> {
         let (geometry, shape) = (trace.geometry(), store.shape());
         let (found, expected) = ((geometry.layers(), geometry.experts()), (shape.layers, shape.experts));
         ensure!(
@@ -89,7 +104,7 @@ impl Workload {
             expected.0,
             expected.1
         );
-        Ok(Workload::new(store, Kind::Trace(trace)))
+        Ok(Workload::new(store, of_layers, Kind::Trace(trace)))
     }
 
     /// Layers, experts and top-k of what is run.
@@ -100,10 +115,11 @@ impl Workload {
         }
     }
 
-    fn new(store: MappedStore, kind: Kind) -> Workload {
+    fn new(store: MappedStore, of: usize, kind: Kind) -> Workload {
+        let layers = Layers { run: store.shape().layers, of, skipped_blocks: store.skipped_blocks() };
         let too_large = free_bytes(&Device::Cpu).is_ok_and(|free| ExpertStore::bytes(&store) > free);
         let uncached = store.reads() == FileReads::Direct;
-        Workload { too_large, uncached, store: Arc::new(store), kind }
+        Workload { too_large, uncached, layers, store: Arc::new(store), kind }
     }
 
     /// A bank that computes as one does that holds all experts: those of a store, or if they do not fit in memory, a few of

@@ -16,9 +16,25 @@ pub fn gguf(bytes: &[u8]) {
     }
 }
 
-/// Opens bytes as the checkpoint of a small model, with gate and up of all experts stacked in one tensor.
+/// Opens bytes as the two parts of a split GGUF file, by the second; four bytes in front tell the length of the first.
+pub fn gguf_split(bytes: &[u8]) {
+    let Some((len, both)) = bytes.split_first_chunk() else { return };
+    let first = usize::try_from(u32::from_le_bytes(*len)).unwrap_or(usize::MAX).min(both.len());
+    file(&both[..first], "s-00001-of-00002.gguf");
+    if let Ok(store) = MappedStore::open_gguf(&[file(&both[first..], "s-00002-of-00002.gguf")]) {
+        assert_eq!(store.files().count(), 2);
+        read(&store);
+    }
+}
+
+/// Opens bytes as the checkpoint of a small model, with gate and up of all experts stacked in one tensor, and the downs apart or
+/// stacked, too.
 pub fn safetensors(bytes: &[u8]) {
     let shape = ExpertShape { layers: 1, experts: 2, hidden: 4, intermediate: 2 };
+    let fused = |_, expert| WeightLocation::fused("gate_up_proj", "down_proj", expert, 2);
+    if let Ok(store) = MappedStore::open(&[file(bytes, "safetensors")], shape, DType::F32, fused) {
+        read(&store);
+    }
     let locations = |_, expert: ExpertId| {
         let half = |half| WeightLocation::part("in", 2 * expert.index() + half, 4);
         [half(0), half(1), WeightLocation::whole(format!("{}.out", expert.0))]

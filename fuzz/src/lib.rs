@@ -7,7 +7,7 @@ use std::sync::Once;
 mod checkpoint;
 
 #[cfg(feature = "offload")]
-pub use checkpoint::{gguf, safetensors};
+pub use checkpoint::{gguf, gguf_split, safetensors};
 use moe_trace::{ImportOptions, RoutingSource, TraceFile};
 
 /// A file in memory where the system has such a place. One process writes one file, again and again.

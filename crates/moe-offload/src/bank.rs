@@ -19,7 +19,8 @@ pub trait ExpertBank: Send + Sync {
     /// experts' outputs, `[tokens x hidden_size]`, summed in rank order.
     ///
     /// # Errors
-    /// A route that the layer does not have, a tensor operation or a load that failed.
+    /// A route that the layer does not have, a tensor operation or a load that failed;
+    /// [`NotFinite`](crate::OffloadError::NotFinite) for weights of NaN or infinity that a token meets on the CPU.
     fn forward(&self, layer: LayerId, hidden: &Tensor, routes: &Routes) -> Result<Tensor>;
 
     /// Tells the bank that a sequence has ended, for policies that remember sequences.

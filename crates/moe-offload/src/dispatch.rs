@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use candle_core::Tensor;
-use moe_trace::{EMPTY_SLOT, LayerId};
+use candle_core::{CpuStorage, Storage, Tensor};
+use moe_trace::{EMPTY_SLOT, ExpertId, LayerId};
 
 use crate::{OffloadError, Result, Routes};
 
@@ -110,9 +110,30 @@ impl Dispatch {
         self.groups.binary_search_by_key(&expert, |group| group.expert).expect("plans cover exactly the groups")
     }
 
+    /// Checks that experts give finite numbers of tokens that are finite; `sorted` are the outputs of all groups.
+    fn check_finite(&self, layer: LayerId, sorted: &Tensor, hidden: &Tensor) -> Result<()> {
+        let Some(row) = first_not_finite(sorted)? else { return Ok(()) };
+        let Some(group) = self.groups.iter().find(|group| group.range.contains(&row)) else { return Ok(()) };
+        let token = self.rows[row] as usize;
+        if first_not_finite(&hidden.narrow(0, token, 1)?.contiguous()?)?.is_some() {
+            return Ok(());
+        }
+        let expert = ExpertId(u16::try_from(group.expert).expect("routes are u16"));
+        Err(OffloadError::NotFinite { layer, expert, token, dtype: hidden.dtype().as_str() })
+    }
+
     /// Puts the outputs of the groups, in the order of [`groups`](Self::groups), back to their tokens and sums each
     /// token's experts by weight in rank order.
-    pub(crate) fn combine(&self, outputs: Vec<Tensor>, hidden: &Tensor, routes: &Routes) -> Result<Tensor> {
+    ///
+    /// # Errors
+    /// [`OffloadError::NotFinite`] for an output in host memory that is not finite though its token is.
+    pub(crate) fn combine(
+        &self,
+        layer: LayerId,
+        outputs: Vec<Tensor>,
+        hidden: &Tensor,
+        routes: &Routes,
+    ) -> Result<Tensor> {
         let (width, device) = (hidden.dim(1)?, hidden.device());
         let (mut outputs, mut row_of) = (outputs, vec![u32::MAX; self.tokens * self.top_k]);
         for (row, &place) in (0u32..).zip(&self.places) {
@@ -130,10 +151,24 @@ impl Dispatch {
             row_of.iter_mut().filter(|row| **row == u32::MAX).for_each(|row| *row = zero_row);
         }
         let sorted = Tensor::cat(&outputs, 0)?;
+        self.check_finite(layer, &sorted, hidden)?;
         let row_of = Tensor::from_vec(row_of, self.tokens * self.top_k, device)?;
         let ranked = sorted.index_select(&row_of, 0)?.reshape((self.tokens, self.top_k, width))?;
         Ok(ranked.broadcast_mul(&weights.unsqueeze(2)?)?.sum(1)?)
     }
+}
+
+/// The number of the first row that has an infinite number or a NaN; none on a device, where looking would wait for it.
+fn first_not_finite(rows: &Tensor) -> Result<Option<usize>> {
+    let (storage, layout) = rows.storage_and_layout();
+    let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else { return Ok(None) };
+    let at = match storage {
+        CpuStorage::F32(values) => values[start..end].iter().position(|value| !value.is_finite()),
+        CpuStorage::F16(values) => values[start..end].iter().position(|value| !value.is_finite()),
+        CpuStorage::BF16(values) => values[start..end].iter().position(|value| !value.is_finite()),
+        _ => None,
+    };
+    Ok(at.map(|at| at / rows.dims()[1].max(1)))
 }
 
 /// Rows of `hidden` in the order given.

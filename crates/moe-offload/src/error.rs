@@ -208,6 +208,21 @@ pub enum OffloadError {
         #[source]
         source: Box<OffloadError>,
     },
+    /// An expert gives numbers that are not finite.
+    #[error(
+        "{layer}, {expert}: its output for token {token} is infinite or NaN, though the token is finite; its weights are \
+         damaged, or too large for {dtype}"
+    )]
+    NotFinite {
+        /// MoE layer.
+        layer: LayerId,
+        /// The expert.
+        expert: ExpertId,
+        /// Token within the call.
+        token: usize,
+        /// Type of the tokens.
+        dtype: &'static str,
+    },
     /// A load takes too long.
     #[error("{layer}, {expert} cannot be loaded: it has not arrived after {seconds:.3} seconds")]
     SlowLoad {

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use crate::host_memory::{HostMemory, PAGE};
+use crate::os;
 
 /// How loads read experts from checkpoint files.
 ///
@@ -13,8 +14,8 @@ use crate::host_memory::{HostMemory, PAGE};
 /// always used where the file is mapped, and its pages stay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum FileReads {
-    /// [`Cached`](Self::Cached) if all experts fit the memory that is free when the files are opened, otherwise
-    /// [`Direct`](Self::Direct).
+    /// [`Cached`](Self::Cached) if the bytes that the files have of all experts fit the memory that is free when they are
+    /// opened, otherwise [`Direct`](Self::Direct).
     #[default]
     Auto,
     /// Copied from the mapped file: the operating system keeps what was read until it needs the memory. The fastest where
@@ -22,7 +23,8 @@ pub enum FileReads {
     Cached,
     /// Read past the page cache, so that an expert in a slot is not held twice: experts whose projections are all
     /// quantized and of a MiB or more straight into slots in host memory, others into a buffer of the reading thread
-    /// first. Where a file system cannot do that, what was read is dropped from the page cache right after.
+    /// first. Where a file system or, other than Linux, an operating system cannot do that, reads go through the page cache;
+    /// Linux drops what was read right after.
     Direct,
 }
 
@@ -60,7 +62,7 @@ pub(crate) struct UncachedFile {
 
 impl UncachedFile {
     pub(crate) fn open(path: &Path) -> Result<UncachedFile> {
-        match open_direct(path) {
+        match os::open_direct(path) {
             Ok(file) => Ok(UncachedFile { file, buffered: false }),
             Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {
                 Ok(UncachedFile { file: File::open(path)?, buffered: true })
@@ -81,7 +83,7 @@ impl UncachedFile {
     fn fill(&self, buffer: &mut [u8], start: usize, needed: usize) -> Result<()> {
         let mut filled = 0;
         while filled < needed {
-            match read_at(&self.file, &mut buffer[filled..], (start + filled) as u64) {
+            match os::read_at(&self.file, &mut buffer[filled..], (start + filled) as u64) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -89,7 +91,8 @@ impl UncachedFile {
             }
         }
         if self.buffered {
-            forget(&self.file, start, buffer.len());
+            // A hint: where it is refused, the pages stay.
+            let _ = os::forget(&self.file, start as u64, Some(buffer.len()));
         }
         Ok(())
     }
@@ -108,37 +111,6 @@ pub(crate) fn read_parts<'b, const N: usize>(
         file.fill(bytes, around.start, range.end - around.start)?;
         Ok(&bytes[range.start - around.start..range.end - around.start])
     }))
-}
-
-#[cfg(target_os = "linux")]
-fn open_direct(path: &Path) -> Result<File> {
-    use rustix::fs::{Mode, OFlags, open};
-    Ok(open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECT, Mode::empty())?.into())
-}
-
-#[cfg(not(target_os = "linux"))]
-fn open_direct(_: &Path) -> Result<File> {
-    Err(ErrorKind::Unsupported.into())
-}
-
-/// Asks the operating system to forget a part of a file.
-#[cfg(target_os = "linux")]
-fn forget(file: &File, start: usize, len: usize) {
-    // A hint: if it is refused, the pages stay.
-    let _ = rustix::fs::fadvise(file, start as u64, (len as u64).try_into().ok(), rustix::fs::Advice::DontNeed);
-}
-
-#[cfg(not(target_os = "linux"))]
-fn forget(_: &File, _: usize, _: usize) {}
-
-#[cfg(unix)]
-fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize> {
-    std::os::unix::fs::FileExt::read_at(file, buffer, offset)
-}
-
-#[cfg(windows)]
-fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize> {
-    std::os::windows::fs::FileExt::seek_read(file, buffer, offset)
 }
 
 #[cfg(test)]

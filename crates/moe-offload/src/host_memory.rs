@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use memmap2::{MmapMut, MmapRaw};
 
-use crate::{OffloadError, Result};
+use crate::{OffloadError, Result, os};
 
 /// Bytes of the pages that large memory should have.
 const HUGE_PAGE: usize = 2 << 20;
@@ -48,7 +48,7 @@ impl HostArena {
         if slack > 0 {
             let address = map.as_ptr().addr();
             next = address.next_multiple_of(HUGE_PAGE) - address;
-            ask_for_huge_pages(&map, next, len);
+            os::ask_for_huge_pages(&map, next, len, HUGE_PAGE);
         }
         Ok(HostArena { map: Arc::new(map.into()), next, end: next + len })
     }
@@ -77,18 +77,6 @@ impl HostMemory {
         HostArena::new(len)?.take(len)
     }
 }
-
-/// Asks for huge pages as far as `len` bytes from `start` fill them, and for none behind: what fills none must not take one.
-/// Both are hints: where they are refused, pages are as they are.
-#[cfg(target_os = "linux")]
-fn ask_for_huge_pages(map: &MmapMut, start: usize, len: usize) {
-    let filled = len / HUGE_PAGE * HUGE_PAGE;
-    let _ = map.advise_range(memmap2::Advice::HugePage, start, filled);
-    let _ = map.advise_range(memmap2::Advice::NoHugePage, start + filled, map.len() - start - filled);
-}
-
-#[cfg(not(target_os = "linux"))]
-fn ask_for_huge_pages(_: &MmapMut, _: usize, _: usize) {}
 
 impl fmt::Debug for HostMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

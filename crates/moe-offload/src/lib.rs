@@ -85,6 +85,7 @@ mod meter;
 mod miss_seconds;
 mod offloaded;
 mod options;
+mod os;
 mod prefetches;
 mod products;
 mod projection;

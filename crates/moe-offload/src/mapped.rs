@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
-use memmap2::Advice;
 use moe_trace::{ExpertId, LayerId};
 
 use crate::file_reads::{ReadBuffer, UncachedFile, read_parts};
@@ -14,7 +13,7 @@ use crate::host_memory::PAGE;
 use crate::tensor_table::{MappedFile, Stored, TensorTable};
 use crate::{
     BlockMatrix, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, FileReads, Lend, Lent, OffloadError, Projection,
-    ProjectionBytes, Result, WeightLocation, WeightType, free_bytes,
+    ProjectionBytes, Result, WeightLocation, WeightType, free_bytes, os,
 };
 
 /// Bytes that the operating system is asked for at once: Linux cuts longer requests short.
@@ -111,6 +110,14 @@ impl MappedStore {
         MappedStore { shape, types, files, experts, direct: None, skipped_blocks }.with_reads(FileReads::Auto)
     }
 
+    /// Returns the paths of all parts of a GGUF file, given any of them: what [`open_gguf`](Self::open_gguf) reads.
+    ///
+    /// # Errors
+    /// As [`open_gguf`](Self::open_gguf) for a header or a part that cannot be read.
+    pub fn gguf_files(path: &Path) -> Result<Vec<PathBuf>> {
+        TensorTable::gguf_files(path)
+    }
+
     /// Chooses how loads read the files; a store is opened with [`FileReads::Auto`].
     ///
     /// # Errors
@@ -120,7 +127,7 @@ impl MappedStore {
             FileReads::Cached => false,
             FileReads::Direct => true,
             // Where nobody knows what is free, the operating system decides what stays.
-            FileReads::Auto => free_bytes(&Device::Cpu).is_ok_and(|free| ExpertStore::bytes(&self) > free),
+            FileReads::Auto => free_bytes(&Device::Cpu).is_ok_and(|free| self.file_bytes() > free),
         };
         self.direct = match direct {
             true => {
@@ -140,6 +147,12 @@ impl MappedStore {
     /// Number of blocks of a GGUF file that have experts and are no layers, since they only predict the token after the next.
     pub fn skipped_blocks(&self) -> usize {
         self.skipped_blocks
+    }
+
+    /// Bytes of all experts in the files, which a page cache would hold. They are fewer than the
+    /// [bytes](ExpertStore::bytes) in memory where weights are converted to a wider type.
+    pub fn file_bytes(&self) -> u64 {
+        self.experts.iter().flatten().map(|stored| stored.bytes.len() as u64).sum()
     }
 
     /// How loads read the files: what [`FileReads::Auto`] was taken for.
@@ -180,7 +193,7 @@ impl MappedStore {
         let file = &self.files[stored.file];
         for start in stored.bytes.clone().step_by(REQUEST_BYTES) {
             let len = REQUEST_BYTES.min(stored.bytes.end - start);
-            file.map.advise_range(Advice::WillNeed, start, len).map_err(|source| file.failed(source))?;
+            os::will_need(&file.map, start, len).map_err(|source| file.failed(source))?;
         }
         Ok(())
     }

@@ -26,11 +26,12 @@ const SUMS: usize = 2;
 pub(crate) struct Matvec;
 
 impl Matvec {
-    /// Whether it computes `tokens` times `weights`, which have one type; everything else is candle's.
+    /// Whether it computes `tokens` times `weights`, of one type or the tokens of f32; everything else is candle's.
     pub(crate) fn takes(tokens: &Tensor, weights: &Tensor) -> bool {
         let one = matches!(tokens.dims(), &[1, columns] if columns > 0);
         let lies_here = tokens.device().is_cpu() && weights.device().is_cpu() && weights.is_contiguous();
         let known = matches!(weights.dtype(), DType::F32 | DType::F16 | DType::BF16);
+        let known = known && (tokens.dtype() == DType::F32 || tokens.dtype() == weights.dtype());
         one && lies_here && known && tokens.is_contiguous()
     }
 }
@@ -61,6 +62,12 @@ impl CustomOp2 for Matvec {
             (CpuStorage::F32(token), CpuStorage::F32(weights)) => {
                 CpuStorage::F32(multiply(&token[token_at], &weights[weights_at]))
             }
+            (CpuStorage::F32(token), CpuStorage::F16(weights)) => {
+                CpuStorage::F32(multiply(&token[token_at], &weights[weights_at]))
+            }
+            (CpuStorage::F32(token), CpuStorage::BF16(weights)) => {
+                CpuStorage::F32(multiply(&token[token_at], &weights[weights_at]))
+            }
             (CpuStorage::F16(token), CpuStorage::F16(weights)) => {
                 let sums = multiply(&token[token_at].to_f32_vec(), &weights[weights_at]);
                 CpuStorage::F16(sums.into_iter().map(f16::from_f32).collect())
@@ -69,7 +76,7 @@ impl CustomOp2 for Matvec {
                 let sums = multiply(&token[token_at].to_f32_vec(), &weights[weights_at]);
                 CpuStorage::BF16(sums.into_iter().map(bf16::from_f32).collect())
             }
-            _ => candle_core::bail!("token and weights have one type, f32, f16 or bf16"),
+            _ => candle_core::bail!("a token is f32 or of the type of the weights, which are f32, f16 or bf16"),
         };
         Ok((out, (1, rows).into()))
     }
@@ -81,7 +88,8 @@ impl CustomOp2 for Matvec {
         _: &Tensor,
         gradient: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((Some(gradient.matmul(weights)?), Some(gradient.t()?.matmul(token)?)))
+        let of_token = gradient.matmul(&weights.to_dtype(gradient.dtype())?)?;
+        Ok((Some(of_token), Some(gradient.t()?.matmul(token)?.to_dtype(weights.dtype())?)))
     }
 }
 

@@ -12,13 +12,12 @@ use moe_trace::{ExpertId, LayerId, Phase};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use rustix::fs::{Advice, fadvise};
 
 use crate::host_memory::PAGE;
 use crate::offloaded::new_slots;
 use crate::{
     ExpertBank, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, FileReads, Lend, Lent, MappedStore, OffloadError,
-    OffloadOptions, OffloadedExperts, ResidentExperts, Result, Routes, Transfers, WeightType,
+    OffloadOptions, OffloadedExperts, ResidentExperts, Result, Routes, Transfers, WeightType, os,
 };
 
 /// Experts that are timed, at most.
@@ -200,7 +199,7 @@ impl ExpertStore for FirstLayers {
 /// Pages that another open store has mapped and touched stay in memory, and read faster; measure before opening one.
 ///
 /// # Errors
-/// What `open` says, and [`OffloadError::Io`] if the operating system refuses.
+/// What `open` says, and [`OffloadError::Io`] if the operating system refuses; only Linux can be asked to forget files.
 pub fn measure_disk(files: &[PathBuf], open: impl FnOnce() -> Result<MappedStore>) -> Result<Transfer> {
     let store = open()?;
     let mapped = store.reads() == FileReads::Cached;
@@ -210,7 +209,7 @@ pub fn measure_disk(files: &[PathBuf], open: impl FnOnce() -> Result<MappedStore
         let file = File::open(path).map_err(io)?;
         // Pages that were written and not yet synced cannot be dropped.
         file.sync_all().map_err(io)?;
-        fadvise(&file, 0, None, Advice::DontNeed).map_err(|error| io(error.into()))?;
+        os::forget(&file, 0, None).map_err(io)?;
     }
     let mut experts: Vec<_> = expert_ids(store.shape()).collect();
     experts.shuffle(&mut ChaCha8Rng::seed_from_u64(0));

@@ -348,7 +348,7 @@ impl ExpertBank for OffloadedExperts {
             let call = Call { engine, transfers, patience, host, pool, first_key, layer, phase, dispatch, hidden };
             call.serve(&request.request(layer, phase), scratch)?
         };
-        dispatch.combine(outputs, hidden, routes)
+        dispatch.combine(layer, outputs, hidden, routes)
     }
 
     /// Tells the policies of all pools, and the prefetcher; what is resident stays.

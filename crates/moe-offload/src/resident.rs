@@ -42,6 +42,6 @@ impl ExpertBank for ResidentExperts {
         }
         let groups = dispatch.groups().iter().enumerate();
         let groups: Vec<_> = groups.map(|(number, group)| (&experts[group.expert], dispatch.rows(number))).collect();
-        dispatch.combine(forward_each(hidden, &groups)?, hidden, routes)
+        dispatch.combine(layer, forward_each(hidden, &groups)?, hidden, routes)
     }
 }

@@ -60,6 +60,13 @@ impl MappedFile {
     }
 }
 
+/// Maps a GGUF file and reads its header.
+fn open_gguf(path: &Path) -> Result<(MappedFile, GgufHeader)> {
+    let file = MappedFile::open(path)?;
+    let header = gguf::header(path, &file.map)?;
+    Ok((file, header))
+}
+
 /// Where a projection lies.
 #[derive(Clone, Debug)]
 pub(crate) struct Stored {
@@ -111,19 +118,22 @@ impl TensorTable {
         Ok(table)
     }
 
+    /// Paths of all parts of a GGUF file, which lie beside it; its own if it is whole.
+    pub(crate) fn gguf_files(path: &Path) -> Result<Vec<PathBuf>> {
+        let (_, header) = open_gguf(path)?;
+        match gguf_parts::part_of(path, &header)? {
+            Some(part) => gguf_parts::siblings(path, part),
+            None => Ok(vec![path.to_owned()]),
+        }
+    }
+
     /// Reads the headers of GGUF files: one, all parts of a split one, or one part, whose other parts lie beside it.
     pub(crate) fn gguf(paths: &[PathBuf]) -> Result<TensorTable> {
-        let read = |path: &PathBuf| -> Result<(MappedFile, GgufHeader)> {
-            let file = MappedFile::open(path)?;
-            let header = gguf::header(path, &file.map)?;
-            Ok((file, header))
+        let paths = match paths {
+            [path] => TensorTable::gguf_files(path)?,
+            paths => paths.to_vec(),
         };
-        let mut files = paths.iter().map(read).collect::<Result<Vec<_>>>()?;
-        if let [(file, header)] = &files[..]
-            && let Some(part) = gguf_parts::part_of(file.path(), header)?
-        {
-            files = gguf_parts::siblings(file.path(), part)?.iter().map(read).collect::<Result<_>>()?;
-        }
+        let files = paths.iter().map(|path| open_gguf(path)).collect::<Result<Vec<_>>>()?;
         let parts: Vec<(&Path, &GgufHeader)> = files.iter().map(|(file, header)| (file.path(), header)).collect();
         gguf_parts::check_complete(&parts)?;
         let mut table = TensorTable::default();

@@ -168,10 +168,10 @@ fn half_precision_checkpoints_are_widened_on_fetch() {
     assert_eq!(gate.flatten_all().unwrap().to_vec1::<f32>().unwrap(), expected);
 }
 
-/// Gates and ups of two experts stacked, downs apart: the seed of the fuzz target. With `UPDATE_GOLDEN` set the test makes the
-/// file first.
+/// Gates and ups of two experts stacked, downs apart or stacked, too: the seeds of the fuzz target. With `UPDATE_GOLDEN` set the
+/// test makes the files first.
 #[test]
-fn the_seed_of_the_fuzz_target_is_read() {
+fn the_seeds_of_the_fuzz_target_are_read() {
     let seed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/safetensors/stacked");
     let shape = ExpertShape { layers: 1, experts: 2, hidden: 4, intermediate: 2 };
     let counting = |from: u8, count: u8| (from..from + count).map(f32::from).collect::<Vec<_>>();
@@ -182,18 +182,30 @@ fn the_seed_of_the_fuzz_target_is_read() {
         });
         candle_core::safetensors::save(&HashMap::from(tensors), &seed).unwrap();
     }
+    let fused = seed.with_file_name("fused");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        let tensors = [("gate_up_proj", 0, (2, 4, 4)), ("down_proj", 32, (2, 4, 2))].map(|(name, from, dims)| {
+            let count = u8::try_from(dims.0 * dims.1 * dims.2).unwrap();
+            (name, Tensor::from_vec(counting(from, count), dims, &Device::Cpu).unwrap())
+        });
+        candle_core::safetensors::save(&HashMap::from(tensors), &fused).unwrap();
+    }
     let locations = |_, expert: ExpertId| {
         let half = |half| WeightLocation::part("in", 2 * expert.index() + half, 4);
         [half(0), half(1), WeightLocation::whole(format!("{}.out", expert.0))]
     };
-    let store: &dyn ExpertStore = &MappedStore::open(&[seed], shape, DType::F32, locations).unwrap();
+    let store = MappedStore::open(&[seed], shape, DType::F32, locations).unwrap();
+    let all = |_, expert| WeightLocation::fused("gate_up_proj", "down_proj", expert, 2);
+    let fused = MappedStore::open(&[fused], shape, DType::F32, all).unwrap();
     let number = |bytes: &[u8]| f32::from_le_bytes(bytes.try_into().unwrap());
     let compare = &mut |bytes: ProjectionBytes<'_>| {
         let numbers = bytes.each().map(|bytes| bytes.chunks(4).map(number).collect::<Vec<_>>());
         assert_eq!(numbers, [(16, 8), (24, 8), (40, 8)].map(|(from, count)| counting(from, count)));
         Ok(())
     };
-    store.with_bytes(LayerId(0), ExpertId(1), compare).unwrap();
+    for store in [&store as &dyn ExpertStore, &fused] {
+        store.with_bytes(LayerId(0), ExpertId(1), compare).unwrap();
+    }
 }
 
 /// A store whose device goes away for a while.

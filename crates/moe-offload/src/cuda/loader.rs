@@ -10,7 +10,7 @@ use moe_trace::{ExpertId, LayerId};
 use super::copies::{CopiedBytes, Copies};
 use super::cuda_driver::{Cuda, fault};
 use super::pinning::Pinning;
-use crate::{ExpertStore, HostStore, OffloadError, Projection, Result};
+use crate::{ExpertStore, HostStore, OffloadError, Projection, Result, os};
 
 /// Bytes of a staging buffer; every load that runs at the same time has two.
 const BUFFER_BYTES: usize = 4 << 20;
@@ -97,7 +97,7 @@ impl CudaLoader {
         let owner = Arc::clone(store);
         // SAFETY: the store holds the storages of its experts, which nothing replaces, and is held.
         #[expect(unsafe_code, reason = "the driver remembers addresses")]
-        Ok(unsafe { self.copies.lock(ranges, owner, rustix::param::page_size(), limit_bytes) })
+        Ok(unsafe { self.copies.lock(ranges, owner, os::page_size(), limit_bytes) })
     }
 
     /// What is page-locked so far, and why not more.

@@ -25,6 +25,7 @@ fn any_part_stands_for_all() {
         let store = MappedStore::open_gguf(&files).unwrap();
         assert_random(&store);
         assert_eq!(store.files().collect::<Vec<_>>(), paths);
+        assert_eq!(MappedStore::gguf_files(&files[0]).unwrap(), paths);
     }
 }
 
@@ -77,4 +78,29 @@ fn parts_that_say_what_cannot_be_are_refused() {
         error(&[first], directory.path()),
         "p-00001-of-00002.gguf: split.tensors.count is 5, the 2 parts have 6 tensors"
     );
+}
+
+/// The length of the first part, and both parts: the seed of a fuzz target. With `UPDATE_GOLDEN` set the test makes it first.
+#[test]
+fn the_seed_of_the_split_target_is_read() {
+    let matrix = |name: String, dims: &[u64]| {
+        let numbers = (0..dims.iter().product()).flat_map(|number: u64| (number as f32).to_le_bytes());
+        Part { name, dims: dims.to_vec(), type_id: 0, bytes: numbers.collect() }
+    };
+    let of = |block: u32| {
+        let name = |which| format!("blk.{block}.ffn_{which}_exps.weight");
+        let parts = [matrix(name("gate_up"), &[4, 4, 2]), matrix(name("down"), &[2, 4, 2])];
+        file_with(&[("split.no", block), ("split.count", 2), ("split.tensors.count", 4)], 32, &parts)
+    };
+    let (first, second) = (of(0), of(1));
+    let expected = [&u32::try_from(first.len()).unwrap().to_le_bytes()[..], &first, &second].concat();
+    let seed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/gguf_split/two");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::create_dir_all(seed.parent().unwrap()).unwrap();
+        std::fs::write(&seed, &expected).unwrap();
+    }
+    assert_eq!(std::fs::read(&seed).unwrap(), expected);
+    let directory = tempfile::tempdir().unwrap();
+    let paths = [save(directory.path(), "a", &first), save(directory.path(), "b", &second)];
+    assert_eq!(MappedStore::open_gguf(&paths).unwrap().shape().layers, 2);
 }

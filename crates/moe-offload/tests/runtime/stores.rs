@@ -4,10 +4,10 @@ use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use moe_offload::{
     ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, HostStore, Lend, Lent, OffloadError, OffloadOptions,
-    OffloadedExperts, ProjectionBytes, RandomExperts, ResidentExperts, Result, Transfers, WeightType,
+    OffloadedExperts, Projection, ProjectionBytes, RandomExperts, ResidentExperts, Result, Transfers, WeightType,
 };
 use moe_trace::{ExpertId, LayerId};
 
@@ -106,4 +106,38 @@ fn a_store_that_lacks_types_or_fetches_others_is_refused() {
     assert_eq!(ResidentExperts::from_store(&others).unwrap_err().to_string(), message);
     let bank = OffloadedExperts::new(Arc::new(others), &Device::Cpu, OffloadOptions::slots(2)).unwrap();
     assert_eq!(forward(&bank, 0, &[0]).unwrap_err().source().unwrap().to_string(), message);
+}
+
+/// Infinite weights of one projection of an expert.
+#[test]
+fn weights_that_are_not_finite_fail_the_call_that_meets_them() {
+    for which in 0..3 {
+        let right = RandomExperts::new(SHAPE, WeightType::F32, 0).unwrap();
+        let experts = |layer: u16| {
+            let expert = move |expert: u16| (LayerId(layer), ExpertId(expert));
+            (0..8).map(expert).collect::<Vec<_>>()
+        };
+        let layer = |layer: u16| {
+            let weights = experts(layer).into_iter().map(|(layer, expert)| {
+                let mut projections = right.fetch(layer, expert).unwrap().projections().clone();
+                if (layer, expert) == (LayerId(1), ExpertId(3)) {
+                    let Projection::Dense(tensor) = &projections[which] else { panic!("numbers") };
+                    let mut numbers = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                    numbers[5] = f32::NAN;
+                    projections[which] =
+                        Projection::Dense(Tensor::from_vec(numbers, tensor.dims(), &Device::Cpu).unwrap());
+                }
+                ExpertWeights::from_projections(projections).unwrap()
+            });
+            weights.collect()
+        };
+        let bank = ResidentExperts::new((0..3).map(layer).collect());
+        forward(&bank, 0, &[3, 5]).unwrap();
+        forward(&bank, 1, &[2, 5]).unwrap();
+        assert_eq!(
+            forward(&bank, 1, &[2, 3]).unwrap_err().to_string(),
+            "layer 1, expert 3: its output for token 0 is infinite or NaN, though the token is finite; its weights are \
+             damaged, or too large for f32"
+        );
+    }
 }
