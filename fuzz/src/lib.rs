@@ -70,12 +70,17 @@ pub fn trace_file(bytes: &[u8]) {
     }
 }
 
-/// Opens bytes as the index of a directory of shards.
+/// Opens bytes as the index of a directory with one shard, checks its digest and reads it.
 pub fn shard_index(bytes: &[u8]) {
     let folder = file(b"", "shards").with_extension("d");
     std::fs::create_dir_all(&folder).expect("the folder can be made");
+    let shard = include_bytes!("../../crates/moe-trace/tests/golden/trace-1.0.safetensors");
+    std::fs::write(folder.join("shard-00000.safetensors"), shard).expect("the folder can be written");
     std::fs::write(folder.join("index.json"), bytes).expect("the folder can be written");
-    let _ = moe_trace::ShardedTrace::open(&folder);
+    if let Ok(trace) = moe_trace::ShardedTrace::open(&folder) {
+        let _ = trace.check_digests();
+        assert!((0..trace.len()).all(|index| trace.sequence(index).is_ok()), "what is opened is valid");
+    }
 }
 
 /// Reads bytes as the configuration of a model.

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import inspect
+import warnings
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from families import FAMILIES
 from family import VOCABULARY
 from torch import nn
+from transformers.utils import ModelOutput
 
 from moe_trace_recorder import Recorder, RecorderError, Trace
-from moe_trace_recorder.batch import cached_tokens, read_step
+from moe_trace_recorder.batch import cache_of, cached_tokens, read_step
 
 FAMILY = next(family for family in FAMILIES if family.name == "mixtral")
 PROMPTS = [[5, 17, 42, 8, 99], [33, 4, 61], [12, 90, 7, 55]]
@@ -28,6 +35,11 @@ def padded(side: str) -> dict[str, torch.Tensor]:
         columns = slice(width - len(prompt), width) if side == "left" else slice(0, len(prompt))
         ids[row, columns], mask[row, columns] = torch.tensor(prompt), 1
     return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+
+
+def returned_cache(output: ModelOutput) -> Any:
+    """The cache that a model returns, under the name that its release of transformers has for it."""
+    return next(output[name] for name in ("cache", "past_key_values") if name in output)
 
 
 def record(model: nn.Module, *batches: dict[str, torch.Tensor]) -> Trace:
@@ -69,7 +81,7 @@ def test_a_loop_over_a_cache_is_one_sequence(model: nn.Module) -> None:
     with recorder, torch.no_grad():
         cache = None
         for step in steps:
-            cache = model(input_ids=torch.tensor([step]), past_key_values=cache, use_cache=True).past_key_values
+            cache = returned_cache(model(input_ids=torch.tensor([step]), past_key_values=cache, use_cache=True))
     trace = recorder.trace()
     assert trace.sequences == 1
     assert trace.phase.tolist() == [0, 0, 0, 1, 1, 0, 0, 1]
@@ -156,7 +168,7 @@ def test_end_tokens_can_be_kept(model: nn.Module) -> None:
                 cache = None
                 for step in ([5, 17, 42], [model.generation_config.eos_token_id], [8], [9]):
                     ids = torch.tensor([step] * rows)
-                    cache = model(input_ids=ids, past_key_values=cache, use_cache=True).past_key_values
+                    cache = returned_cache(model(input_ids=ids, past_key_values=cache, use_cache=True))
             assert np.diff(recorder.trace().offsets).tolist() == [tokens] * rows
 
 
@@ -164,14 +176,14 @@ def test_what_cannot_be_recorded_is_refused(model: nn.Module) -> None:
     ids = torch.tensor([PROMPTS[0]])
     recorder = Recorder(model)
     with torch.no_grad():
-        cache = model(input_ids=ids, use_cache=True).past_key_values
+        cache = returned_cache(model(input_ids=ids, use_cache=True))
         with recorder:
             with pytest.raises(RecorderError, match="continues 5 tokens that were not recorded"):
                 model(input_ids=ids[:, :1], past_key_values=cache)
             model(input_ids=ids)
             with pytest.raises(RecorderError, match="another cache"):
                 model(input_ids=ids[:, :1], past_key_values=cache)
-            cache = model(input_ids=ids, use_cache=True).past_key_values
+            cache = returned_cache(model(input_ids=ids, use_cache=True))
             cache.crop(-2)
             with pytest.raises(RecorderError, match="continues 3 tokens, 5 were recorded"):
                 model(input_ids=ids[:, :1], past_key_values=cache)
@@ -182,7 +194,7 @@ def test_what_cannot_be_recorded_is_refused(model: nn.Module) -> None:
             with pytest.raises(RecorderError, match="beam search"):
                 model.generate(input_ids=ids, num_beams=2, do_sample=False, max_new_tokens=4)
             with pytest.raises(RecorderError, match="continues 2 sequences, 1 are in progress"):
-                cache = model(input_ids=ids, use_cache=True).past_key_values
+                cache = returned_cache(model(input_ids=ids, use_cache=True))
                 cache.batch_repeat_interleave(2)
                 model(input_ids=ids[:, :1].repeat(2, 1), past_key_values=cache)
     # Without a recorder the model does what it did.
@@ -194,7 +206,7 @@ def test_a_cache_that_was_recorded_may_be_used_for_beam_search_later(model: nn.M
     recorder = Recorder(model)
     with torch.no_grad():
         with recorder:
-            cache = model(input_ids=ids, use_cache=True).past_key_values
+            cache = returned_cache(model(input_ids=ids, use_cache=True))
             model(input_ids=ids[:, :1], past_key_values=cache)
             with pytest.raises(RecorderError, match="beam search"):
                 cache.reorder_cache(torch.tensor([0]))
@@ -247,17 +259,91 @@ def test_half_precision(model: nn.Module) -> None:
 def test_the_past_of_a_forward() -> None:
     """Told by the cache, of either generation of transformers, or by a mask that is longer than the tokens."""
     keys = torch.zeros(1, 2, 5, 4)
-    assert [cached_tokens(cache) for cache in (None, (), ((keys, keys),) * 3)] == [0, 0, 5]
-    with pytest.raises(RecorderError, match="past_key_values is a dict"):
-        cached_tokens({})
+    assert [cached_tokens(cache_of({"past": cache})) for cache in (None, (), ((keys, keys),) * 3)] == [0, 0, 5]
     ids = torch.ones(1, 1, dtype=torch.long)
     step = read_step({"input_ids": ids, "attention_mask": torch.tensor([[0, 1, 1, 1, 1, 1]])})
     assert (step.past, step.phase, step.real.tolist()) == (5, 1, [[True]])
     step = read_step({"input_ids": ids, "past_key_values": ((keys, keys),)})
     assert (step.past, step.phase) == (5, 1)
+    with pytest.raises(RecorderError, match="position_ids is 7 for one token without a past"):
+        read_step({"input_ids": ids, "position_ids": torch.tensor([[7]])})
+    assert read_step({"input_ids": ids, "position_ids": torch.tensor([[0]])}).past == 0
     with pytest.raises(RecorderError, match="neither input_ids nor inputs_embeds"):
         read_step({})
     with pytest.raises(RecorderError, match=r"input_ids are of shape \(1,\)"):
         read_step({"input_ids": ids[0]})
     with pytest.raises(RecorderError, match=r"attention_mask is a dict"):
         read_step({"input_ids": ids, "attention_mask": {}})
+
+
+class OwnCache:
+    """A cache that says its length, of no class that transformers has."""
+
+    def __init__(self, tokens: int):
+        self.tokens = tokens
+
+    def get_seq_length(self) -> int:
+        return self.tokens
+
+
+def test_a_cache_is_found_whatever_its_name() -> None:
+    ids = torch.ones(2, 1, dtype=torch.long)
+    keys = torch.zeros(2, 1, 4, 8)
+    for name in ("past_key_values", "cache", "cache_params", "a name of a later release"):
+        for cache in (OwnCache(4), ((keys, keys),)):
+            step = read_step({"input_ids": ids, "hidden": keys, name: cache})
+            assert (step.past, step.phase, step.cache) == (4, 1, cache)
+    both = OwnCache(4)
+    assert read_step({"input_ids": ids, "cache": both, "past_key_values": both}).past == 4
+    with pytest.raises(RecorderError, match=r"several key-value caches \(OwnCache, OwnCache\)"):
+        cache_of({"cache": OwnCache(4), "past_key_values": OwnCache(4)})
+    for name in ("past_key_values", "cache"):
+        with pytest.raises(RecorderError, match=f"{name} is a dict, expected a cache"):
+            cache_of({name: {}})
+
+
+def test_an_unpadded_batch_is_generated_by_either_name_of_the_cache(model: nn.Module) -> None:
+    """No mask tells the past here, so the cache alone does."""
+    ids = torch.tensor([PROMPTS[0], PROMPTS[0][::-1]])
+    recorder = Recorder(model)
+    with recorder, torch.no_grad():
+        for name in ("past_key_values", "cache"):
+            if name not in inspect.signature(model.forward).parameters and name == "cache":
+                continue
+            cache = None
+            for step in (ids, ids[:, :1], ids[:, 1:2]):
+                output = model(input_ids=step, use_cache=True, **{name: cache})
+                cache = returned_cache(output)
+    trace = recorder.trace()
+    assert set(np.diff(trace.offsets).tolist()) == {7}
+    assert trace.phase.reshape(-1, 7).tolist() == [[0] * 5 + [1] * 2] * trace.sequences
+
+
+def test_generate_without_a_mask_is_one_sequence_per_row(model: nn.Module) -> None:
+    ids = torch.tensor([PROMPTS[0], PROMPTS[0][::-1]])
+    recorder = Recorder(model)
+    with recorder:
+        model.generate(input_ids=ids, do_sample=False, min_new_tokens=6, max_new_tokens=6, suppress_tokens=[0])
+    assert np.diff(recorder.trace().offsets).tolist() == [10, 10]
+    assert recorder.trace().phase.tolist() == ([0] * 5 + [1] * 5) * 2
+
+
+def test_a_release_that_was_not_tested_is_named(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, tested in (("5.23.1", True), ("5.24.0", True), ("5.2.4", False), ("5.240.0", False), ("6.0.0", False)):
+        monkeypatch.setattr(importlib.metadata, "version", lambda name, version=version: version)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            Recorder(model)
+        assert [f"not with {version}" in str(warning.message) for warning in caught] == [True] * (not tested)
+
+
+def test_nothing_is_no_trace(model: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(RecorderError, match="nothing was recorded"):
+        Recorder(model).trace()
+    recorder = Recorder(model)
+    with recorder, torch.no_grad():
+        model(input_ids=torch.tensor([PROMPTS[0]]))
+    for name in ("x.npz", "x"):
+        with pytest.raises(RecorderError, match="would be a safetensors file; name it x.safetensors"):
+            recorder.save(tmp_path / name)
+    assert not list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 
 from moe_trace_recorder import Layer, RecorderError, Trace
@@ -192,3 +193,37 @@ while True:
         with safe_open(tmp_path / "trace.safetensors", "np") as file:
             assert json.loads(file.metadata()["moe_trace"])["model"] in ("one", "two")
             assert file.get_tensor("experts").shape == (60000, 2, 2)
+
+
+def test_lists_and_tensors_become_arrays(tmp_path: Path) -> None:
+    plain = example()
+    lists = Trace(
+        layers=plain.layers,
+        experts=8,
+        experts_of=plain.experts_of.tolist(),
+        offsets=[0, 2, 3],
+        phase=[0, 1, 0],
+        weights=torch.tensor(plain.weights, dtype=torch.bfloat16, requires_grad=True),
+        token_ids=torch.tensor(plain.token_ids),
+        predictions=plain.predictions.tolist(),
+        text=plain.text,
+        domain=torch.tensor([1, -1]),
+        domains=plain.domains,
+        model="tiny",
+    )
+    ours = [trace.write(tmp_path / f"{name}.safetensors").read_bytes() for name, trace in (("a", plain), ("b", lists))]
+    assert ours[0] == ours[1]
+    assert repr(lists) == "Trace(2 sequences, 3 tokens, 2 layers of 8 experts, top-2)"
+
+
+def test_columns_of_the_wrong_kind_are_refused() -> None:
+    layers = [Layer(0)]
+    with pytest.raises(RecorderError, match="experts_of is of type float64, expected integers"):
+        Trace(layers, 4, [[[0.0, 1.0]]], [0, 1], [0])
+    with pytest.raises(RecorderError, match="weights is of type int64, expected floating-point numbers"):
+        Trace(layers, 4, [[[0, 1]]], [0, 1], [0], weights=[[[1, 2]]])
+    with pytest.raises(RecorderError, match="offsets is no array of numbers"):
+        Trace(layers, 4, [[[0, 1]]], [[0], [1, 2]], [0])
+    with pytest.raises(RecorderError, match="expert 255 at token 0, layer 0, slot 1: expected one of 0..4"):
+        Trace(layers, 4, np.array([[[0, 255]]], np.uint8), [0, 1], [0]).check()
+    assert Trace(layers, 4, np.zeros((0, 1, 2)), [0], []).tokens == 0

@@ -91,10 +91,6 @@ impl Family {
     const fn shaped(self, shape: Shape) -> Family {
         Family { shape: Some(shape), ..self }
     }
-
-    pub(super) fn is_decoder_only(&self) -> bool {
-        !matches!(self.rule, Rule::SparseLayers | Rule::SparseSteps)
-    }
 }
 
 /// Experts of width `moe_intermediate_size`, dense layers of width `intermediate_size`.
@@ -124,7 +120,9 @@ const FAMILIES: &[Family] = &[
     family(&["beam"], [52, 256, 8], types(&[FirstDense(3)])),
     family(&["cohere2_moe"], [40, 8, 2], types(&[Key("first_k_dense_replace", 0)])),
     family(&["dbrx"], [24, 4, 1], ALL),
-    family(&["deepseek", "deepseek_v2"], [32, 64, 0], limits(&[Key("first_k_dense_replace", 0)]))
+    family(&["deepseek"], [0, 0, 0], limits(&[Key("first_k_dense_replace", 0), Key("moe_layer_freq", 1)]))
+        .shaped(shape(GROUPED, Shared::Experts("n_shared_experts"))),
+    family(&["deepseek_v2"], [32, 64, 0], limits(&[Key("first_k_dense_replace", 0)]))
         .shaped(shape(LATENT, Shared::Experts("n_shared_experts"))),
     family(&["deepseek_ocr2_text"], [32, 64, 0], types(&[])),
     family(&["deepseek_v3", "kimi_k2"], [61, 256, 8], limits(&[Key("first_k_dense_replace", 3)]))
@@ -149,7 +147,7 @@ const FAMILIES: &[Family] = &[
     family(&["flint"], [49, 256, 6], limits(&[Key("decoder_sparse_step", 1), Key("mlp_only_layers", 2)])),
     family(&["gemma4_text"], [30, 0, 0], ALL).only_if("enable_moe_block"),
     family(&["glm4_moe", "glm4v_moe_text"], [46, 128, 8], limits(&[Key("first_k_dense_replace", 1)]))
-        .shaped(shape(HEADS_OF_128, Shared::Experts("n_shared_experts"))),
+        .shaped(shape(GROUPED, Shared::Experts("n_shared_experts"))),
     family(&["glm4_moe_lite"], [47, 64, 4], types(&[FirstDense(1)]))
         .shaped(shape(LATENT, Shared::Experts("n_shared_experts"))),
     family(&["glm5_next_text"], [45, 288, 8], types(&[FirstDense(3)])),

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::StackLayers;
 use super::families::{LAYERS, Rule};
 use super::fields::Fields;
-use crate::{Geometry, Result};
+use crate::Result;
 
 /// The stacks of a model.
 pub(super) struct Stacks {
@@ -21,23 +21,26 @@ pub(super) fn stacks(fields: &Fields<'_>) -> Result<Stacks> {
         let value = fields.value(flag).map_or_else(|| "missing".to_owned(), Value::to_string);
         return Err(fields.error(flag, &value, "expected true: without it the model has no experts"));
     }
-    let alone = |decoder| Stacks { decoder, encoder: None };
-    match fields.family().rule {
-        Rule::Layers { listed, limits } => ruled(fields, listed, limits).map(alone),
-        Rule::Blocks => blocks(fields).map(alone),
+    let (decoder, encoder) = match fields.family().rule {
+        Rule::Layers { listed, limits } => (ruled(fields, listed, limits)?, None),
+        Rule::Blocks => (blocks(fields)?, None),
         Rule::SparseLayers => {
-            let encoder = sparse_layers(fields, "num_layers", "num_sparse_encoder_layers")?;
             let decoder_layers =
                 if fields.value("num_decoder_layers").is_some() { "num_decoder_layers" } else { "num_layers" };
-            let decoder = sparse_layers(fields, decoder_layers, "num_sparse_decoder_layers")?;
-            Ok(Stacks { decoder, encoder: Some(encoder) })
+            let encoder = sparse_layers(fields, "num_layers", "num_sparse_encoder_layers", "encoder_sparse_step")?;
+            (sparse_layers(fields, decoder_layers, "num_sparse_decoder_layers", "decoder_sparse_step")?, Some(encoder))
         }
         Rule::SparseSteps => {
             let encoder = sparse_step(fields, "encoder_layers", "encoder_sparse_step")?;
-            let decoder = sparse_step(fields, "decoder_layers", "decoder_sparse_step")?;
-            Ok(Stacks { decoder, encoder: Some(encoder) })
+            (sparse_step(fields, "decoder_layers", "decoder_sparse_step")?, Some(encoder))
         }
+    };
+    if decoder.iter().chain(encoder.iter().flatten()).all(|&has_experts| !has_experts) {
+        let layers = decoder.len() + encoder.map_or(0, |encoder| encoder.len());
+        let limit = format!("none of the {layers} layers has experts by the keys of the file");
+        return Err(fields.error("layers with experts", "none", &limit));
     }
+    Ok(Stacks { decoder: stack(&decoder), encoder: encoder.map(|encoder| stack(&encoder)) })
 }
 
 /// A key whose number leaves layers without experts.
@@ -70,7 +73,7 @@ const LIMITS: [&str; 11] = [
 /// One flag per layer: whether it has experts.
 type Mask = Vec<bool>;
 
-fn ruled(fields: &Fields<'_>, listed: &[&str], limits: &[Limit]) -> Result<StackLayers> {
+fn ruled(fields: &Fields<'_>, listed: &[&str], limits: &[Limit]) -> Result<Mask> {
     let keys = fields.family().layers.keys;
     let layers = fields.layers(keys, fields.family().layers.default)?;
     // 1. The family's list, or everything that its limits leave.
@@ -111,7 +114,7 @@ fn ruled(fields: &Fields<'_>, listed: &[&str], limits: &[Limit]) -> Result<Stack
             return Err(contradiction(fields, key, value, &source, &mask));
         }
     }
-    stack(fields, mask)
+    Ok(mask)
 }
 
 impl Limit {
@@ -234,7 +237,7 @@ fn is_step(key: &str) -> bool {
 }
 
 /// Layers of one block each, of which some are MoE blocks: a list of words, or a letter per layer.
-fn blocks(fields: &Fields<'_>) -> Result<StackLayers> {
+fn blocks(fields: &Fields<'_>) -> Result<Mask> {
     const KEY: &str = "layers_block_type";
     const PATTERN: &str = "hybrid_override_pattern";
     let words = fields.value(KEY).map(|value| fields.words(KEY, value)).transpose()?;
@@ -259,33 +262,31 @@ fn blocks(fields: &Fields<'_>) -> Result<StackLayers> {
     if layers != mask.len() {
         return Err(fields.contradiction(LAYERS[0], &layers.to_string(), &format!("{key} has {} entries", mask.len())));
     }
-    stack(fields, mask)
+    Ok(mask)
 }
 
-/// So many sparse layers, spread evenly: the second of every step.
-fn sparse_layers(fields: &Fields<'_>, layers: &str, sparse: &str) -> Result<StackLayers> {
+/// So many sparse layers, spread evenly: the second of every step. The step itself may be given.
+fn sparse_layers(fields: &Fields<'_>, layers: &str, sparse: &str, step: &str) -> Result<Mask> {
     let layers = fields.layers(&[layers], 12)?;
-    let step = match fields.whole(sparse)?.unwrap_or(3) {
+    let counted = match fields.whole(sparse)?.unwrap_or(3) {
         0 => layers,
         sparse => layers / sparse,
     };
-    stack(fields, (0..layers).map(|layer| step == 1 || step > 0 && layer % step == 1).collect())
+    let written = fields.whole(step)?;
+    if let Some(written) = written.filter(|&written| fields.value(sparse).is_some() && written != counted) {
+        return Err(fields.contradiction(step, &written.to_string(), &format!("by {sparse} it is {counted}")));
+    }
+    let step = written.unwrap_or(counted);
+    Ok((0..layers).map(|layer| step == 1 || step > 0 && layer % step == 1).collect())
 }
 
 /// The last layer of every step is sparse.
-fn sparse_step(fields: &Fields<'_>, layers: &str, step: &str) -> Result<StackLayers> {
+fn sparse_step(fields: &Fields<'_>, layers: &str, step: &str) -> Result<Mask> {
     let layers = fields.layers(&[layers], 12)?;
     let step = fields.whole(step)?.unwrap_or(4);
-    stack(fields, (0..layers).map(|layer| step > 0 && (layer + 1) % step == 0).collect())
+    Ok((0..layers).map(|layer| step > 0 && (layer + 1) % step == 0).collect())
 }
 
-fn stack(fields: &Fields<'_>, mask: Mask) -> Result<StackLayers> {
-    let layers = mask.len();
-    let moe_layers: Vec<usize> = (0..layers).filter(|&layer| mask[layer]).collect();
-    if moe_layers.is_empty() && fields.family().is_decoder_only() {
-        let limit = format!("none of the {layers} layers has experts by the keys of the file");
-        return Err(fields.error("layers with experts", "none", &limit));
-    }
-    debug_assert!(layers <= Geometry::MAX_LAYERS, "checked when the number was read");
-    Ok(StackLayers { layers, moe_layers })
+fn stack(mask: &[bool]) -> StackLayers {
+    StackLayers { layers: mask.len(), moe_layers: (0..mask.len()).filter(|&layer| mask[layer]).collect() }
 }

@@ -66,7 +66,7 @@ def read_step(arguments: dict[str, Any]) -> Step:
     if len(shape) != 2:
         raise RecorderError(f"input_ids are of shape {tuple(shape)}, expected [batch, tokens]")
     rows, columns = shape
-    cache = arguments.get("past_key_values")
+    cache = cache_of(arguments)
     mask = arguments.get("attention_mask")
     past = cached_tokens(cache)
     real = np.ones((rows, columns), dtype=bool)
@@ -79,8 +79,37 @@ def read_step(arguments: dict[str, Any]) -> Step:
             )
         past = max(past, mask.shape[1] - columns)
         real = (mask[:, -columns:] != 0).cpu().numpy()
+    _check_positions(arguments, past, columns)
     token_ids = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else None
     return Step(rows, columns, past, real, token_ids, cache)
+
+
+# Names that a key-value cache has had, which an argument must not have unread.
+_CACHE_NAMES = ("cache", "past_key_values", "past_key_value", "cache_params", "past")
+
+
+def cache_of(arguments: dict[str, Any]) -> Any:
+    """The key-value cache among named arguments or outputs, whatever its name: what tells a length, or keys and values."""
+    found = [value for value in arguments.values() if hasattr(value, "get_seq_length") or _is_legacy_cache(value)]
+    if any(value is not found[0] for value in found):
+        kinds = ", ".join(type(value).__name__ for value in found)
+        raise RecorderError(f"the forward has several key-value caches ({kinds}), expected one")
+    for name in _CACHE_NAMES:
+        value = arguments.get(name)
+        empty = value is None or isinstance(value, (tuple, list)) and not value
+        if not empty and not any(value is known for known in found):
+            raise RecorderError(f"{name} is a {type(value).__name__}, expected a cache of transformers")
+    return found[0] if found else None
+
+
+def _is_legacy_cache(value: Any) -> bool:
+    """Keys and values of every layer, `[rows, heads, tokens, width]`, as older releases hand them on."""
+    layer = value[0] if isinstance(value, (tuple, list)) and value else None
+    return (
+        isinstance(layer, (tuple, list))
+        and len(layer) >= 2
+        and all(isinstance(part, Tensor) and part.ndim == 4 for part in layer[:2])
+    )
 
 
 def cached_tokens(cache: Any) -> int:
@@ -92,9 +121,18 @@ def cached_tokens(cache: Any) -> int:
             return int(cache.get_seq_length())
         except ValueError:  # of layers that keep no keys: only the attention mask tells
             return 0
-    if isinstance(cache, (tuple, list)):
-        return int(cache[0][0].shape[-2]) if cache else 0
-    raise RecorderError(f"past_key_values is a {type(cache).__name__}, expected a cache of transformers")
+    return int(cache[0][0].shape[-2])
+
+
+def _check_positions(arguments: dict[str, Any], past: int, columns: int) -> None:
+    """Refuses a token that stands behind others that no cache and no mask tells of."""
+    for name in ("position_ids", "cache_position"):
+        positions = arguments.get(name)
+        if past == 0 and columns == 1 and isinstance(positions, Tensor) and positions.numel() and (positions > 0).all():
+            raise RecorderError(
+                f"{name} is {int(positions.min())} for one token without a past; "
+                "the recorder does not see the cache that the forward continues"
+            )
 
 
 class Batch:

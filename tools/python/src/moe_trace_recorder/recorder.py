@@ -15,7 +15,8 @@ from .predictions import Predictions
 from .routers import RouterLogits, RouterModules
 from .stack import Options, StackRecorder
 from .text import TokenText
-from .trace import Trace
+from .trace import Trace, check_suffix
+from .versions import warn_of_untested_transformers
 
 
 class Recorder:
@@ -48,6 +49,7 @@ class Recorder:
         tokenizer: Any = None,
         end_token_ids: Collection[int] | None = None,
     ):
+        warn_of_untested_transformers()
         end_ids = end_ids_of(model) if end_token_ids is None else frozenset(end_token_ids)
         text = None if tokenizer is None else TokenText(tokenizer)
         self._options = Options(name, weights, logits, end_ids, text)
@@ -111,13 +113,15 @@ class Recorder:
     def trace(self) -> Trace:
         """What was recorded of a model that has one kind of routers."""
         traces = self.traces()
+        if not traces:
+            raise RecorderError("nothing was recorded")
         if len(traces) != 1:
             raise RecorderError(f"there are {len(traces)} traces ({', '.join(traces)}), use traces()")
         return next(iter(traces.values()))
 
     def save(self, path: str | os.PathLike) -> list[Path]:
         """Writes `path`, or one file a trace: `trace.encoder.safetensors`, `trace.decoder.safetensors`."""
-        path = Path(path)
+        path = check_suffix(path)
         traces = self.traces()
         if not traces:
             raise RecorderError("nothing was recorded")

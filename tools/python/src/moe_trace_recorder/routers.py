@@ -7,6 +7,7 @@ group limits, correction biases and capacities. Routers that decide in another w
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import warnings
@@ -137,19 +138,20 @@ _ROUTER = re.compile(r"^(gate|router)$")
 
 def _leaves_unsorted(block: nn.Module, gate: nn.Module | None) -> bool:
     """Whether a block or its router asks for a top-k without order."""
-    return any(re.search(r"topk\([^\n]*sorted\s*=\s*False", _source_of(module)) for module in (block, gate))
+    return any(re.search(r"topk\([^\n]*sorted\s*=\s*False", _source_of(type(module))) for module in (block, gate))
 
 
-def _source_of(module: nn.Module | None) -> str:
+@functools.cache
+def _source_of(kind: type) -> str:
     try:
-        return inspect.getsource(type(module))
+        return inspect.getsource(kind)
     except (OSError, TypeError):
         return ""
 
 
 def _warn_of_wrong_experts(block: nn.Module) -> None:
     """Some releases of transformers 5 take the router's 0/1 mask for ids: experts 0 and 1 serve every token."""
-    if re.search(r"one_hot\(\s*router_mask", _source_of(getattr(block, "experts", None))):
+    if re.search(r"one_hot\(\s*router_mask", _source_of(type(getattr(block, "experts", None)))):
         warnings.warn(
             "this version of transformers computes NLLB-MoE with experts 0 and 1 only; what is recorded is what the "
             "router chose, on hidden states that are wrong after the first MoE layer",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .assemble import assemble
-from .batch import Batch, Rows, Step, arguments_of, domains_of, read_step
+from .batch import Batch, Rows, Step, arguments_of, cache_of, domains_of, read_step
 from .errors import RecorderError
 from .routers import Router, RouterLogits, RouterModules, find_routers
 from .select import Choice
@@ -140,7 +140,7 @@ class StackRecorder:
             self._close_batch()
             self._batch = self._next
         self._batch.append(step, choices)
-        self._batch.cache = _cache_of(output, step.cache)
+        self._batch.cache = _cache_after(output, step.cache)
 
     def predicted(self, logits: Any) -> None:
         """Reads the predictions of the forward that has just ended from its logits, `[rows, columns, vocabulary]`."""
@@ -258,9 +258,11 @@ def _logits_router(layer: int, source: RouterLogits) -> Router:
     return Router(f"router_logits of layer {layer}", None, None, source.experts, layer)
 
 
-def _cache_of(output: Any, given: Any) -> Any:
-    cache = getattr(output, "past_key_values", None)
-    cache = given if cache is None else cache
+def _cache_after(output: Any, given: Any) -> Any:
+    """The cache that later forwards continue: what the model returned, or what it was given."""
+    parts = dict(enumerate(output)) if isinstance(output, (tuple, list)) else dict(getattr(output, "items", dict)())
+    caches = [part for part in parts.values() if hasattr(part, "get_seq_length")]
+    cache = cache_of(dict(enumerate(caches))) if caches else given
     return cache if hasattr(cache, "get_seq_length") else None
 
 

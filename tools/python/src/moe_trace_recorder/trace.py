@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -30,13 +31,14 @@ class Layer:
     stack: str = "decoder"
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Trace:
     """Which experts every token of some sequences used in every MoE layer.
 
     `experts_of` is int32 `[tokens, layers, top_k]`, best first, -1 where a token used fewer than `top_k` experts;
     `weights` has the same shape, `logits` is `[tokens, layers, experts]` and -inf where a router masks. `token_ids`,
-    `predictions` (the token held most likely to come next) and `text` have one entry a token.
+    `predictions` (the token held most likely to come next) and `text` have one entry a token. Lists and tensors become
+    arrays.
     """
 
     layers: list[Layer]
@@ -52,6 +54,16 @@ class Trace:
     domain: np.ndarray | None = None
     domains: list[str] = field(default_factory=list)
     model: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, kinds in _COLUMNS.items():
+            value = getattr(self, name)
+            if value is not None:
+                setattr(self, name, _array(name, value, kinds))
+
+    def __repr__(self) -> str:
+        shape = f"{len(self.layers)} layers of {self.experts} experts, top-{self.top_k}"
+        return f"Trace({self.sequences} sequences, {self.tokens} tokens, {shape})"
 
     @property
     def tokens(self) -> int:
@@ -121,6 +133,7 @@ class Trace:
 
     def write(self, path: str | os.PathLike) -> Path:
         """Writes the trace as one file, which is complete or absent."""
+        path = check_suffix(path)
         self.check()
         dtype = np.uint8 if self.experts <= 255 else np.uint16
         ids = np.where(self.experts_of == EMPTY, np.iinfo(dtype).max, self.experts_of).astype(dtype)
@@ -143,7 +156,6 @@ class Trace:
             tensors["text"] = np.array(bytearray(b"".join(self.text)), np.uint8)
             tensors["text_offsets"] = np.cumsum([0, *map(len, self.text)], dtype=np.int64)
         tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        path = Path(path)
         _write_atomically(path, save(tensors, {"moe_trace": self._metadata()}))
         return path
 
@@ -158,6 +170,42 @@ class Trace:
         if self.model is not None:
             header["model"] = self.model
         return json.dumps(header, separators=(",", ":"), ensure_ascii=False)
+
+
+# The kinds of numbers of a column, as numpy names them.
+_COLUMNS = {
+    "experts_of": "iu",
+    "offsets": "iu",
+    "phase": "iub",
+    "weights": "f",
+    "logits": "f",
+    "token_ids": "iu",
+    "predictions": "iu",
+    "domain": "iu",
+}
+
+
+def _array(name: str, value: Any, kinds: str) -> np.ndarray:
+    """A column as an array, given as an array, a list, or a tensor on any device."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if value.is_floating_point() else value
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise RecorderError(f"{name} is no array of numbers: {error}") from error
+    if array.size and array.dtype.kind not in kinds:
+        expected = "floating-point numbers" if kinds == "f" else "integers"
+        raise RecorderError(f"{name} is of type {array.dtype}, expected {expected}")
+    return array if array.size else array.astype(np.float32 if kinds == "f" else np.int64)
+
+
+def check_suffix(path: str | os.PathLike) -> Path:
+    """Refuses a name that promises another format."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise RecorderError(f"{path} would be a safetensors file; name it {path.with_suffix('.safetensors').name}")
+    return path
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:
