@@ -7,8 +7,10 @@ use expert_cache::{
     Advisor, CacheError, Choices, CostModel, HardwareProfile, Layout, ModelSize, PolicyKind, PrefetcherKind,
     SpeedBootstrap, Target, Verdict, WhileLoading,
 };
-use moe_examples::{Files, POSITIVE, each_once, number, print_warnings, progress_bar, whole, write_json, write_text};
-use moe_trace::{ImportOptions, MemoryTrace, RoutingSource};
+use moe_examples::{
+    Files, Foreign, POSITIVE, Reported, each_once, number, progress_bar, whole, write_json, write_text,
+};
+use moe_trace::{MemoryTrace, RoutingSource};
 
 use crate::model::{Model, parse_bytes};
 use crate::page;
@@ -95,6 +97,9 @@ pub(crate) struct Arguments {
     /// Write the report with its curves to this file as one HTML page.
     #[arg(long, value_name = "FILE", value_parser = moe_examples::output_path())]
     html: Option<PathBuf>,
+
+    #[command(flatten)]
+    foreign: Foreign,
 }
 
 #[derive(clap::Args)]
@@ -162,7 +167,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let files = files.reads("the profile", &arguments.profile);
     files.writes("--json", &arguments.json).writes("--html", &arguments.html).check()?;
     let target = arguments.goal.target()?;
-    let trace = open(&arguments.trace, arguments.sequences)?;
+    let trace = open(&arguments.trace, &arguments.foreign, arguments.sequences)?;
     let geometry = trace.geometry().clone();
     let model = Model::find(&arguments.model, arguments.expert_bits, arguments.dense_bits)?;
     model.check(&arguments.model, &geometry)?;
@@ -235,7 +240,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     };
     moe_examples::outln!("{report}");
     if let Some(path) = &arguments.json {
-        write_json(path, &report)?;
+        write_json(path, &Reported { report: &report, import_warnings: trace.import_report() })?;
         moe_examples::outln!("JSON: {}", path.display());
     }
     if let Some(path) = &arguments.html {
@@ -246,20 +251,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// Opens or imports a trace.
-fn open(path: &Path, sequences: Option<usize>) -> Result<Box<dyn RoutingSource>> {
-    ensure!(path.exists(), "there is no trace {}; quickstart records one of the default model", path.display());
-    let is_ours = path.is_dir() || path.extension().is_some_and(|extension| extension == "safetensors");
-    let trace: Box<dyn RoutingSource> = if is_ours {
-        moe_trace::open(path).with_context(|| format!("cannot open the trace {}", path.display()))?
-    } else {
-        let imported = moe_trace::import(path, &ImportOptions::default());
-        let imported = imported.with_context(|| format!("cannot import the trace {}", path.display()))?;
-        print_warnings(imported.import_report());
-        Box::new(imported)
-    };
+fn open(path: &Path, foreign: &Foreign, sequences: Option<usize>) -> Result<Box<dyn RoutingSource>> {
+    ensure!(
+        path.exists() || path == Path::new("-"),
+        "there is no trace {}; quickstart records one of the default model",
+        path.display()
+    );
+    let trace = foreign.open(path)?;
     ensure!(!trace.is_empty(), "{} has no sequence; was its recording finished?", path.display());
     let Some(wanted) = sequences.filter(|&wanted| wanted < trace.len()) else { return Ok(trace) };
-    let mut some = MemoryTrace::new(trace.geometry().clone()).with_domains(trace.domains());
+    let mut some = MemoryTrace::new(trace.geometry().clone())
+        .with_domains(trace.domains())
+        .with_import_report(trace.import_report().clone());
     for number in 0..wanted {
         some.push(trace.sequence(number * trace.len() / wanted)?.to_buf())?;
     }

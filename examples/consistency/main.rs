@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use lrc_metrics::{Bootstrap, MetricError};
-use moe_examples::{Files, Page, SHARE, each_once, fitting_windows, no_formula, number, whole, write_text};
+use moe_examples::{Files, Foreign, Page, SHARE, each_once, fitting_windows, no_formula, number, whole, write_text};
 
 /// Window lengths unless told otherwise.
 const WINDOWS: [usize; 8] = [2, 4, 8, 16, 32, 64, 128, 256];
@@ -32,7 +32,7 @@ const FILES: [&str; 6] = [PAGE, "srp.csv", "starts.csv", "curves.csv", "experts.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// A trace file, or a directory of trace shards.
+    /// A trace file, a directory of trace shards, or a file of another recorder.
     trace: PathBuf,
 
     /// Window lengths in tokens [default: those of 2,4,8,16,32,64,128,256 that fit into a sequence].
@@ -63,6 +63,9 @@ struct Arguments {
     /// Folder for the page and the CSV files.
     #[arg(long, default_value = "consistency")]
     out: PathBuf,
+
+    #[command(flatten)]
+    foreign: Foreign,
 }
 
 fn main() -> ExitCode {
@@ -73,8 +76,7 @@ fn program() -> Result<()> {
     let arguments = moe_examples::parse::<Arguments>();
     each_once("--m", arguments.m.as_deref().unwrap_or_default())?;
     Files::new().reads_trace(&arguments.trace).writes_in("--out", &arguments.out, &FILES).check()?;
-    let trace = moe_trace::open(&arguments.trace)
-        .with_context(|| format!("cannot open the trace {}", arguments.trace.display()))?;
+    let trace = arguments.foreign.open(&arguments.trace)?;
     ensure!(!trace.is_empty(), "{} has no sequence; was its recording finished?", arguments.trace.display());
     let windows = match arguments.m {
         Some(windows) => windows,

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use lrc_metrics::{MetricsOptions, MetricsReport, TraceMetrics, accumulate};
 use moe_examples::{
-    Files, Numbers, Table, distinct_numbers, each_once, fitting_windows, per_cent, progress_bar, shown, table, whole,
-    write_json,
+    Files, Foreign, Numbers, Reported, Table, distinct_numbers, each_once, fitting_windows, per_cent, progress_bar,
+    shown, table, whole, write_json,
 };
 use moe_trace::{LayerId, RoutingSource};
 
@@ -24,7 +24,7 @@ use moe_trace::{LayerId, RoutingSource};
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// A trace file, or a directory of trace shards.
+    /// A trace file, a directory of trace shards, or a file of another recorder.
     trace: PathBuf,
 
     /// Window lengths in tokens [default: those of 4,16,64,256 that fit into a sequence].
@@ -42,6 +42,9 @@ struct Arguments {
     /// Write everything to this file as JSON.
     #[arg(long, value_name = "FILE", value_parser = moe_examples::output_path())]
     json: Option<PathBuf>,
+
+    #[command(flatten)]
+    foreign: Foreign,
 }
 
 /// The layers of `--layers` in ascending order, not yet checked against a trace.
@@ -95,17 +98,15 @@ fn program() -> Result<()> {
     );
     moe_examples::outln!("\n{}\n\n{}", srp_table(&report), curve_table(&report, geometry.top_k()));
     if let Some(path) = &arguments.json {
-        write_json(path, &report)?;
+        write_json(path, &Reported { report: &report, import_warnings: trace.import_report() })?;
     }
     Ok(())
 }
 
 fn open(arguments: &Arguments) -> Result<Box<dyn RoutingSource>> {
-    let path = arguments.trace.display();
-    let trace = moe_trace::open(&arguments.trace)
-        .with_context(|| format!("cannot open the trace {path}; give a trace file or a directory of shards"))?;
+    let trace = arguments.foreign.open(&arguments.trace)?;
     if trace.is_empty() {
-        bail!("{path} has no sequence; was its recording finished?");
+        bail!("{} has no sequence; was its recording finished?", arguments.trace.display());
     }
     Ok(trace)
 }

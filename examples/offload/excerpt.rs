@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use expert_cache::has_decoded;
+use moe_examples::Foreign;
 use moe_trace::{LayerId, MemoryTrace, Phase, RoutingSource, Selection, TraceView};
 
 /// How much of a trace is replayed.
@@ -28,12 +29,12 @@ pub(crate) struct Excerpted {
 }
 
 impl Excerpt {
-    pub(crate) fn of(self, path: &Path) -> Result<Excerpted> {
-        self.read(path).with_context(|| format!("cannot replay {}; `trace import` reads other formats", path.display()))
+    pub(crate) fn of(self, path: &Path, foreign: &Foreign) -> Result<Excerpted> {
+        self.read(path, foreign).with_context(|| format!("cannot replay {}", path.display()))
     }
 
-    fn read(self, path: &Path) -> Result<Excerpted> {
-        let trace = moe_trace::open(path)?;
+    fn read(self, path: &Path, foreign: &Foreign) -> Result<Excerpted> {
+        let trace = foreign.open(path)?;
         let of_layers = trace.geometry().layers();
         let layers = evenly(of_layers, self.layers);
         let layers = layers.map(|layer| u16::try_from(layer).map(LayerId)).collect::<Result<_, _>>()?;
@@ -96,7 +97,8 @@ mod tests {
         let dials = SyntheticOptions { sequences: 2, tokens: 6, prefill: 4, ..SyntheticOptions::default() };
         let trace = Synthetic::new(Geometry::decoder(3, 8, 2).unwrap(), dials).collect().unwrap();
         write_trace(&path, &trace).unwrap();
-        let excerpt = |tokens, prefill| Excerpt { layers: 1, sequences: 2, tokens, prefill }.of(&path);
+        let excerpt =
+            |tokens, prefill| Excerpt { layers: 1, sequences: 2, tokens, prefill }.of(&path, &Foreign::default());
         let message = |tokens, prefill| format!("{:#}", excerpt(tokens, prefill).unwrap_err());
         assert!(message(4, None).ends_with(
             "give more --tokens; if all tokens were decoded, import them with `trace import --token-phase decode`"

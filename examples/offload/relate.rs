@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use candle_core::Device;
 use lrc_metrics::{MetricsOptions, MetricsReport, TraceMetrics, accumulate};
-use moe_examples::{Files, cache_sizes, host_experts, number, progress_bar, whole, write_json, write_text};
+use moe_examples::{Files, Foreign, cache_sizes, host_experts, number, progress_bar, whole, write_json, write_text};
 use moe_offload::{
     ExpertBank, ExpertShape, ExpertStore, OffloadOptions, OffloadedExperts, RandomExperts, Replay, ResidentExperts,
     WeightType,
@@ -20,7 +20,7 @@ use crate::steps::Steps;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Traces, each of a model; `trace import` reads other formats
+    /// Traces or files of other recorders, each of a model
     #[arg(required = true, value_name = "TRACE")]
     traces: Vec<PathBuf>,
 
@@ -72,6 +72,9 @@ pub(crate) struct Arguments {
     /// Write plots to this file as a self-contained page
     #[arg(long, value_name = "FILE", value_parser = moe_examples::output_path())]
     html: Option<PathBuf>,
+
+    #[command(flatten)]
+    foreign: Foreign,
 }
 
 /// Cache sizes unless others are given.
@@ -84,8 +87,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     ensure!(prefill < tokens, "--prefill is {prefill}, of --tokens {tokens} some must be decoded");
     // All are opened first, so that a bad file is told before work starts.
     let excerpt = Excerpt { layers: arguments.layers, sequences: arguments.sequences, tokens, prefill: Some(prefill) };
-    let traces: Vec<MemoryTrace> =
-        arguments.traces.iter().map(|path| Ok(excerpt.of(path)?.trace)).collect::<Result<_>>()?;
+    let traces = arguments.traces.iter().map(|path| Ok(excerpt.of(path, &arguments.foreign)?.trace));
+    let traces: Vec<MemoryTrace> = traces.collect::<Result<_>>()?;
     let sizes = traces.iter().map(|trace| cache_sizes(arguments.rho.as_deref(), &RHO, trace.geometry()));
     let sizes: Vec<Vec<(f64, usize)>> = sizes.collect::<Result<_>>()?;
     let bar = progress_bar(sizes.iter().map(|sizes| rounds * (sizes.len() + 1)).sum(), "runs");

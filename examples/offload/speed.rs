@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
 use expert_cache::{HardwareProfile, PolicyKind, PrefetcherKind, Transfer};
 use moe_examples::{
-    Files, cache_sizes, each_once, host_experts, number, open_checkpoint, whole, write_json, write_text,
+    Files, Foreign, cache_sizes, each_once, host_experts, number, open_checkpoint, whole, write_json, write_text,
 };
 use moe_offload::{
     ExpertStore, LayerReport, OffloadOptions, OffloadedExperts, QuantizedExperts, ResidentExperts, Transfers,
@@ -39,7 +39,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
 
-    /// Replay this trace instead of running a model.
+    /// Replay this trace, or file of another recorder, instead of running a model.
     #[arg(long, value_name = "FILE", requires = "weights")]
     trace: Option<PathBuf>,
 
@@ -102,6 +102,9 @@ pub(crate) struct Arguments {
     /// Write plots to this file as a self-contained page.
     #[arg(long, value_name = "FILE", value_parser = moe_examples::output_path())]
     html: Option<PathBuf>,
+
+    #[command(flatten)]
+    foreign: Foreign,
 }
 
 /// Cache sizes unless others are given.
@@ -325,7 +328,7 @@ fn open(arguments: &Arguments) -> Result<Workload> {
         (Some(trace), Some(weights)) => {
             let Arguments { sequences, tokens, .. } = *arguments;
             let excerpt = Excerpt { layers: weights.shape().layers, sequences, tokens, prefill: None };
-            return Workload::trace(excerpt.of(trace)?, weights);
+            return Workload::trace(excerpt.of(trace, &arguments.foreign)?, weights);
         }
         (_, weights) => weights,
     };

@@ -4,6 +4,7 @@ mod arguments;
 mod device;
 mod experts;
 mod files;
+mod foreign;
 mod numbers;
 mod output;
 mod page;
@@ -19,9 +20,11 @@ pub use arguments::{HELD_OUT, POSITIVE, SHARE, each_once, number, parse, whole};
 pub use device::{DeviceName, page_lock};
 pub use experts::{host_experts, mapped_experts, open_checkpoint};
 pub use files::Files;
+pub use foreign::{Foreign, collect, open_trace, phase};
 pub use numbers::{Numbers, distinct_numbers, numbers};
 pub use output::{
-    byte_bar, no_formula, output_path, per_cent, print_warnings, progress_bar, write_csv, write_json, write_text,
+    Reported, byte_bar, no_formula, output_path, per_cent, print_warnings, progress_bar, spinner, write_csv,
+    write_json, write_text,
 };
 pub use page::{Page, axes, window_axis};
 pub use print::{print_error_line, print_line};

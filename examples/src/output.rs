@@ -24,6 +24,12 @@ pub fn byte_bar(len: u64, what: &str) -> ProgressBar {
     bar(len, &format!("{{bar:40}} {{binary_bytes}}/{{binary_total_bytes}} of {what}, {{eta}} left"))
 }
 
+/// A progress bar over work whose length is not known.
+pub fn spinner(what: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(&format!("{{spinner}} {{pos}} {what}"));
+    ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
+}
+
 fn bar(len: u64, template: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(len).with_style(style)
@@ -46,6 +52,17 @@ pub fn output_path() -> impl TypedValueParser<Value = PathBuf> {
 /// If the file cannot be written.
 pub fn write_text(path: &Path, text: &str) -> Result<()> {
     write_whole(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// A report with the warnings of the import that it is made from, as fields of one JSON object.
+#[derive(Serialize)]
+pub struct Reported<'a, T> {
+    /// The report.
+    #[serde(flatten)]
+    pub report: &'a T,
+    /// The warnings; left out if there are none.
+    #[serde(skip_serializing_if = "ImportReport::is_empty")]
+    pub import_warnings: &'a ImportReport,
 }
 
 /// Writes a value as pretty JSON.

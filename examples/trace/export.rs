@@ -35,7 +35,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     })?;
     let exporter = exporter(&name).with_context(|| format!("no format `{name}`; give --to one of {}", known()))?;
     let description = (name == "npz").then(|| arguments.output.with_extension("meta.json"));
-    let files = Files::new().reads_trace(&arguments.input).reads_all("the file of --config", &arguments.foreign.config);
+    let files =
+        Files::new().reads_trace(&arguments.input).reads_all("the file of --config", arguments.foreign.config());
     files.writes("OUTPUT", &arguments.output).writes("OUTPUT's description", &description).check()?;
     let source = open(&arguments.input, &arguments.foreign)?;
     let source: &dyn RoutingSource = match arguments.csv_safe {

@@ -34,7 +34,8 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let files = Files::new().reads_trace(&arguments.input).reads_all("the file of --config", &arguments.foreign.config);
+    let files =
+        Files::new().reads_trace(&arguments.input).reads_all("the file of --config", arguments.foreign.config());
     files.writes("OUTPUT", &arguments.output).check()?;
     let source = open(&arguments.input, &arguments.foreign)?;
     draw(arguments, source.as_ref()).with_context(|| format!("cannot draw {}", arguments.input.display()))

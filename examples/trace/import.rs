@@ -1,11 +1,11 @@
 //! `trace import`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use moe_examples::{print_warnings, shown};
-use moe_trace::SequenceStream;
+use moe_trace::{Import, ImportOptions, Opened, SequenceStream, open_or_import};
 
 use super::input::Foreign;
 use super::output::{Output, write_stream};
@@ -21,19 +21,26 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    arguments.output.check(std::slice::from_ref(&arguments.input), &arguments.foreign)?;
-    let mut import = match arguments.foreign.open(&arguments.input) {
-        Ok(opened) => opened,
-        Err(_) if arguments.foreign.from.is_none() && moe_trace::open(&arguments.input).is_ok() => {
-            bail!("{} is a trace already; convert copies it", arguments.input.display());
-        }
-        Err(error) => return Err(error).with_context(|| format!("cannot import {}", arguments.input.display())),
-    };
+    let (path, options) = (&arguments.input, arguments.foreign.options()?);
+    arguments.output.check(std::slice::from_ref(path), &arguments.foreign)?;
+    let cannot = || format!("cannot import {}", path.display());
+    let mut import = open(path, &options).with_context(cannot)?;
+    if options.strict && arguments.output.shard_tokens.is_some() {
+        // Some warnings come at the end, and no shard may be written before.
+        while import.next_sequence().with_context(cannot)?.is_some() {}
+        import = import.again().with_context(cannot)?;
+    }
     let model = shown(import.model().unwrap_or("unnamed model"));
     moe_examples::outln!("{model}: {}, read as {}", import.geometry(), import.importer().name());
-    let count = write_stream(&mut import, &arguments.output)
-        .with_context(|| format!("cannot import {}", arguments.input.display()))?;
+    let count = write_stream(&mut import, &arguments.output).with_context(cannot)?;
     print_warnings(import.report());
     moe_examples::outln!("{}: {count} sequences", arguments.output.path.display());
     Ok(())
+}
+
+fn open(path: &Path, options: &ImportOptions) -> Result<Import> {
+    match open_or_import(path, options)? {
+        Opened::Import(import) => Ok(import),
+        Opened::Trace(_) => bail!("it is a trace already; convert copies it"),
+    }
 }

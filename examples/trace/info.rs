@@ -43,7 +43,8 @@ struct Info {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let files = Files::new().reads_trace(&arguments.input).reads_all("the file of --config", &arguments.foreign.config);
+    let files =
+        Files::new().reads_trace(&arguments.input).reads_all("the file of --config", arguments.foreign.config());
     files.writes("--json", &arguments.json).check()?;
     let source = open(&arguments.input, &arguments.foreign)?;
     let info = look(source.as_ref())?;

@@ -4,11 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
-use moe_examples::{Files, progress_bar, whole};
-use moe_trace::{
-    Geometry, ImportReport, MemoryTrace, RoutingSource, Sequence, SequenceStream, ShardedWriter, write_trace,
-};
+use indicatif::ProgressBar;
+use moe_examples::{Files, collect, progress_bar, spinner, whole};
+use moe_trace::{Geometry, ImportReport, RoutingSource, Sequence, SequenceStream, ShardedWriter, write_trace};
 
 use super::input::Foreign;
 
@@ -31,11 +29,12 @@ impl Output {
     /// # Errors
     /// As [`Files::check`].
     pub(crate) fn check(&self, inputs: &[PathBuf], foreign: &Foreign) -> Result<()> {
-        let files = Files::new().reads_all("the file of --config", &foreign.config);
+        let files = Files::new().reads_all("the file of --config", foreign.config());
         match self.shard_tokens {
             Some(_) => files.writes_in("OUTPUT", &self.path, &[]),
             None => {
-                let recordings = inputs.iter().filter(|input| moe_trace::TraceFile::open(input).is_err());
+                let recordings =
+                    inputs.iter().filter(|input| input.is_file() && moe_trace::TraceFile::open(input).is_err());
                 files.reads_all("a file that is read", recordings).writes("OUTPUT", &self.path)
             }
         }
@@ -134,7 +133,7 @@ pub(crate) fn write_stream(stream: &mut dyn SequenceStream, output: &Output) -> 
     };
     let geometry = stream.geometry().clone();
     let mut writer = ShardedWriter::create(path, geometry, stream.domains(), stream.model(), shard_tokens)?;
-    let bar = spinner();
+    let bar = spinner("sequences read");
     let mut count = 0;
     while let Some(sequence) = stream.next_sequence()? {
         writer.push(&sequence)?;
@@ -145,28 +144,4 @@ pub(crate) fn write_stream(stream: &mut dyn SequenceStream, output: &Output) -> 
     writer.finish()?;
     bar.finish_and_clear();
     Ok(count)
-}
-
-/// Reads a stream into memory.
-///
-/// # Errors
-/// A stream that is broken.
-pub(crate) fn collect(stream: &mut dyn SequenceStream) -> Result<MemoryTrace> {
-    let mut trace = MemoryTrace::new(stream.geometry().clone()).with_domains(stream.domains());
-    if let Some(model) = stream.model() {
-        trace = trace.with_model(model);
-    }
-    let bar = spinner();
-    while let Some(sequence) = stream.next_sequence()? {
-        trace.push(sequence)?;
-        bar.inc(1);
-    }
-    bar.finish_and_clear();
-    Ok(trace.with_import_report(stream.report().clone()))
-}
-
-/// For work whose length is not known.
-fn spinner() -> ProgressBar {
-    let style = ProgressStyle::with_template("{spinner} {pos} sequences read").expect("a valid template");
-    ProgressBar::new_spinner().with_style(style)
 }

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use moe_examples::{Numbers, distinct_numbers, numbers, shown};
+use moe_examples::{Numbers, distinct_numbers, numbers, phase, shown};
 use moe_trace::{DomainId, LayerId, Phase, RoutingSource, Selection, TraceView};
 
-use super::input::{Foreign, open, phase};
+use super::input::{Foreign, open};
 use super::output::{Output, write};
 
 #[derive(Args)]

@@ -267,12 +267,12 @@ pub enum TraceError {
         source: Box<TraceError>,
     },
     /// No importer knows the content of the file.
-    #[error("{path}: no known trace format; known are {known}")]
+    #[error("{path}: no known trace format: {seen}")]
     UnknownFormat {
         /// The file.
         path: PathBuf,
-        /// The names of the importers.
-        known: String,
+        /// What the file is, and what to do about it.
+        seen: String,
     },
     /// There is no importer of a name.
     #[error("no format {name}; known are {known}")]
@@ -281,6 +281,26 @@ pub enum TraceError {
         name: String,
         /// The names of the importers.
         known: String,
+    },
+    /// An option of an import has an impossible value.
+    #[error("{option} is {value}, {limit}")]
+    ImportOption {
+        /// The option, by its name in the programs.
+        option: &'static str,
+        /// Its value.
+        value: String,
+        /// What is allowed.
+        limit: String,
+    },
+    /// An option of an import says what the file says itself.
+    #[error("{path}: {reader} does not use {option}: leave it out")]
+    UnusedOption {
+        /// The file.
+        path: PathBuf,
+        /// The option, by its name in the programs.
+        option: &'static str,
+        /// What reads the file.
+        reader: String,
     },
     /// A foreign file has no sequence.
     #[error("{path}: no token of a routed sequence in {bytes} bytes, read as {format}")]

@@ -77,8 +77,8 @@ pub use geometry::{Geometry, MoeLayer, Stack};
 pub use ids::{DomainId, ExpertId, LayerId};
 #[cfg(feature = "import")]
 pub use import::{
-    Import, ImportOptions, Importer, Input, InputBytes, InputReader, Sample, detect_importer, import, importer,
-    importers, open_import,
+    Import, ImportOptions, Importer, Input, InputBytes, InputReader, Opened, Sample, detect_importer, import, importer,
+    importers, open_import, open_or_import,
 };
 pub use import_report::{ImportReport, Warning, WarningKind};
 pub use memory::MemoryTrace;

@@ -103,9 +103,18 @@ impl TraceFile {
     /// [`TraceError::Field`] and [`TraceError::MissingField`] for a header that is not a trace's.
     pub fn open(path: impl AsRef<Path>) -> Result<TraceFile> {
         let path = path.as_ref();
+        let file = File::open(path).map_err(|source| TraceError::Io {
+            path: path.to_owned(),
+            action: "open the file",
+            source,
+        })?;
+        TraceFile::of_file(path, &file)
+    }
+
+    /// Opens a trace file that is open; `path` is its name.
+    pub(crate) fn of_file(path: &Path, file: &File) -> Result<TraceFile> {
         let io = |action| move |source| TraceError::Io { path: path.to_owned(), action, source };
-        let file = File::open(path).map_err(io("open the file"))?;
-        let map = map_file(&file).map_err(io("map the file"))?;
+        let map = map_file(file).map_err(io("map the file"))?;
         let (header_len, metadata) = SafeTensors::read_metadata(&map)
             .map_err(|source| TraceError::Safetensors { path: path.to_owned(), source })?;
         let data_start = size_of::<u64>() + header_len;

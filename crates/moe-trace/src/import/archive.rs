@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use zip::ZipArchive;
 
 use super::input::{Input, InputReader};
+use super::spool::too_many;
 use super::{io, record};
 use crate::{Place, Result, TraceError};
 
@@ -14,11 +15,10 @@ use crate::{Place, Result, TraceError};
 pub(super) struct Archive {
     path: PathBuf,
     zip: ZipArchive<InputReader>,
+    input: Input,
 }
 
 impl Archive {
-    /// The largest member that is read, uncompressed.
-    const LARGEST: u64 = 4 << 30;
     /// The most members that are looked at.
     const MEMBERS: usize = 1 << 20;
 
@@ -35,7 +35,7 @@ impl Archive {
                 limit,
             ));
         }
-        Ok(Archive { path: path.to_owned(), zip })
+        Ok(Archive { path: path.to_owned(), zip, input: input.clone() })
     }
 
     /// Names of the members, sorted as people count: `r2` before `r10`.
@@ -51,13 +51,15 @@ impl Archive {
     pub(super) fn read(&mut self, name: &str) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let member = self.zip.by_name(name).map_err(|source| malformed(&self.path, source))?;
-        let read = member.take(Self::LARGEST + 1).read_to_end(&mut bytes);
-        read.map_err(io(&self.path, "read a member of the archive"))?;
-        if bytes.len() as u64 > Self::LARGEST {
-            let limit = format!("at most {}", Self::LARGEST);
-            return Err(record(&self.path, Place::Entry(name.to_owned()), "bytes", "more", limit));
+        let limit = self.input.max_unpacked(member.compressed_size());
+        if member.size() <= limit {
+            let read = member.take(limit.saturating_add(1)).read_to_end(&mut bytes);
+            read.map_err(io(&self.path, "read a member of the archive"))?;
+            if bytes.len() as u64 <= limit {
+                return Ok(bytes);
+            }
         }
-        Ok(bytes)
+        Err(too_many(&self.path, Place::Entry(name.to_owned()), limit))
     }
 }
 

@@ -30,6 +30,10 @@ impl Importer for BigMoeOnEdge {
         "BigMoeOnEdge route trace: CSV with a `# route_trace v1` preamble"
     }
 
+    fn options(&self) -> &'static [&'static str] {
+        &["--experts", "--top-k"]
+    }
+
     fn detects(&self, sample: &Sample) -> bool {
         sample.head().starts_with(SIGNATURE.as_bytes())
     }

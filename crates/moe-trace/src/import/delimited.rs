@@ -2,8 +2,9 @@
 
 use super::fields::{Role, flag, role};
 use super::ids::{no_expert, slot};
+use super::numbers::{self, whole};
 use super::row_sequences::open;
-use super::rows::{Claims, Row, RowSource, are_enough, names, phase, spare};
+use super::rows::{self, Claims, Row, RowSource, are_enough, names, phase, spare};
 use super::table::{Column, Table, delimiter};
 use super::{ImportOptions, Importer, Input, Sample};
 use crate::{EMPTY_SLOT, Geometry, Place, Result, SequenceStream, TraceError};
@@ -25,16 +26,25 @@ impl Importer for Delimited {
         "delimited text with named columns: token, layer, expert (or experts, or expert_0, ...), ..."
     }
 
+    fn options(&self) -> &'static [&'static str] {
+        rows::OPTIONS
+    }
+
     fn detects(&self, sample: &Sample) -> bool {
-        sample.first_line().is_some_and(|line| {
-            let fields = line.split(char::from(delimiter(line.as_bytes())));
-            are_enough(fields.map(|field| field.trim().trim_matches('"')))
-        })
+        let header = sample.first_line().and_then(header);
+        header.is_some_and(|header| are_enough(header.iter().map(String::as_str)))
     }
 
     fn open(&self, input: &Input, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
         open(input, options, || Rows::open(input, options))
     }
+}
+
+/// The names in a line, if there are at least two and none is a number.
+pub(super) fn header(line: &str) -> Option<Vec<String>> {
+    let fields = line.split(char::from(delimiter(line.as_bytes())));
+    let names: Vec<String> = fields.map(|field| field.trim().trim_matches('"').to_owned()).collect();
+    (names.len() > 1 && names.iter().all(|name| name.parse::<f64>().is_err())).then_some(names)
 }
 
 struct Rows {
@@ -75,7 +85,9 @@ impl Rows {
     fn open(input: &Input, options: &ImportOptions) -> Result<Rows> {
         let table = Table::open(input, |_, _| Ok(()))?;
         let find = |column: &str| names(column, options).iter().find_map(|name| table.find(name));
-        let must = |column: &str| find(column).map_or_else(|| table.column(&names(column, options)[0]), Ok);
+        let must = |column: &str| {
+            find(column).map_or_else(|| table.column(names(column, options).first().map_or(column, String::as_str)), Ok)
+        };
         let values = |one: &str, list: &str| {
             let each: Vec<Column> =
                 (0..Geometry::MAX_EXPERTS).map_while(|slot| table.find(&format!("{one}_{slot}"))).collect();
@@ -120,17 +132,15 @@ impl Rows {
                 columns.iter().map(|&column| Ok((column, self.table.text(column)?))).collect::<Result<_>>()?
             }
             Values::List(column) => {
-                let inside = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '+');
-                let text = self.table.text(*column)?;
-                text.split(|c| !inside(c)).filter(|field| !field.is_empty()).map(|field| (*column, field)).collect()
+                numbers::fields(self.table.text(*column)?).into_iter().map(|field| (*column, field)).collect()
             }
         })
     }
 
-    /// An optional number: an empty field is none.
-    fn optional<T: std::str::FromStr>(&self, column: Option<Column>, expected: &str) -> Result<Option<T>> {
+    /// An optional whole number: an empty field is none.
+    fn optional<T: TryFrom<i64>>(&self, column: Option<Column>, expected: &str) -> Result<Option<T>> {
         match column {
-            Some(column) if !self.table.text(column)?.is_empty() => self.table.value(column, expected).map(Some),
+            Some(column) if !self.table.text(column)?.is_empty() => self.table.whole(column, expected).map(Some),
             _ => Ok(None),
         }
     }
@@ -146,10 +156,10 @@ impl RowSource for Rows {
         if let Some(column) = columns.sequence {
             row.sequence.push_str(table.text(column)?);
         }
-        row.token = table.value(columns.token, "expected a token's number")?;
+        row.token = table.whole(columns.token, "expected a token's number")?;
         row.step = self.optional(columns.step, "expected the number of a pass")?;
         row.rank = self.optional(columns.rank, "expected the number of a process")?;
-        row.layer = table.value(columns.layer, "expected a layer's number")?;
+        row.layer = table.whole(columns.layer, "expected a layer's number")?;
         row.encoder = match columns.stack {
             None => None,
             Some(column) => match table.text(column)? {
@@ -187,7 +197,7 @@ impl RowSource for Rows {
             row.experts.push(match field {
                 "" => EMPTY_SLOT,
                 _ => {
-                    let id = field.parse().ok();
+                    let id = whole(field);
                     let no_expert = || table.error(column, field, &no_expert(id.unwrap_or(0)));
                     id.and_then(|id| slot(id, &self.options)).ok_or_else(no_expert)?
                 }
@@ -209,6 +219,10 @@ impl RowSource for Rows {
             }
         }
         Ok(true)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.table.find(name).is_some()
     }
 
     fn claims(&self) -> &Claims {

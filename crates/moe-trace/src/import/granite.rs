@@ -25,6 +25,10 @@ impl Importer for Granite {
         "JSON of prompts with nested lists [token][layer][k] for prefill and decode"
     }
 
+    fn options(&self) -> &'static [&'static str] {
+        &["--experts", "--top-k"]
+    }
+
     fn detects(&self, sample: &Sample) -> bool {
         let start = sample.head().trim_ascii_start();
         start.starts_with(b"{") && sample.contains("\"prompts\"") && sample.contains("\"num_experts\"")

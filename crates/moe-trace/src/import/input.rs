@@ -7,26 +7,57 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
-use super::io;
-use crate::Result;
+use super::spool::{self, Limit, Origin};
+use super::{io, record};
 use crate::format::map_file;
+use crate::{Place, Result};
 
 /// A file or folder to import. It can be read any number of times, from the beginning each time.
+///
+/// A pipe is copied into an unnamed temporary file first, what gzip has packed is unpacked into one, and the byte order mark of
+/// UTF-8 is left out, so that importers see none of them.
 #[derive(Clone, Debug)]
 pub struct Input {
     path: PathBuf,
-    is_folder: bool,
+    source: Source,
+    limit: Limit,
+    packed: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Source {
+    File,
+    Folder,
+    /// An unnamed temporary file.
+    Spooled(Arc<File>),
 }
 
 impl Input {
-    /// Opens a file or folder.
+    /// Opens a file, a folder, a pipe, or `-` for standard input.
+    ///
+    /// `max_unpacked` is the most bytes that anything packed in the file, and a pipe, may have. By default a pipe may have
+    /// 4 GiB, and what is packed 100 bytes for each packed one and at least 64 MiB.
     ///
     /// # Errors
-    /// [`TraceError::Io`](crate::TraceError::Io).
-    pub fn open(path: impl AsRef<Path>) -> Result<Input> {
-        let path = path.as_ref();
-        let metadata = std::fs::metadata(path).map_err(io(path, "open the file"))?;
-        Ok(Input { path: path.to_owned(), is_folder: metadata.is_dir() })
+    /// [`TraceError::Io`](crate::TraceError::Io); [`TraceError::Record`](crate::TraceError::Record) for a device, broken gzip,
+    /// and more bytes than are allowed.
+    pub fn open(path: impl AsRef<Path>, max_unpacked: Option<u64>) -> Result<Input> {
+        let (path, limit) = (path.as_ref(), Limit(max_unpacked));
+        let origin = spool::origin(path)?;
+        let (path, source) = match origin {
+            Origin::Folder => (path.to_owned(), Source::Folder),
+            Origin::File => (path.to_owned(), Source::File),
+            Origin::Pipe(pipe, name) => {
+                let spooled = spool::copy(name, pipe, limit.of_pipe())?;
+                (name.to_owned(), Source::Spooled(Arc::new(spooled)))
+            }
+        };
+        let mut input = Input { path, source, limit, packed: false };
+        if !input.is_folder() && input.raw()?.fill_buf().map_err(io(&input.path, "read the file"))?.starts_with(GZIP) {
+            let unpacked = spool::unpack(&input.path, input.raw()?, limit.of_packed(input.len()?))?;
+            input = Input { source: Source::Spooled(Arc::new(unpacked)), packed: true, ..input };
+        }
+        Ok(input)
     }
 
     /// The path, for messages and for files that lie beside this one.
@@ -36,7 +67,12 @@ impl Input {
 
     /// Whether it is a folder, which has no bytes.
     pub fn is_folder(&self) -> bool {
-        self.is_folder
+        matches!(self.source, Source::Folder)
+    }
+
+    /// Whether the file was packed by gzip.
+    pub(super) fn was_packed(&self) -> bool {
+        self.packed
     }
 
     /// Reads the bytes from the beginning.
@@ -44,8 +80,22 @@ impl Input {
     /// # Errors
     /// [`TraceError::Io`](crate::TraceError::Io).
     pub fn reader(&self) -> Result<InputReader> {
-        let file = File::open(&self.path).map_err(io(&self.path, "open the file"))?;
-        Ok(InputReader::File(BufReader::with_capacity(1 << 16, file)))
+        let mut reader = self.raw()?;
+        if reader.fill_buf().map_err(io(&self.path, "read the file"))?.starts_with(BYTE_ORDER_MARK) {
+            reader.consume(BYTE_ORDER_MARK.len());
+        }
+        Ok(reader)
+    }
+
+    fn raw(&self) -> Result<InputReader> {
+        Ok(match &self.source {
+            Source::File => {
+                let file = File::open(&self.path).map_err(io(&self.path, "open the file"))?;
+                InputReader::File(BufReader::with_capacity(1 << 16, file))
+            }
+            // Readers of one temporary file would share its position.
+            _ => InputReader::Bytes(Cursor::new(self.map()?)),
+        })
     }
 
     /// All bytes.
@@ -53,27 +103,65 @@ impl Input {
     /// # Errors
     /// [`TraceError::Io`](crate::TraceError::Io).
     pub fn bytes(&self) -> Result<InputBytes> {
-        let file = File::open(&self.path).map_err(io(&self.path, "open the file"))?;
+        let mut bytes = self.map()?;
+        if bytes.as_ref().starts_with(BYTE_ORDER_MARK) {
+            bytes.start = BYTE_ORDER_MARK.len();
+        }
+        Ok(bytes)
+    }
+
+    fn map(&self) -> Result<InputBytes> {
+        let file = self.file()?;
         if file.metadata().map_err(io(&self.path, "read the size"))?.len() == 0 {
-            return Ok(InputBytes(None));
+            return Ok(InputBytes { map: None, start: 0 });
         }
         let map = map_file(&file).map_err(io(&self.path, "map the file"))?;
-        Ok(InputBytes(Some(Arc::new(map))))
+        Ok(InputBytes { map: Some(Arc::new(map)), start: 0 })
+    }
+
+    /// The file that has the bytes. Its position may be shared.
+    pub(super) fn file(&self) -> Result<Arc<File>> {
+        match &self.source {
+            Source::Spooled(file) => Ok(Arc::clone(file)),
+            _ => File::open(&self.path).map(Arc::new).map_err(io(&self.path, "open the file")),
+        }
     }
 
     /// Number of bytes.
     pub(super) fn len(&self) -> Result<u64> {
-        std::fs::metadata(&self.path).map(|metadata| metadata.len()).map_err(io(&self.path, "read the size"))
+        Ok(self.file()?.metadata().map_err(io(&self.path, "read the size"))?.len())
+    }
+
+    /// The most bytes that a packed part of the file may have.
+    pub(super) fn max_unpacked(&self, packed: u64) -> u64 {
+        self.limit.of_packed(packed)
+    }
+
+    /// Refuses bytes that stand alone, for a format that is more than one file.
+    pub(super) fn must_be_on_disk(&self) -> Result<()> {
+        match self.source {
+            Source::Spooled(_) => {
+                let limit = "this format has other files beside it: give a plain file or its folder";
+                Err(record(&self.path, Place::Entry("input".into()), "file", "a pipe or packed", limit))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
+const GZIP: &[u8] = b"\x1f\x8b";
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// All bytes of an [`Input`].
 #[derive(Clone, Debug)]
-pub struct InputBytes(Option<Arc<Mmap>>);
+pub struct InputBytes {
+    map: Option<Arc<Mmap>>,
+    start: usize,
+}
 
 impl AsRef<[u8]> for InputBytes {
     fn as_ref(&self) -> &[u8] {
-        self.0.as_deref().map_or(&[], |map| map)
+        self.map.as_deref().map_or(&[], |map| &map[self.start..])
     }
 }
 
@@ -82,7 +170,7 @@ impl AsRef<[u8]> for InputBytes {
 pub enum InputReader {
     /// A file.
     File(BufReader<File>),
-    /// Bytes that are in memory or mapped.
+    /// Bytes that are mapped.
     Bytes(Cursor<InputBytes>),
 }
 

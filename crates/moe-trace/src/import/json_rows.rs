@@ -1,15 +1,19 @@
 //! JSON lines with named fields.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use super::lines::JsonLines;
+use super::numbers::{self, whole, whole_float};
 use super::records::{self, Record};
 use super::row_sequences::open;
-use super::rows::{Claims, Row, RowSource, are_enough, names, spare};
+use super::rows::{self, Claims, Row, RowSource, are_enough, names, spare};
 use super::{ImportOptions, Importer, Input, Sample};
 use crate::{Place, Result, SequenceStream, TraceError};
 
-/// One object a line: `token`, `layer` and `experts` (a list, `null` or -1 for an empty slot) or `expert`.
+/// One object a line, or one array of objects: `token`, `layer` and `experts` (a list, `null` or -1 for an empty slot) or `expert`.
 ///
 /// Optional: `weights` or `weight`, `sequence`, `slot`, `stack`, `phase`, `domain`, `token_id`, `prediction`, with the
 /// meaning and other names that they have in delimited text. An object with `"type": "meta"` says `model`, `experts`
@@ -22,19 +26,21 @@ impl Importer for JsonRows {
     }
 
     fn description(&self) -> &'static str {
-        "JSON lines with named fields: token, layer, experts, ..."
+        "JSON lines, or an array of objects, with named fields: token, layer, experts, ..."
+    }
+
+    fn options(&self) -> &'static [&'static str] {
+        rows::OPTIONS
     }
 
     fn detects(&self, sample: &Sample) -> bool {
-        let lines = sample.head().split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
-        let objects = lines.take(2).filter_map(|line| serde_json::from_slice::<Map<String, Value>>(line).ok());
-        objects.into_iter().any(|object| are_enough(object.keys().map(String::as_str)))
+        sample.objects().iter().any(|object| are_enough(object.keys().map(String::as_str)))
     }
 
     fn open(&self, input: &Input, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
         open(input, options, || {
             let (lines, claims) = (JsonLines::open(input)?, Claims::default());
-            Ok(Rows { lines, options: options.clone(), claims, spare: None })
+            Ok(Rows { lines, options: options.clone(), named: BTreeSet::new(), claims, spare: None })
         })
     }
 }
@@ -45,11 +51,17 @@ impl records::Value for Value {
     }
 
     fn integer(&self) -> Option<i64> {
-        self.as_i64()
+        match self {
+            Value::String(text) => whole(text),
+            _ => self.as_i64().or_else(|| whole_float(self.as_f64()?)),
+        }
     }
 
     fn float(&self) -> Option<f64> {
-        self.as_f64()
+        match self {
+            Value::String(text) => numbers::fields(text).first().and_then(|number| number.parse().ok()),
+            _ => self.as_f64(),
+        }
     }
 
     fn text(&self) -> Option<String> {
@@ -60,8 +72,14 @@ impl records::Value for Value {
         }
     }
 
-    fn list(&self) -> Option<&[Value]> {
-        self.as_array().map(Vec::as_slice)
+    fn list(&self) -> Option<Cow<'_, [Value]>> {
+        match self {
+            Value::Array(values) => Some(Cow::Borrowed(values)),
+            Value::String(text) => {
+                Some(numbers::fields(text).into_iter().map(|field| Value::String(field.to_owned())).collect())
+            }
+            _ => None,
+        }
     }
 
     fn boolean(&self) -> Option<bool> {
@@ -72,6 +90,8 @@ impl records::Value for Value {
 struct Rows {
     lines: JsonLines,
     options: ImportOptions,
+    /// Names that the options give to columns and that came.
+    named: BTreeSet<String>,
     claims: Claims,
     /// Fields of the first row that may stand for another one, which is there under another name.
     spare: Option<Vec<&'static str>>,
@@ -107,6 +127,11 @@ impl RowSource for Rows {
                 Some(object) => break object,
             }
         };
+        for (_, name) in &self.options.columns {
+            if object.contains_key(name) && !self.named.contains(name) {
+                self.named.insert(name.clone());
+            }
+        }
         let find = |column: &str| self.find(&object, column);
         let error = |field: &str, value: &str, limit: &str| self.lines.error(field, value, limit);
         let fields = object.iter().map(|(name, value)| (name.as_str(), value));
@@ -114,6 +139,10 @@ impl RowSource for Rows {
         let found = || spare(&object.keys().map(String::as_str).collect::<Vec<_>>(), &self.options);
         row.said.not_used.extend(&*self.spare.get_or_insert_with(found));
         Ok(true)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.named.contains(name)
     }
 
     fn claims(&self) -> &Claims {

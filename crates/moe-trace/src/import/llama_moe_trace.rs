@@ -1,15 +1,12 @@
 //! Traces of llama-moe-trace: CSV without a header.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
-
-use csv::ByteRecord;
 
 use super::ids::{IdsSeen, no_expert, slot};
-use super::input::InputReader;
 use super::passes::{Passes, Seen};
+use super::text_rows::TextRows;
 use super::token_table::Refusal;
-use super::{ImportOptions, Importer, Input, Sample, record};
+use super::{ImportOptions, Importer, Input, Sample};
 use crate::{Geometry, ImportReport, MoeLayer, Phase, Place, Result, SequenceBuf, SequenceStream, TraceError};
 
 /// `pos,layer,id0,id1,...`, one row a token and layer.
@@ -26,6 +23,10 @@ impl Importer for LlamaMoeTrace {
 
     fn description(&self) -> &'static str {
         "llama-moe-trace: CSV without header, pos,layer,id0,id1,..."
+    }
+
+    fn options(&self) -> &'static [&'static str] {
+        &["--experts", "--top-k", "--config", "--stack", "--empty-id"]
     }
 
     fn detects(&self, sample: &Sample) -> bool {
@@ -66,9 +67,7 @@ impl Importer for LlamaMoeTrace {
 
 /// The rows of a file.
 struct Reader {
-    path: PathBuf,
-    reader: csv::Reader<InputReader>,
-    row: ByteRecord,
+    row: TextRows,
     position: i64,
     layer: u32,
     experts: Vec<u16>,
@@ -77,27 +76,12 @@ struct Reader {
 
 impl Reader {
     fn open(input: &Input, options: &ImportOptions) -> Result<Reader> {
-        let mut builder = csv::ReaderBuilder::new();
-        builder.has_headers(false).flexible(true).trim(csv::Trim::All).comment(Some(b'#'));
-        let reader = builder.from_reader(input.reader()?);
-        Ok(Reader {
-            path: input.path().to_owned(),
-            reader,
-            row: ByteRecord::new(),
-            position: 0,
-            layer: 0,
-            experts: Vec::new(),
-            options: options.clone(),
-        })
+        let row = TextRows::new(input.path(), input.reader()?, b',', 0);
+        Ok(Reader { row, position: 0, layer: 0, experts: Vec::new(), options: options.clone() })
     }
 
     fn next(&mut self) -> Result<bool> {
-        let read = self.reader.read_byte_record(&mut self.row);
-        if !read.map_err(|source| TraceError::Malformed {
-            path: self.path.clone(),
-            format: "CSV",
-            source: source.into(),
-        })? {
+        if !self.row.next()? {
             return Ok(false);
         }
         self.position = self.number("pos", 0)?;
@@ -124,7 +108,7 @@ impl Reader {
 
     /// The number of the line that was read last.
     fn line(&self) -> u64 {
-        self.row.position().map_or(0, csv::Position::line)
+        self.row.line()
     }
 
     fn place(&self) -> Place {
@@ -132,7 +116,7 @@ impl Reader {
     }
 
     fn error(&self, field: &str, value: &str, limit: &str) -> TraceError {
-        record(&self.path, self.place(), field, value, limit)
+        self.row.error(field, value, limit)
     }
 }
 

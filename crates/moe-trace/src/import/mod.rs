@@ -1,9 +1,11 @@
 //! Readers of what other recorders write.
 
+mod any;
 mod archive;
 mod array;
 mod big_moe_on_edge;
 mod delimited;
+mod diagnosis;
 mod fields;
 mod granite;
 mod ids;
@@ -12,6 +14,7 @@ mod json_rows;
 mod lines;
 mod llama_moe_trace;
 mod npy;
+mod numbers;
 mod opened;
 mod options;
 mod paper_outputs;
@@ -28,9 +31,11 @@ mod row_sequences;
 mod rows;
 mod sample;
 mod sglang;
+mod spool;
 mod steps;
 mod streamlx;
 mod table;
+mod text_rows;
 mod token_table;
 mod torch_file;
 mod vllm_logger;
@@ -39,6 +44,7 @@ use std::path::{Path, PathBuf};
 
 #[cfg(feature = "parquet")]
 use self::parquet::Parquet;
+pub use any::{Opened, open_or_import};
 use big_moe_on_edge::BigMoeOnEdge;
 use delimited::Delimited;
 use granite::Granite;
@@ -63,6 +69,10 @@ pub trait Importer: Sync {
 
     /// The recorder and the kind of file, in one line.
     fn description(&self) -> &'static str;
+
+    /// The options that the format uses, by their names in the programs, beside those that every format has: `--from`,
+    /// `--model`, `--max-unpacked` and `--strict`.
+    fn options(&self) -> &'static [&'static str];
 
     /// Whether a file that begins like `sample` is of this format.
     fn detects(&self, sample: &Sample) -> bool;
@@ -103,16 +113,16 @@ pub fn importer(name: &str) -> Option<&'static dyn Importer> {
 /// # Errors
 /// [`TraceError::Io`]; [`TraceError::UnknownFormat`].
 pub fn detect_importer(path: impl AsRef<Path>) -> Result<&'static dyn Importer> {
-    detect(&Input::open(path)?)
+    let input = Input::open(path, None)?;
+    detect(&input, &Sample::take(&input)?)
 }
 
-fn detect(input: &Input) -> Result<&'static dyn Importer> {
-    let sample = Sample::take(input)?;
-    importers()
-        .iter()
-        .find(|importer| importer.detects(&sample))
-        .copied()
-        .ok_or_else(|| TraceError::UnknownFormat { path: input.path().to_owned(), known: names() })
+fn detect(input: &Input, sample: &Sample) -> Result<&'static dyn Importer> {
+    let importer = importers().iter().find(|importer| importer.detects(sample)).copied();
+    importer.ok_or_else(|| {
+        let seen = diagnosis::diagnose(input, sample);
+        TraceError::UnknownFormat { path: input.path().to_owned(), seen }
+    })
 }
 
 /// The names of all importers.
@@ -126,12 +136,9 @@ fn names() -> String {
 /// As [`detect_importer`] and [`Importer::open`]; [`TraceError::NoSuchFormat`]; [`TraceError::Warned`] if warnings are
 /// errors.
 pub fn open_import(path: impl AsRef<Path>, options: &ImportOptions) -> Result<Import> {
-    let input = Input::open(path)?;
-    let importer = match &options.format {
-        Some(name) => importer(name).ok_or_else(|| TraceError::NoSuchFormat { name: name.clone(), known: names() })?,
-        None => detect(&input)?,
-    };
-    Import::new(importer, input, options)
+    let input = Input::open(path, options.max_unpacked)?;
+    let sample = Sample::take(&input)?;
+    any::import_input(input, &sample, options)
 }
 
 /// Reads a foreign file, in whatever format it is, into memory.

@@ -13,20 +13,21 @@ pub struct Import {
     importer: &'static dyn Importer,
     input: Input,
     inner: Box<dyn SequenceStream>,
-    strict: bool,
+    options: ImportOptions,
     watch: Watch,
     report: ImportReport,
 }
 
 impl Import {
     pub(super) fn new(importer: &'static dyn Importer, input: Input, options: &ImportOptions) -> Result<Import> {
+        options.check(input.path(), importer)?;
         let inner = match importer.open(&input, options) {
             Err(TraceError::Geometry { field: "layers", value: 0, .. }) => return Err(nothing(importer, &input)),
             opened => opened.map_err(|error| in_file(input.path(), error))?,
         };
         let watch = Watch::new(inner.geometry());
         let report = ImportReport::default();
-        let mut import = Import { importer, input, inner, strict: options.strict, watch, report };
+        let mut import = Import { importer, input, inner, options: options.clone(), watch, report };
         import.update(false)?;
         Ok(import)
     }
@@ -36,13 +37,21 @@ impl Import {
         self.importer
     }
 
+    /// Begins anew, at the first sequence.
+    ///
+    /// # Errors
+    /// As [`open_import`](crate::open_import).
+    pub fn again(self) -> Result<Import> {
+        Import::new(self.importer, self.input, &self.options)
+    }
+
     fn update(&mut self, ended: bool) -> Result<()> {
         self.report = self.inner.report().clone();
         if ended {
             self.watch.finish(self.inner.geometry(), &mut self.report);
         }
         self.report.name_file(self.input.path());
-        if self.strict { self.report.refuse_warnings(self.input.path()) } else { Ok(()) }
+        if self.options.strict { self.report.refuse_warnings(self.input.path()) } else { Ok(()) }
     }
 }
 
@@ -76,7 +85,7 @@ impl SequenceStream for Import {
             None if self.watch.sequences == 0 => return Err(nothing(self.importer, &self.input)),
             None => {}
         }
-        if next.is_none() || self.strict {
+        if next.is_none() || self.options.strict {
             self.update(next.is_none())?;
         }
         Ok(next)

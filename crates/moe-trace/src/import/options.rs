@@ -2,11 +2,16 @@
 
 use std::path::Path;
 
-use super::record;
-use crate::{ImportReport, ModelConfig, Phase, Place, Result, Stack, WarningKind};
+use super::rows::columns;
+use super::{Importer, record};
+use crate::{Geometry, ImportReport, ModelConfig, Phase, Place, Result, Stack, TraceError, WarningKind};
 
 /// How to say the phase of tokens.
 pub(super) const PHASE_REMEDY: &str = "--token-phase says which it is";
+
+fn unused_option(path: &Path, option: &'static str, reader: String) -> TraceError {
+    TraceError::UnusedOption { path: path.to_owned(), option, reader }
+}
 
 /// What the user knows about a foreign file that the file itself does not say. Everything is optional: a format that says
 /// it in the file checks it, one that does not takes the smallest value that fits the file.
@@ -30,6 +35,9 @@ pub struct ImportOptions {
     pub empty_ids: Vec<i64>,
     /// Name of the format; detected from the content if it is not given.
     pub format: Option<String>,
+    /// The most bytes that what is packed in the file, or comes through a pipe, may have; see [`Input::open`](crate::Input::open)
+    /// for the default.
+    pub max_unpacked: Option<u64>,
     /// Makes every warning of the import an error.
     pub strict: bool,
     /// Names of columns: `("expert", "id")` reads the column `expert` from the file's column `id`.
@@ -37,6 +45,50 @@ pub struct ImportOptions {
 }
 
 impl ImportOptions {
+    /// The options that say something about the file, by their names in the programs.
+    fn given(&self) -> impl Iterator<Item = &'static str> {
+        let given = [
+            ("--from", self.format.is_some()),
+            ("--experts", self.experts.is_some()),
+            ("--top-k", self.top_k.is_some()),
+            ("--model", self.model.is_some()),
+            ("--config", self.config.is_some()),
+            ("--token-phase", self.phase.is_some()),
+            ("--stack", self.stack.is_some()),
+            ("--model-layers", self.layers.is_some()),
+            ("--column", !self.columns.is_empty()),
+            ("--empty-id", !self.empty_ids.is_empty()),
+        ];
+        given.into_iter().filter_map(|(name, is_given)| is_given.then_some(name))
+    }
+
+    /// Refuses values that no file can have, and options that an importer does not use.
+    pub(super) fn check(&self, path: &Path, importer: &dyn Importer) -> Result<()> {
+        let impossible = |option, value: &str, limit: String| {
+            Err(TraceError::ImportOption { option, value: value.to_owned(), limit })
+        };
+        for (option, value) in [("--experts", self.experts), ("--top-k", self.top_k)] {
+            if let Some(value) = value.filter(|value| !(1..=Geometry::MAX_EXPERTS).contains(value)) {
+                return impossible(option, &value.to_string(), format!("allowed are 1..={}", Geometry::MAX_EXPERTS));
+            }
+        }
+        if let Some((column, name)) = self.columns.iter().find(|(column, _)| !columns().any(|known| known == column)) {
+            let limit = format!("columns are {}", columns().collect::<Vec<_>>().join(", "));
+            return impossible("--column", &format!("{column}={name}"), limit);
+        }
+        let unused =
+            |option: &&str| *option != "--from" && *option != "--model" && !importer.options().contains(option);
+        match self.given().find(unused) {
+            None => Ok(()),
+            Some(option) => Err(unused_option(path, option, format!("the format {}", importer.name()))),
+        }
+    }
+
+    /// Refuses all options that say something about the file, for a trace, which says everything itself.
+    pub(super) fn check_unused(&self, path: &Path) -> Result<()> {
+        self.given().next().map_or(Ok(()), |option| Err(unused_option(path, option, "a trace".to_owned())))
+    }
+
     /// Experts a layer as the user says it, by itself or in the configuration.
     pub(super) fn known_experts(&self) -> Option<usize> {
         self.experts.or(self.config.as_ref().map(|config| config.experts))

@@ -13,7 +13,8 @@ use super::ids::{IdsSeen, not_among};
 use super::{ImportOptions, Importer, Input, Sample, io, record};
 use crate::format::map_file;
 use crate::{
-    DomainId, EMPTY_SLOT, Geometry, ImportReport, MoeLayer, Place, Result, SequenceBuf, SequenceStream, TraceError,
+    DomainId, EMPTY_SLOT, Geometry, ImportReport, MoeLayer, Phase, Place, Result, SequenceBuf, SequenceStream,
+    TraceError,
 };
 
 /// `{model}_{layer:02}.safetensors`, each with one tensor a data set, `[samples, tokens, n]`: raw logits (BF16, n experts),
@@ -34,6 +35,10 @@ impl Importer for PaperOutputs {
         "outputs of arXiv 2505.16056: MODEL_LL.safetensors a layer, logits bf16, rank or topk int8"
     }
 
+    fn options(&self) -> &'static [&'static str] {
+        &["--experts", "--top-k", "--config", "--token-phase", "--stack", "--model-layers"]
+    }
+
     fn detects(&self, sample: &Sample) -> bool {
         let layers = sample.names().iter().filter(|name| layer_of(name).is_some()).count();
         // A trace of our own is safetensors too, but is opened without an import.
@@ -41,6 +46,7 @@ impl Importer for PaperOutputs {
     }
 
     fn open(&self, input: &Input, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
+        input.must_be_on_disk()?;
         let path = input.path();
         let mut report = ImportReport::default();
         let (model, files) = find_layers(path, options)?;
@@ -81,7 +87,17 @@ impl Importer for PaperOutputs {
         let geometry = Geometry::new(moe_layers, experts, top_k)?;
         let names = first.tensors.keys().cloned().collect();
         let model = Some(options.model.clone().unwrap_or(model));
-        Ok(Box::new(Samples { geometry, model, names, layers, kind, report, dataset: 0, sample: 0 }))
+        Ok(Box::new(Samples {
+            geometry,
+            model,
+            names,
+            layers,
+            kind,
+            phase: options.phase(),
+            report,
+            dataset: 0,
+            sample: 0,
+        }))
     }
 }
 
@@ -245,6 +261,7 @@ struct Samples {
     names: Vec<String>,
     layers: Vec<Layer>,
     kind: Kind,
+    phase: Phase,
     report: ImportReport,
     dataset: usize,
     sample: usize,
@@ -333,7 +350,7 @@ impl SequenceStream for Samples {
         }
         self.sample += 1;
         let domain = u16::try_from(self.dataset).ok().map(DomainId);
-        let sequence = SequenceBuf::from_experts(&self.geometry, experts, crate::Phase::Prefill)?;
+        let sequence = SequenceBuf::from_experts(&self.geometry, experts, self.phase)?;
         Ok(Some(SequenceBuf { logits, domain, ..sequence }))
     }
 }

@@ -1,19 +1,21 @@
 //! Parquet files with named columns.
 
-use std::fs::File;
+use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row as ParquetRow};
 
+use super::numbers::{self, whole, whole_float};
 use super::records::{Record, Value};
 use super::row_sequences::open;
-use super::rows::{Claims, Row, RowSource, are_enough, names, spare};
-use super::{ImportOptions, Importer, Input, Sample, io, record};
+use super::rows::{self, Claims, Row, RowSource, are_enough, names, spare};
+use super::{ImportOptions, Importer, Input, Sample, record};
 use crate::{Place, Result, SequenceStream, TraceError};
 
 /// One row a token and layer, with the columns of delimited text: `token`, `layer` and `experts` (a list) or `expert`.
@@ -28,6 +30,10 @@ impl Importer for Parquet {
         "Parquet with named columns: token, layer, experts (a list) or expert, ..."
     }
 
+    fn options(&self) -> &'static [&'static str] {
+        rows::OPTIONS
+    }
+
     fn detects(&self, sample: &Sample) -> bool {
         sample.head().starts_with(b"PAR1")
     }
@@ -40,6 +46,7 @@ impl Importer for Parquet {
 struct Rows {
     path: PathBuf,
     rows: RowIter<'static>,
+    columns: Vec<String>,
     options: ImportOptions,
     claims: Claims,
     /// Columns that may stand for another one, which is there under another name.
@@ -84,9 +91,9 @@ fn check_ranges(path: &Path, metadata: &ParquetMetaData, bytes: u64) -> Result<(
 impl Rows {
     fn open(input: &Input, options: &ImportOptions) -> Result<Rows> {
         let path = input.path();
-        let file = File::open(path).map_err(io(path, "open the file"))?;
-        let bytes = file.metadata().map_err(io(path, "read the size"))?.len();
-        let reader = guarded(path, || SerializedFileReader::new(file))?;
+        let bytes = input.len()?;
+        let whole = Bytes::from_owner(input.bytes()?);
+        let reader = guarded(path, || SerializedFileReader::new(whole))?;
         check_ranges(path, reader.metadata(), bytes)?;
         let metadata = reader.metadata().file_metadata();
         let columns: Vec<&str> = metadata.schema().get_fields().iter().map(|field| field.name()).collect();
@@ -111,8 +118,9 @@ impl Rows {
             top_k: number("moe_trace_top_k")?,
         };
         let spare = spare(&columns, options);
+        let columns = columns.into_iter().map(str::to_owned).collect();
         let rows = RowIter::from_file_into(Box::new(reader));
-        Ok(Rows { path: path.to_owned(), rows, options: options.clone(), claims, spare, number: 0 })
+        Ok(Rows { path: path.to_owned(), rows, columns, options: options.clone(), claims, spare, number: 0 })
     }
 
     fn find<'a>(&self, record: &'a ParquetRow, column: &str) -> Option<&'a Field> {
@@ -137,7 +145,8 @@ impl Value for Field {
             Field::UShort(value) => Some(i64::from(*value)),
             Field::UInt(value) => Some(i64::from(*value)),
             Field::ULong(value) => i64::try_from(*value).ok(),
-            _ => None,
+            Field::Str(text) => whole(text),
+            _ => self.float().and_then(whole_float),
         }
     }
 
@@ -146,6 +155,7 @@ impl Value for Field {
             Field::Float16(value) => Some(value.to_f64()),
             Field::Float(value) => Some(f64::from(*value)),
             Field::Double(value) => Some(*value),
+            Field::Str(text) => numbers::fields(text).first().and_then(|number| number.parse().ok()),
             _ => None,
         }
     }
@@ -158,9 +168,12 @@ impl Value for Field {
         })
     }
 
-    fn list(&self) -> Option<&[Field]> {
+    fn list(&self) -> Option<Cow<'_, [Field]>> {
         match self {
-            Field::ListInternal(values) => Some(values.elements()),
+            Field::ListInternal(values) => Some(Cow::Borrowed(values.elements())),
+            Field::Str(text) => {
+                Some(numbers::fields(text).into_iter().map(|field| Field::Str(field.to_owned())).collect())
+            }
             _ => None,
         }
     }
@@ -181,6 +194,10 @@ impl RowSource for Rows {
         Record { options: &self.options, find, error }.read(row, fields)?;
         row.said.not_used.extend(&self.spare);
         Ok(true)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.columns.iter().any(|column| column == name)
     }
 
     fn claims(&self) -> &Claims {

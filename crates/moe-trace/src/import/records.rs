@@ -1,5 +1,6 @@
 //! Rows from records with named values: JSON objects, rows of Parquet.
 
+use std::borrow::Cow;
 use std::fmt::Display;
 
 use super::ImportOptions;
@@ -9,7 +10,7 @@ use super::rows::{Row, phase};
 use crate::{EMPTY_SLOT, Result, TraceError};
 
 /// A value of a record.
-pub(super) trait Value: Display + Sized {
+pub(super) trait Value: Display + Clone {
     /// Whether it stands for nothing.
     fn is_null(&self) -> bool;
 
@@ -22,8 +23,8 @@ pub(super) trait Value: Display + Sized {
     /// A text, or a number as text.
     fn text(&self) -> Option<String>;
 
-    /// A list.
-    fn list(&self) -> Option<&[Self]>;
+    /// A list, or the numbers of a text.
+    fn list(&self) -> Option<Cow<'_, [Self]>>;
 
     /// Yes or no.
     fn boolean(&self) -> Option<bool>;
@@ -98,10 +99,10 @@ impl<'a, V: Value + 'a, F: Fn(&str) -> Option<&'a V>, E: Fn(&str, &str, &str) ->
     }
 
     /// A list, or one value as a list of one.
-    fn list(&self, list: &str, one: &str) -> Option<&'a [V]> {
+    fn list(&self, list: &str, one: &str) -> Option<Cow<'a, [V]>> {
         match (self.find)(list) {
             Some(value) => value.list(),
-            None => (self.find)(one).map(std::slice::from_ref),
+            None => (self.find)(one).map(|value| Cow::Borrowed(std::slice::from_ref(value))),
         }
     }
 
@@ -110,7 +111,7 @@ impl<'a, V: Value + 'a, F: Fn(&str) -> Option<&'a V>, E: Fn(&str, &str, &str) ->
         let Some(values) = self.list("experts", "expert") else {
             return Err((self.error)("experts", "missing or no list", "expected a list of experts"));
         };
-        for value in values {
+        for value in values.iter() {
             experts.push(match value.integer().and_then(|id| slot(id, self.options)) {
                 Some(id) => id,
                 None if value.is_null() => EMPTY_SLOT,
@@ -125,7 +126,7 @@ impl<'a, V: Value + 'a, F: Fn(&str) -> Option<&'a V>, E: Fn(&str, &str, &str) ->
 
     fn weights(&self, weights: &mut Vec<f32>) -> Result<()> {
         weights.clear();
-        for value in self.list("weights", "weight").unwrap_or_default() {
+        for value in self.list("weights", "weight").unwrap_or_default().iter() {
             let weight = if value.is_null() { Some(0.0) } else { value.float() };
             #[expect(
                 clippy::cast_possible_truncation,

@@ -28,6 +28,10 @@ impl Importer for RoutedExperts {
         "vLLM routed_experts: npy or npz of integer arrays [tokens, layers, k]"
     }
 
+    fn options(&self) -> &'static [&'static str] {
+        &["--experts", "--top-k", "--config", "--token-phase", "--stack", "--empty-id"]
+    }
+
     fn detects(&self, sample: &Sample) -> bool {
         let archive = sample.is_zip() && sample.names().iter().any(|name| name.ends_with(".npy"));
         archive || npy::is_npy(sample.head())

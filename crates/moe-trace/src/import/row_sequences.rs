@@ -23,6 +23,9 @@ pub(super) fn open<S: RowSource + 'static>(
 ) -> Result<Box<dyn SequenceStream>> {
     let mut first = source()?;
     let mut scan = Scan::read(&mut first, options)?;
+    if let Some((column, name)) = options.columns.iter().find(|(_, name)| !first.has(name)) {
+        return Err(first.error("--column", &format!("{column}={name}"), "the file has no value of this name"));
+    }
     let geometry = scan.geometry(input, options, &first)?;
     let domain_of = (0..).map(DomainId).zip(&scan.domains).map(|(id, name)| (name.clone(), id)).collect();
     Ok(Box::new(Rows {

@@ -2,6 +2,7 @@
 
 use super::ImportOptions;
 use super::fields::Said;
+use super::numbers::whole;
 use super::token_table::TokenKey;
 use crate::{EMPTY_SLOT, Phase, Place, Result, Stack, TraceError};
 
@@ -51,7 +52,7 @@ impl Row {
 }
 
 /// The names by which a column is known, the first is the one that exporters write.
-const COLUMNS: [&[&str]; 14] = [
+const COLUMNS: [&[&str]; 15] = [
     &["sequence", "seq", "seq_id", "sequence_id", "request_id", "req_id", "prompt_id"],
     &["token", "token_idx", "token_index", "pos", "position"],
     &["step", "pass", "pass_id", "forward_pass", "forward_pass_id"],
@@ -63,10 +64,34 @@ const COLUMNS: [&[&str]; 14] = [
     &["experts", "expert_ids", "topk_ids", "topk_experts"],
     &["weight", "gate", "prob", "score"],
     &["weights", "topk_weights", "gates"],
+    &["phase"],
     &["domain", "dataset", "category"],
     &["token_id", "input_id"],
     &["prediction", "predicted_id"],
 ];
+
+/// The options that tables with named columns use.
+pub(super) const OPTIONS: &[&str] =
+    &["--experts", "--top-k", "--config", "--token-phase", "--stack", "--column", "--empty-id"];
+
+/// The columns that a table must have; `experts` or `expert_0` will do for `expert`.
+pub(super) const MUST: [&str; 3] = ["token", "layer", "expert"];
+
+/// The names under which a column is known: those of lists of experts among those of an expert, and those of steps, which
+/// count tokens where nothing else does, among those of a token.
+pub(super) fn known_names(column: &str) -> Vec<&'static str> {
+    let names = |column: &str| COLUMNS.iter().find(|names| names[0] == column).copied().unwrap_or_default().to_vec();
+    match column {
+        "token" => [names("token"), names("step")].concat(),
+        "expert" => [names("expert"), names("experts"), vec!["expert_0"]].concat(),
+        _ => names(column),
+    }
+}
+
+/// The columns that a table can have.
+pub(super) fn columns() -> impl Iterator<Item = &'static str> {
+    COLUMNS.iter().map(|names| names[0])
+}
 
 /// The names under which `column` may stand in a file: what the user says, or those known.
 pub(super) fn names(column: &str, options: &ImportOptions) -> Vec<String> {
@@ -99,17 +124,19 @@ fn is_mapped(name: &str, options: &ImportOptions) -> bool {
 /// Whether these columns are enough for a table of routed experts.
 pub(super) fn are_enough<'a>(columns: impl Iterator<Item = &'a str>) -> bool {
     let columns: Vec<&str> = columns.collect();
-    let has =
-        |column: &str| names(column, &ImportOptions::default()).iter().any(|name| columns.contains(&name.as_str()));
-    (has("token") || has("step")) && has("layer") && (has("expert") || has("experts") || columns.contains(&"expert_0"))
+    MUST.iter().all(|column| known_names(column).iter().any(|name| columns.contains(name)))
 }
 
 /// Phases by the names and codes that files give them.
 pub(super) fn phase(text: &str) -> Option<Phase> {
     match text {
-        "0" | "prefill" | "prompt" => Some(Phase::Prefill),
-        "1" | "decode" | "generate" => Some(Phase::Decode),
-        _ => None,
+        "prefill" | "prompt" => Some(Phase::Prefill),
+        "decode" | "generate" => Some(Phase::Decode),
+        _ => match whole(text) {
+            Some(0) => Some(Phase::Prefill),
+            Some(1) => Some(Phase::Decode),
+            _ => None,
+        },
     }
 }
 
@@ -125,6 +152,9 @@ pub(super) struct Claims {
 pub(super) trait RowSource {
     /// Replaces `row` by the next one; tells whether there was one.
     fn next(&mut self, row: &mut Row) -> Result<bool>;
+
+    /// Whether a row so far had a value under this name.
+    fn has(&self, name: &str) -> bool;
 
     /// What the file has said so far about all rows.
     fn claims(&self) -> &Claims;

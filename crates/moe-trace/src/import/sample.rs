@@ -3,6 +3,8 @@
 use std::fs;
 use std::io::Read;
 
+use serde_json::{Map, Value};
+
 use super::archive::Archive;
 use super::{Input, io};
 use crate::Result;
@@ -59,6 +61,21 @@ impl Sample {
         text.lines().map(str::trim_ascii).find(|line| !line.is_empty() && !line.starts_with('#'))
     }
 
+    /// The first objects of a file of JSON lines or of an array, at most two.
+    pub(super) fn objects(&self) -> Vec<Map<String, Value>> {
+        let start = self.head.trim_ascii_start();
+        let mut rest = start.strip_prefix(b"[").unwrap_or(start);
+        let mut objects = Vec::new();
+        while objects.len() < 2 {
+            let mut values = serde_json::Deserializer::from_slice(rest).into_iter();
+            let Some(Ok(object)) = values.next() else { break };
+            objects.push(object);
+            let behind = rest[values.byte_offset()..].trim_ascii_start();
+            rest = behind.strip_prefix(b",").unwrap_or(behind);
+        }
+        objects
+    }
+
     /// Whether the file is a zip archive.
     pub(super) fn is_zip(&self) -> bool {
         self.head.starts_with(b"PK\x03\x04")
@@ -67,6 +84,14 @@ impl Sample {
     /// Whether the directory or archive has a member of this name.
     pub(super) fn has(&self, name: &str) -> bool {
         self.names.iter().any(|found| found == name)
+    }
+
+    /// Whether this is a trace file, or a folder of shards.
+    pub(super) fn is_trace(&self) -> bool {
+        let is_shard = |name: &String| name == "index.json" || name.starts_with("shard-");
+        let safetensors = self.head.get(8) == Some(&b'{');
+        (safetensors && (self.contains("\"moe_trace\"") || self.contains("\"sequence_offsets\"")))
+            || (self.head.is_empty() && self.names.iter().any(is_shard))
     }
 
     /// Whether the file is safetensors and all types in the part of its header that was read are among `dtypes`.

@@ -37,6 +37,10 @@ impl Importer for SgLang {
         "SGLang expert distribution recorder, per-token mode: torch.save of records"
     }
 
+    fn options(&self) -> &'static [&'static str] {
+        &["--experts", "--top-k", "--config", "--stack"]
+    }
+
     fn detects(&self, sample: &Sample) -> bool {
         sample.is_zip() && sample.names().iter().any(|name| name.ends_with("/data.pkl"))
     }

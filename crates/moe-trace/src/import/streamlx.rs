@@ -27,6 +27,10 @@ impl Importer for Streamlx {
         "streamlx trace: npz with experts [tokens, layers, k], seq_id and pos"
     }
 
+    fn options(&self) -> &'static [&'static str] {
+        &["--experts", "--config", "--token-phase", "--stack", "--empty-id"]
+    }
+
     fn detects(&self, sample: &Sample) -> bool {
         sample.is_zip() && ["experts.npy", "seq_id.npy", "pos.npy"].iter().all(|name| sample.has(name))
     }

@@ -1,12 +1,12 @@
 //! Rows of a delimited text file with named columns.
 
 use std::io::{BufRead, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
-use csv::ByteRecord;
-
-use super::input::{Input, InputReader};
+use super::input::Input;
+use super::numbers::whole;
+use super::text_rows::TextRows;
 use super::{io, record};
 use crate::{Place, Result, TraceError};
 
@@ -19,10 +19,8 @@ pub(super) struct Column(usize);
 pub(super) struct Table {
     path: PathBuf,
     names: Vec<String>,
-    reader: csv::Reader<InputReader>,
-    row: ByteRecord,
-    /// Lines before what `reader` sees.
-    skipped: u64,
+    rows: TextRows,
+    header: Place,
 }
 
 impl Table {
@@ -46,11 +44,11 @@ impl Table {
             comment(skipped, String::from_utf8_lossy(&line).trim_ascii())?;
         }
         let delimiter = delimiter(file.fill_buf().map_err(io(path, "read the file"))?);
-        let mut builder = csv::ReaderBuilder::new();
-        let mut reader = builder.comment(Some(b'#')).trim(csv::Trim::All).delimiter(delimiter).from_reader(file);
-        let names = reader.byte_headers().map_err(|source| malformed(path, source))?;
-        let names = names.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
-        Ok(Table { path: path.to_owned(), names, reader, row: ByteRecord::new(), skipped })
+        let mut rows = TextRows::new(path, file, delimiter, skipped);
+        rows.next()?;
+        let names = (0..rows.len()).filter_map(|index| rows.get(index));
+        let names = names.map(|name| String::from_utf8_lossy(name).into_owned()).collect();
+        Ok(Table { path: path.to_owned(), names, header: rows.place(), rows })
     }
 
     /// The column of a name, if there is one.
@@ -62,23 +60,28 @@ impl Table {
     pub(super) fn column(&self, name: &str) -> Result<Column> {
         self.find(name).ok_or_else(|| {
             let limit = format!("expected a column {name}");
-            record(&self.path, Place::Line(self.skipped + 1), "header", &self.names.join(","), limit)
+            record(&self.path, self.header.clone(), "header", &self.names.join(","), limit)
         })
     }
 
     /// Reads the next row; tells whether there was one.
     pub(super) fn next(&mut self) -> Result<bool> {
-        self.reader.read_byte_record(&mut self.row).map_err(|source| malformed(&self.path, source))
+        let found = self.rows.next()?;
+        if found && self.rows.len() != self.names.len() {
+            let limit = format!("the header has {}", self.names.len());
+            return Err(self.rows.error("number of fields", &self.rows.len().to_string(), &limit));
+        }
+        Ok(found)
     }
 
     /// The line of the row.
     pub(super) fn line(&self) -> u64 {
-        self.skipped + self.row.position().map_or(0, csv::Position::line)
+        self.rows.line()
     }
 
     /// The value of a column in the row, as text.
     pub(super) fn text(&self, column: Column) -> Result<&str> {
-        let bytes = self.row.get(column.0).unwrap_or_default();
+        let bytes = self.rows.get(column.0).unwrap_or_default();
         str::from_utf8(bytes).map_err(|_| self.error(column, &String::from_utf8_lossy(bytes), "expected UTF-8"))
     }
 
@@ -86,6 +89,12 @@ impl Table {
     pub(super) fn value<T: FromStr>(&self, column: Column, expected: &str) -> Result<T> {
         let text = self.text(column)?;
         text.parse().map_err(|_| self.error(column, text, expected))
+    }
+
+    /// The whole number of a column in the row; `expected` says what is allowed.
+    pub(super) fn whole<T: TryFrom<i64>>(&self, column: Column, expected: &str) -> Result<T> {
+        let text = self.text(column)?;
+        whole(text).and_then(|number| T::try_from(number).ok()).ok_or_else(|| self.error(column, text, expected))
     }
 
     /// The value of a column in the row, which must be below `limit`.
@@ -109,7 +118,7 @@ impl Table {
 
     /// An error at a value of the row.
     pub(super) fn error(&self, column: Column, value: &str, limit: &str) -> TraceError {
-        record(&self.path, Place::Line(self.line()), &self.names[column.0], value, limit)
+        self.rows.error(&self.names[column.0], value, limit)
     }
 }
 
@@ -118,8 +127,4 @@ pub(super) fn delimiter(text: &[u8]) -> u8 {
     let line = text.split(|&byte| byte == b'\n').next().unwrap_or_default();
     let count = |delimiter: &u8| line.iter().filter(|&byte| byte == delimiter).count();
     b";\t,".iter().copied().max_by_key(count).unwrap_or(b',')
-}
-
-fn malformed(path: &Path, source: csv::Error) -> TraceError {
-    TraceError::Malformed { path: path.to_owned(), format: "CSV", source: Box::new(source) }
 }

@@ -36,6 +36,10 @@ impl Importer for VllmLogger {
         "vLLM MoE logger: JSON lines of type meta and route"
     }
 
+    fn options(&self) -> &'static [&'static str] {
+        &["--experts", "--top-k", "--config", "--stack"]
+    }
+
     fn detects(&self, sample: &Sample) -> bool {
         let first = sample.first_line().unwrap_or_default();
         first.starts_with('{')
