@@ -31,7 +31,7 @@ impl Importer for BigMoeOnEdge {
     }
 
     fn options(&self) -> &'static [&'static str] {
-        &["--experts", "--top-k"]
+        &["--experts", "--top-k", "--empty-id"]
     }
 
     fn detects(&self, sample: &Sample) -> bool {

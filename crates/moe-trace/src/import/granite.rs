@@ -26,7 +26,7 @@ impl Importer for Granite {
     }
 
     fn options(&self) -> &'static [&'static str] {
-        &["--experts", "--top-k"]
+        &["--experts", "--top-k", "--config", "--empty-id"]
     }
 
     fn detects(&self, sample: &Sample) -> bool {

@@ -28,7 +28,7 @@ impl Importer for Streamlx {
     }
 
     fn options(&self) -> &'static [&'static str] {
-        &["--experts", "--config", "--token-phase", "--stack", "--empty-id"]
+        &["--experts", "--top-k", "--config", "--token-phase", "--stack", "--empty-id"]
     }
 
     fn detects(&self, sample: &Sample) -> bool {

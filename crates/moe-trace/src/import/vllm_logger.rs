@@ -37,7 +37,7 @@ impl Importer for VllmLogger {
     }
 
     fn options(&self) -> &'static [&'static str] {
-        &["--experts", "--top-k", "--config", "--stack"]
+        &["--experts", "--top-k", "--config", "--stack", "--empty-id"]
     }
 
     fn detects(&self, sample: &Sample) -> bool {

@@ -4,6 +4,7 @@
 
 mod arrays;
 mod big_moe_on_edge;
+mod dialects;
 mod empty_slots;
 mod granite;
 mod ranks;
@@ -56,6 +57,7 @@ fn failure(bytes: impl AsRef<[u8]>, options: &ImportOptions) -> String {
 #[test]
 fn content_that_nobody_knows_is_refused() {
     let message = failure("hello", &ImportOptions::default());
-    assert!(message.starts_with("f: no known trace format; known are big-moe-on-edge, granite-json"), "{message}");
-    assert!(failure("", &ImportOptions::default()).starts_with("f: no known trace format"));
+    let expected =
+        "f: no known trace format: it begins with \"hello\"; known are traces, folders of shards, and big-moe-on-edge";
+    assert!(message.starts_with(expected), "{message}");
 }
