@@ -4,7 +4,7 @@ use std::io::Write;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use moe_trace::{ImportOptions, MemoryTrace, Opened, Phase, RoutingSource, open_or_import};
+use moe_trace::{ImportOptions, MemoryTrace, Opened, Phase, open_or_import};
 
 use crate::{failure, read};
 
