@@ -118,7 +118,8 @@ impl Attention {
         sequences: impl Iterator<Item = (&'c Span, &'c mut KvCache)>,
     ) -> Result<Tensor> {
         let kernels = Kernels::Fused;
-        let [queries, keys, values] = self.project(x, kernels)?;
+        // Gradients would keep the scores of all blocks.
+        let [queries, keys, values] = self.project(x, kernels)?.map(|projected| projected.detach());
         let mut mixed = Vec::new();
         for (span, cache) in sequences {
             let heads = |x: &Tensor, heads| split_heads(&x.narrow(0, span.rows.start, span.rows.len())?, 1, heads);
@@ -238,4 +239,95 @@ fn split_heads(x: &Tensor, batch: usize, heads: usize) -> Result<Tensor> {
 fn merge_heads(x: &Tensor) -> Result<Tensor> {
     let (batch, heads, length, head_dim) = x.dims4()?;
     Ok(x.transpose(1, 2)?.reshape((batch * length, heads * head_dim))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_nn::VarMap;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::OlmoeParams;
+
+    /// Attention of four query heads over two of keys and values, in a type.
+    fn attention(dtype: DType) -> (OlmoeConfig, Attention, Rope) {
+        let params = OlmoeParams {
+            hidden_size: 16,
+            num_hidden_layers: 1,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            initializer_range: 0.7,
+            ..OlmoeParams::default()
+        };
+        let config = OlmoeConfig::new(params).unwrap();
+        let map = VarMap::new();
+        let vb = VarBuilder::from_varmap(&map, dtype, &Device::Cpu);
+        let attention = Attention::new(&config, &vb).unwrap();
+        let rope = Rope::new(&config, dtype, &Device::Cpu).unwrap();
+        (config, attention, rope)
+    }
+
+    /// Runs parts of a sequence one after the other on a cache of blocks of some tokens.
+    fn in_parts(parts: &[Tensor], block: usize, (config, attention, rope): &(OlmoeConfig, Attention, Rope)) -> Tensor {
+        let mut cache = KvCache::with_blocks(config, block);
+        let outputs = parts.iter().map(|part| {
+            let length = part.dim(0).unwrap();
+            let span = Span::new(0..length, &cache, rope, &Device::Cpu).unwrap();
+            let output = attention.forward_ragged(part, 0, std::iter::once((&span, &mut cache))).unwrap();
+            cache.advance(length);
+            output
+        });
+        Tensor::cat(&outputs.collect::<Vec<_>>(), 0).unwrap()
+    }
+
+    fn random(tokens: usize, dtype: DType) -> Tensor {
+        Tensor::randn(0f32, 1.0, (tokens, 16), &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+    }
+
+    fn difference(a: &Tensor, b: &Tensor) -> f32 {
+        let wide = |tensor: &Tensor| tensor.to_dtype(DType::F32).unwrap();
+        let largest = |tensor: &Tensor| tensor.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        largest(&(wide(a) - wide(b)).unwrap()) / largest(&wide(b))
+    }
+
+    fn whole(x: &Tensor, (_, attention, rope): &(OlmoeConfig, Attention, Rope)) -> Tensor {
+        let length = x.dim(0).unwrap();
+        let mask = CausalMask::new(0..length, 0..length, &Device::Cpu).unwrap();
+        attention.forward_dense(x, 1, &mask, &rope.at(0..length).unwrap()).unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn blocks_of_keys_give_what_all_keys_at_once_give(
+            lengths in prop::collection::vec(prop_oneof![Just(1usize), 1..12usize], 1..8),
+            block in 1..9usize,
+        ) {
+            let model = attention(DType::F32);
+            let parts: Vec<Tensor> = lengths.iter().map(|&length| random(length, DType::F32)).collect();
+            let expected = whole(&Tensor::cat(&parts, 0).unwrap(), &model);
+            let difference = difference(&in_parts(&parts, block, &model), &expected);
+            prop_assert!(difference < 1e-5, "{difference:e}");
+        }
+    }
+
+    #[test]
+    fn several_blocks_of_queries_see_several_blocks_of_keys() {
+        for (dtype, bound) in [(DType::F32, 1e-5), (DType::F16, 0.01), (DType::BF16, 0.08)] {
+            let model = attention(dtype);
+            let parts = [random(130, dtype), random(1100, dtype), random(1, dtype)];
+            let expected = whole(&Tensor::cat(&parts, 0).unwrap(), &model);
+            let difference = difference(&in_parts(&parts, 300, &model), &expected);
+            assert!(difference < bound, "{dtype:?}: {difference:e}");
+        }
+    }
+
+    #[test]
+    fn keys_of_one_block_give_the_bits_of_all_keys_at_once() {
+        let model = attention(DType::F32);
+        let x = random(300, DType::F32);
+        let bits = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(bits(&in_parts(std::slice::from_ref(&x), 300, &model)), bits(&whole(&x, &model)));
+    }
 }

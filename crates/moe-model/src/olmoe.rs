@@ -207,7 +207,7 @@ impl Olmoe {
                 true => routed,
                 false => Routed { logits: Vec::new(), ..routed },
             }));
-            x = out;
+            x = out.detach();
         }
 
         if at == LogitsAt::Last {
