@@ -6,8 +6,11 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
-use expert_cache::{ExpertCache, Oversize, PolicyKind, Pool, Requests, Simulation};
-use moe_model::{Checkpoint, Chunk, GenerateOptions, KvCache, LogitsAt, Olmoe, Sampling, generate};
+use expert_cache::{
+    ExpertCache, Oversize, Partition, PolicyKind, Pool, PrefetchCounts, PrefetcherKind, Prefetching, Requests, Serving,
+    Simulation,
+};
+use moe_model::{Checkpoint, Chunk, GenerateOptions, Generation, KvCache, LogitsAt, Olmoe, Sampling, generate};
 use moe_offload::{Exactness, ExpertBank, ExpertStore, HostStore, MappedStore, OffloadOptions, OffloadedExperts};
 use moe_trace::{MemoryTrace, Phase, Recorder, RouterObserver};
 
@@ -27,7 +30,7 @@ fn fixture() -> Fixture {
     let sampler = Sampling::TopP { temperature: 1.0, top_p: 0.95, seed: 1 };
     let options = GenerateOptions { max_new_tokens: 24, sampler, seeds: Vec::new(), stop_tokens: Vec::new() };
     let generated = generate(&model, &prompts, &options, &mut moe_trace::IgnoreRouting, |_, _| ()).unwrap();
-    let join = |(prompt, new): (&Vec<u32>, moe_model::Generation)| ([&prompt[..], &new.tokens].concat(), prompt.len());
+    let join = |(prompt, new): (&Vec<u32>, Generation)| ([&prompt[..], &new.tokens].concat(), prompt.len());
     Fixture { sequences: prompts.iter().zip(generated.sequences).map(join).collect(), checkpoint }
 }
 
@@ -97,4 +100,96 @@ fn offloading_changes_no_bit_and_hits_equal_the_simulation_for_every_policy() {
             assert_eq!(counters.counts(), simulation.counts()[0], "{case}, {layer}");
         }
     }
+}
+
+/// Prefetchers that predict from the history of a sequence, others, and none.
+const PREFETCHERS: [PrefetcherKind; 6] = [
+    PrefetcherKind::None,
+    PrefetcherKind::PreviousToken,
+    PrefetcherKind::NextLayer,
+    PrefetcherKind::Markov,
+    PrefetcherKind::History { passes: 8 },
+    PrefetcherKind::Oracle { accuracy: 0.7 },
+];
+
+/// Predictions considered after every request.
+const PER_REQUEST: usize = 3;
+
+/// Continues the prompts on a bank, `batch` at a time; returns the new tokens and the routing.
+fn continue_prompts<B: ExpertBank + 'static>(
+    checkpoint: &Checkpoint,
+    bank: &Arc<B>,
+    batch: usize,
+) -> (Vec<Generation>, MemoryTrace) {
+    let tokenizer = checkpoint.tokenizer().unwrap();
+    let prompts: Vec<Vec<u32>> = PROMPTS.iter().map(|text| tokenizer.encode(text).unwrap()).collect();
+    let vb = checkpoint.var_builder(DType::F32, &Device::Cpu).unwrap();
+    let model = Olmoe::new(checkpoint.config(), &vb, bank.clone()).unwrap();
+    let mut recorder = Recorder::new(MemoryTrace::new(checkpoint.config().geometry()));
+    let sampler = Sampling::TopP { temperature: 1.0, top_p: 0.95, seed: 3 };
+    let options = GenerateOptions { max_new_tokens: 10, sampler, seeds: Vec::new(), stop_tokens: Vec::new() };
+    let mut texts = Vec::new();
+    for prompts in prompts.chunks(batch) {
+        texts.extend(generate(&model, prompts, &options, &mut recorder, |_, _| ()).unwrap().sequences);
+    }
+    (texts, recorder.finish().unwrap())
+}
+
+/// A bank hears of the end of every sequence by generation itself, so that policies and prefetchers decide on the history
+/// that the simulator has.
+#[test]
+fn hits_and_prefetches_of_generated_text_equal_the_simulation_for_every_policy_and_prefetcher() {
+    let checkpoint = Checkpoint::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../models/default")).unwrap();
+    let (shape, geometry) = (checkpoint.config().expert_shape(), checkpoint.config().geometry());
+    let locations = |layer, expert| checkpoint.expert_locations(layer, expert);
+    let mapped = MappedStore::open(checkpoint.files(), shape, DType::F32, locations).unwrap();
+    let store: Arc<dyn ExpertStore> = Arc::new(HostStore::from_store(&mapped).unwrap());
+    let resident = Arc::new(checkpoint.resident_experts(DType::F32, &Device::Cpu).unwrap());
+    let (partition, slots) = (Partition::per_layer(&geometry), 2 * geometry.top_k());
+
+    let mut counted = Vec::new();
+    for (batch, prefetcher) in [1, 2].into_iter().flat_map(|batch| PREFETCHERS.map(|prefetcher| (batch, prefetcher))) {
+        let serving = Serving::new(batch, 1).unwrap();
+        let expected = continue_prompts(&checkpoint, &resident, batch);
+        let wanted = |pool: &Pool| Arc::new(Requests::served(&expected.1, pool, serving).unwrap());
+        let futures: Vec<Arc<Requests>> = partition.pools().iter().map(wanted).collect();
+        let all = wanted(&Pool::model(&geometry));
+        let prefetching = || prefetcher.build(&geometry, 1, Some(&all), 0).unwrap();
+        for kind in PolicyKind::all() {
+            let case = format!("{kind}, prefetch {prefetcher}, batches of {batch}");
+            let policy = |pool: &Pool| kind.build(pool.shape(), slots, Some(&futures[pool.layers()[0].index()]));
+            let options = OffloadOptions::slots(slots).partition(partition.clone()).policy_with(|pool, _| policy(pool));
+            let options = match prefetching() {
+                Some(prefetcher) => options.prefetch_with(prefetcher, PER_REQUEST),
+                None => options,
+            };
+            let bank = Arc::new(OffloadedExperts::new(Arc::clone(&store), &Device::Cpu, options).unwrap());
+            assert!(continue_prompts(&checkpoint, &bank, batch) == expected, "{case}: text or routing differs");
+
+            let cache = |pool| ExpertCache::new(policy(pool).unwrap(), shape.experts, slots, Oversize::Waves).unwrap();
+            let caches = partition.pools().iter().map(cache).collect();
+            let mut simulation =
+                Simulation::of_pools(partition.pools().to_vec(), caches).unwrap().with_serving(serving);
+            if let Some(prefetcher) = prefetching() {
+                simulation = simulation.with_prefetching(Prefetching::new(prefetcher, PER_REQUEST));
+            }
+            simulation.run(&expected.1).unwrap();
+            let counts: Vec<_> = bank.counters().unwrap().iter().map(|layer| layer.counts()).collect();
+            assert_eq!(counts, simulation.counts(), "{case}");
+            // Whether a prefetch came in time, the clock decides.
+            let used = |counts: &PrefetchCounts| {
+                (counts.issued, counts.useful + counts.late, counts.useless, counts.polluting)
+            };
+            let layers = bank.report().unwrap().layers;
+            let prefetches: Vec<_> = layers.iter().map(|layer| used(&layer.prefetch.counts)).collect();
+            let simulated: Vec<_> = simulation.prefetch_counts().iter().map(used).collect();
+            let expected = if simulated.is_empty() { vec![(0, 0, 0, 0); shape.layers] } else { simulated };
+            assert_eq!(prefetches, expected, "{case}");
+            counted.push(prefetches);
+        }
+    }
+    // Prefetchers differ from one another, and from none.
+    counted.sort_unstable();
+    counted.dedup();
+    assert!(counted.len() > PREFETCHERS.len(), "{}", counted.len());
 }

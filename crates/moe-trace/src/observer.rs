@@ -27,7 +27,7 @@ pub struct RoutingEvent<'a> {
 /// Capture must not fail a forward pass, so the methods return nothing; an observer that can fail keeps its first error
 /// for later (see [`Recorder::finish`](crate::Recorder::finish)).
 pub trait RouterObserver {
-    /// Called once for every layer and sequence of a forward pass, layers in order of execution.
+    /// Called once for every layer and sequence of a forward pass that has succeeded, layers in order of execution.
     fn routed(&mut self, event: &RoutingEvent<'_>);
 
     /// Whether events should have logits. A model may leave them out otherwise: they are `experts / top_k` times as many
