@@ -127,7 +127,7 @@ fn continue_prompts<B: ExpertBank + 'static>(
     let model = Olmoe::new(checkpoint.config(), &vb, bank.clone()).unwrap();
     let mut recorder = Recorder::new(MemoryTrace::new(checkpoint.config().geometry()));
     let sampler = Sampling::TopP { temperature: 1.0, top_p: 0.95, seed: 3 };
-    let options = GenerateOptions { max_new_tokens: 10, sampler, seeds: Vec::new(), stop_tokens: Vec::new() };
+    let options = GenerateOptions { max_new_tokens: 8, sampler, seeds: Vec::new(), stop_tokens: Vec::new() };
     let mut texts = Vec::new();
     for prompts in prompts.chunks(batch) {
         texts.extend(generate(&model, prompts, &options, &mut recorder, |_, _| ()).unwrap().sequences);
@@ -148,7 +148,8 @@ fn hits_and_prefetches_of_generated_text_equal_the_simulation_for_every_policy_a
     let (partition, slots) = (Partition::per_layer(&geometry), 2 * geometry.top_k());
 
     let mut counted = Vec::new();
-    for (batch, prefetcher) in [1, 2].into_iter().flat_map(|batch| PREFETCHERS.map(|prefetcher| (batch, prefetcher))) {
+    let alone = PREFETCHERS.into_iter().map(|prefetcher| (1, prefetcher));
+    for (batch, prefetcher) in alone.chain([(2, PrefetcherKind::Markov)]) {
         let serving = Serving::new(batch, 1).unwrap();
         let expected = continue_prompts(&checkpoint, &resident, batch);
         let wanted = |pool: &Pool| Arc::new(Requests::served(&expected.1, pool, serving).unwrap());
