@@ -47,6 +47,10 @@ impl WarningKind {
     pub const TOKENS_IN_PASS: WarningKind = WarningKind::new("tokens-in-pass");
     /// A column that can change the meaning of rows is not used.
     pub const COLUMN_NOT_USED: WarningKind = WarningKind::new("column-not-used");
+    /// Layers of the file count the layers with experts; they have the numbers of the configuration.
+    pub const LAYERS_RENUMBERED: WarningKind = WarningKind::new("layers-renumbered");
+    /// Layers with experts, by the configuration, are not in the file.
+    pub const LAYERS_MISSING: WarningKind = WarningKind::new("layers-missing");
     /// Tokens were not routed in a layer, as far as the file shows.
     pub const UNROUTED_TOKENS: WarningKind = WarningKind::new("unrouted-tokens");
     /// The run that was recorded did not compute some experts that the router chose.

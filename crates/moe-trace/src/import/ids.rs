@@ -106,7 +106,7 @@ impl IdsSeen {
     }
 
     fn warn(&self, largest: usize, place: &Place, report: &mut ImportReport) {
-        let stands_alone = self.second.is_none_or(|second| second + 1 <= largest / 2);
+        let stands_alone = self.second.is_none_or(|second| second < largest / 2);
         let others = self.second.map_or("there is no other".to_owned(), |id| format!("the next largest is {id}"));
         let suspected = if i64::try_from(largest).is_ok_and(|id| EMPTY_MARKS.contains(&id)) && stands_alone {
             Some(format!("id {largest} stands far above all others ({others}), as marks of empty slots do"))

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use super::ids::{IdsSeen, no_expert, slot};
+use super::model_layers::moe_layers;
 use super::passes::{Passes, Seen};
 use super::text_rows::TextRows;
 use super::token_table::Refusal;
 use super::{ImportOptions, Importer, Input, Sample};
-use crate::{Geometry, ImportReport, MoeLayer, Phase, Place, Result, SequenceBuf, SequenceStream, TraceError};
+use crate::{Geometry, ImportReport, Phase, Place, Result, SequenceBuf, SequenceStream, TraceError};
 
 /// `pos,layer,id0,id1,...`, one row a token and layer.
 ///
@@ -47,8 +48,9 @@ impl Importer for LlamaMoeTrace {
             }
         }
         let layers: Vec<u32> = layers.into_iter().collect();
-        let moe_layers = layers.iter().map(|&model_layer| MoeLayer { model_layer, stack: options.stack() }).collect();
         let mut report = ImportReport::default();
+        let found: Vec<_> = layers.iter().map(|&model_layer| (options.stack(), model_layer)).collect();
+        let moe_layers = moe_layers(input.path(), options, &found, &mut report)?;
         let experts = seen.experts(input.path(), options, None, &mut report)?;
         let top_k = seen.top_k(input.path(), options, None, &mut report)?;
         let geometry = Geometry::new(moe_layers, experts, top_k)?;

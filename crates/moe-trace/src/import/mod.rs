@@ -13,6 +13,7 @@ mod input;
 mod json_rows;
 mod lines;
 mod llama_moe_trace;
+mod model_layers;
 mod npy;
 mod numbers;
 mod opened;

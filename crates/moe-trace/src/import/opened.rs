@@ -109,19 +109,29 @@ struct Watch {
     decoded: bool,
     /// Layers without an id other than 0 so far.
     idle: Vec<LayerId>,
+    /// Sequences whose tokens all have the same experts: the first, and their number.
+    uniform: Option<(usize, usize)>,
 }
 
 impl Watch {
     /// Fewer tokens do not show that a layer is never routed.
     const FEWEST_TOKENS: usize = 8;
+    /// Fewer tokens may have the same experts by chance.
+    const FEWEST_UNIFORM: usize = 16;
 
     fn new(geometry: &Geometry) -> Watch {
         let slots = geometry.top_k();
         let idle = geometry.layer_ids().collect();
-        Watch { row: geometry.layers() * slots, slots, sequences: 0, tokens: 0, decoded: false, idle }
+        Watch { row: geometry.layers() * slots, slots, sequences: 0, tokens: 0, decoded: false, idle, uniform: None }
     }
 
     fn sequence(&mut self, sequence: &SequenceBuf) {
+        let mut rows = sequence.experts.chunks_exact(self.row);
+        let first = rows.next().filter(|row| row.iter().any(|&id| id != EMPTY_SLOT));
+        if sequence.phases.len() >= Self::FEWEST_UNIFORM && first.is_some_and(|first| rows.all(|row| row == first)) {
+            let (at, count) = self.uniform.unwrap_or((self.sequences, 0));
+            self.uniform = Some((at, count + 1));
+        }
         self.sequences += 1;
         self.tokens += sequence.phases.len();
         self.decoded |= sequence.phases.contains(&Phase::Decode.code());
@@ -141,6 +151,14 @@ impl Watch {
         if !self.decoded && self.tokens > 0 && !report.has(&WarningKind::PHASE_ASSUMED) {
             let seen = || (None, "no token is decoded, and decoding is what caches are judged by".to_owned());
             report.warn(WarningKind::NO_DECODED_TOKENS, "--token-phase decode if these tokens were decoded", seen);
+        }
+        if let Some((first, count)) = self.uniform.filter(|_| geometry.experts() > geometry.top_k()) {
+            let seen = format!(
+                "all tokens of {count} sequences, the first is sequence {first}, have the same experts, as the made-up tokens \
+                 of a warm-up have"
+            );
+            let remedy = "trace slice --sequences leaves sequences out";
+            report.warn(WarningKind::WARM_UP_SUSPECTED, remedy, || (None, seen));
         }
         if !self.idle.is_empty() && self.tokens >= Self::FEWEST_TOKENS && geometry.experts() > 1 {
             let name = |layer: &LayerId| geometry.moe_layers()[layer.index()].model_layer.to_string();

@@ -213,8 +213,11 @@ mod tests {
     use super::*;
     use crate::Phase;
 
-    /// One layer of 16 experts, top-4: the tables of ranks, each with tokens and their experts and weights.
-    fn join(ranks: &[(i64, &[(i64, &[(u16, f32)])])]) -> Result<(Vec<u16>, u64, u64), &'static str> {
+    /// Experts and weights of a token.
+    type Experts<'a> = &'a [(u16, f32)];
+
+    /// Joins the tables of ranks, each with tokens and their experts, of one layer of 16 experts, top-4.
+    fn join(ranks: &[(i64, &[(i64, Experts<'_>)])]) -> Result<(Vec<u16>, u64, u64), &'static str> {
         let geometry = Geometry::decoder(1, 16, 4).unwrap();
         let tables = ranks.iter().map(|&(rank, tokens)| {
             let mut table = TokenTable::new(&geometry);
@@ -242,19 +245,19 @@ mod tests {
         let unweighted = join(&[(7, &[(0, &[(9, 0.0)])]), (0, &[(0, &[(3, 0.0)])])]).unwrap();
         assert_eq!(unweighted.0, [3, 9, E, E], "in the order of the ranks");
         // Two ranks of tensor parallelism in each of two parts.
-        let (a, b): (&[(u16, f32)], &[(u16, f32)]) = (&[(1, 0.0)], &[(2, 0.0)]);
+        let (a, b): (Experts<'_>, Experts<'_>) = (&[(1, 0.0)], &[(2, 0.0)]);
         let both = join(&[(0, &[(0, a)]), (1, &[(0, a)]), (2, &[(0, b)]), (3, &[(0, b)])]).unwrap();
         assert_eq!(both, (vec![1, 2, E, E], 2, 1));
     }
 
     #[test]
     fn ranks_that_contradict_each_other_are_refused() {
-        let (a, b): (&[(u16, f32)], &[(u16, f32)]) = (&[(1, 0.0), (2, 0.0)], &[(2, 0.0), (3, 0.0)]);
+        let (a, b): (Experts<'_>, Experts<'_>) = (&[(1, 0.0), (2, 0.0)], &[(2, 0.0), (3, 0.0)]);
         assert_eq!(join(&[(0, &[(0, a)]), (1, &[(0, b)])]).unwrap_err(), "some of the same experts, and others");
-        let other: &[(u16, f32)] = &[(5, 0.0), (6, 0.0)];
+        let other: Experts<'_> = &[(5, 0.0), (6, 0.0)];
         let changed = join(&[(0, &[(0, a), (1, a)]), (1, &[(0, a), (1, other)])]);
         assert_eq!(changed.unwrap_err(), "other experts, but the same for a token before");
-        let many: &[(u16, f32)] = &[(7, 0.0), (8, 0.0), (9, 0.0)];
+        let many: Experts<'_> = &[(7, 0.0), (8, 0.0), (9, 0.0)];
         let together = join(&[(0, &[(0, a)]), (1, &[(0, many)])]);
         assert_eq!(together.unwrap_err(), "other experts, and together they are more than top-k");
     }

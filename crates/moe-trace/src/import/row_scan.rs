@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::ids::IdsSeen;
+use super::model_layers::moe_layers;
 use super::options::PHASE_REMEDY;
 use super::ranks::Ranks;
 use super::rows::{Row, RowSource};
 use super::token_table::TokenKey;
 use super::{ImportOptions, Input};
-use crate::{Geometry, ImportReport, MoeLayer, Place, Result, Stack, TraceError, WarningKind};
+use crate::{Geometry, ImportReport, Place, Result, Stack, TraceError, WarningKind};
 
 /// What the rows of a file show together.
 pub(super) struct Scan {
@@ -124,11 +125,10 @@ impl Scan {
         options: &ImportOptions,
         source: &S,
     ) -> Result<Geometry> {
-        let moe_layers = self.layers.keys().map(|&(is_decoder, model_layer)| {
-            let stack = if is_decoder { Stack::Decoder } else { Stack::Encoder };
-            MoeLayer { model_layer, stack }
-        });
-        let moe_layers = moe_layers.collect();
+        let stack = |is_decoder| if is_decoder { Stack::Decoder } else { Stack::Encoder };
+        let layers: Vec<(Stack, u32)> =
+            self.layers.keys().map(|&(is_decoder, model_layer)| (stack(is_decoder), model_layer)).collect();
+        let moe_layers = moe_layers(input.path(), options, &layers, &mut self.report)?;
         let claims = source.claims();
         let experts = self.ids.experts(input.path(), options, claims.experts, &mut self.report)?;
         let top_k = self.ids.top_k(input.path(), options, claims.top_k, &mut self.report)?;
@@ -220,8 +220,16 @@ impl Scan {
 #[derive(Default)]
 struct CellsOfRanks {
     sequence: String,
-    /// Experts, slots that they take, and number of the first row.
-    cells: BTreeMap<(TokenKey, (bool, u32)), (Vec<u16>, usize, u64)>,
+    cells: BTreeMap<(TokenKey, (bool, u32)), CellOfRanks>,
+}
+
+/// The experts of one token and layer, of all ranks.
+struct CellOfRanks {
+    experts: Vec<u16>,
+    /// Slots that they take.
+    width: usize,
+    /// Number of the first row.
+    first: u64,
 }
 
 impl CellsOfRanks {
@@ -231,18 +239,20 @@ impl CellsOfRanks {
             self.sequence.clone_from(&row.sequence);
         }
         let cell = (row.key(), row.layer_key(options));
-        let (experts, width, _) = self.cells.entry(cell).or_insert((Vec::new(), 0, number));
+        let new = CellOfRanks { experts: Vec::new(), width: 0, first: number };
+        let cell = self.cells.entry(cell).or_insert(new);
         for id in row.used() {
-            if !experts.contains(&id) {
-                experts.push(id);
+            if !cell.experts.contains(&id) {
+                cell.experts.push(id);
             }
         }
-        *width = (*width).max(experts.len()).max(row.slot.map_or(0, |slot| slot.saturating_add(row.experts.len())));
+        let by_slot = row.slot.map_or(0, |slot| slot.saturating_add(row.experts.len()));
+        cell.width = cell.width.max(cell.experts.len()).max(by_slot);
     }
 
     fn end<S: RowSource>(&mut self, ids: &mut IdsSeen, source: &S) {
-        for (_, width, number) in std::mem::take(&mut self.cells).into_values() {
-            ids.experts_of_a_token(width, || source.place_of(number));
+        for CellOfRanks { width, first, .. } in std::mem::take(&mut self.cells).into_values() {
+            ids.experts_of_a_token(width, || source.place_of(first));
         }
     }
 }

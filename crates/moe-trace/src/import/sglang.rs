@@ -79,7 +79,7 @@ impl Importer for SgLang {
                 }
             }
         }
-        collected.finish(&file, path, places, options, report)
+        collected.finish(&file, path, &places, options, report)
     }
 }
 
@@ -218,7 +218,7 @@ impl Collected {
         self,
         file: &TorchFile,
         path: &Path,
-        places: Places,
+        places: &Places,
         options: &ImportOptions,
         mut report: ImportReport,
     ) -> Result<Box<dyn SequenceStream>> {

@@ -8,15 +8,14 @@ use serde_json::{Map, Value};
 use super::fields::{Role, flag, role};
 use super::ids::{IdsSeen, no_expert, slot};
 use super::lines::JsonLines;
+use super::model_layers::moe_layers;
 use super::options::PHASE_REMEDY;
 use super::passes::{Passes, Seen};
 use super::ranks::{Contradiction, Ranks};
 use super::records::Value as _;
 use super::token_table::{Refusal, TokenTable};
 use super::{ImportOptions, Importer, Input, Sample};
-use crate::{
-    Geometry, ImportReport, MoeLayer, Phase, Place, Result, SequenceBuf, SequenceStream, TraceError, WarningKind,
-};
+use crate::{Geometry, ImportReport, Phase, Place, Result, SequenceBuf, SequenceStream, TraceError, WarningKind};
 
 /// `{"type": "meta", "model_id", "top_k", ...}` and `{"type": "route", "req_id", "token_idx", "layer", "topk_ids",
 /// "topk_weights"}`, optionally with `rank` and `step`.
@@ -56,7 +55,8 @@ impl Importer for VllmLogger {
             scan.take(line, &lines, options, &mut report)?;
         }
         let layers: Vec<u32> = scan.layers.iter().copied().collect();
-        let moe_layers = layers.iter().map(|&model_layer| MoeLayer { model_layer, stack: options.stack() }).collect();
+        let found: Vec<_> = layers.iter().map(|&model_layer| (options.stack(), model_layer)).collect();
+        let moe_layers = moe_layers(input.path(), options, &found, &mut report)?;
         let experts = scan.ids.experts(input.path(), options, None, &mut report)?;
         let top_k = scan.ids.top_k(input.path(), options, scan.top_k, &mut report)?;
         let geometry = Geometry::new(moe_layers, experts, top_k)?;

@@ -107,6 +107,21 @@ fn warnings_stay_with_the_trace() {
 }
 
 #[test]
+fn a_sequence_of_equal_tokens_may_be_a_warm_up() {
+    let sequence = |name: &str, equal: bool| -> String {
+        (0..16).map(|token| format!("{name},{token},0,{}\n", if equal { 2 } else { token % 4 })).collect()
+    };
+    let text = format!("seq,token,layer,expert\n{}{}", sequence("a", false), sequence("b", true));
+    let report = read(&text, &ImportOptions::default()).unwrap().import_report().to_string();
+    assert!(
+        report.contains("f: all tokens of 1 sequences, the first is sequence 1, have the same experts"),
+        "{report}"
+    );
+    let other = read(text.replace("b,15,0,2", "b,15,0,3"), &ImportOptions::default()).unwrap();
+    assert!(!other.import_report().has(&WarningKind::WARM_UP_SUSPECTED));
+}
+
+#[test]
 fn a_file_without_a_token_is_refused() {
     assert_eq!(
         failure("token,layer,expert\n", &ImportOptions::default()),

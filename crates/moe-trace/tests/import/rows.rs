@@ -1,6 +1,6 @@
 //! Text formats with a row a token and layer.
 
-use moe_trace::{DomainId, EMPTY_SLOT, ImportOptions, RoutingSource, Stack, detect_importer};
+use moe_trace::{DomainId, EMPTY_SLOT, ImportOptions, ModelConfig, RoutingSource, Stack, WarningKind, detect_importer};
 
 use crate::{failure, read};
 
@@ -136,6 +136,36 @@ fn errors_in_tables_name_line_column_and_value() {
     );
     let missing = ImportOptions { columns: vec![("layer".into(), "block".into())], ..ImportOptions::default() };
     assert!(failure(CSV, &missing).ends_with("expected a column block"));
+}
+
+/// A model of four layers, of which the first two are dense.
+fn config() -> ModelConfig {
+    let text = r#"{"model_type": "deepseek_v2", "num_hidden_layers": 4, "n_routed_experts": 4, "num_experts_per_tok": 1,
+        "first_k_dense_replace": 2, "moe_layer_freq": 1}"#;
+    ModelConfig::parse("c".as_ref(), text.as_bytes()).unwrap()
+}
+
+#[test]
+fn layers_are_those_of_the_configuration() {
+    let options = ImportOptions { config: Some(config()), ..ImportOptions::default() };
+    let layers = |rows: &str| {
+        let trace = read(format!("token,layer,expert\n{rows}"), &options).unwrap();
+        let layers = trace.geometry().moe_layers().iter().map(|layer| layer.model_layer).collect::<Vec<_>>();
+        (layers, trace.import_report().clone())
+    };
+    let (model, report) = layers("0,2,1\n0,3,2\n");
+    assert!(!report.has(&WarningKind::LAYERS_RENUMBERED) && !report.has(&WarningKind::LAYERS_MISSING));
+    assert_eq!(model, [2, 3]);
+    let (counted, report) = layers("0,0,1\n0,1,2\n");
+    assert_eq!((counted, report.has(&WarningKind::LAYERS_RENUMBERED)), (vec![2, 3], true));
+    let (part, report) = layers("0,3,1\n");
+    assert_eq!((part, report.has(&WarningKind::LAYERS_MISSING)), (vec![3], true));
+    assert_eq!(
+        failure("token,layer,expert\n0,1,1\n0,2,1\n", &options),
+        "f, layers: layer is 1, the configuration has experts in layers [2, 3]"
+    );
+    let llama = read("-1,0,1\n-1,1,2\n", &options).unwrap();
+    assert_eq!(llama.geometry().moe_layers()[0].model_layer, 2);
 }
 
 const JSONL: &str = r#"{"type": "meta", "model": "tiny", "experts": 16, "top_k": 3}
