@@ -11,7 +11,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use crate::adamw::Parameter;
-use crate::{Result, TestbedError, TokenizedCorpus, TrainOptions, Trainer};
+use crate::{Result, TestbedError, checkpoint_digest, TokenizedCorpus, TrainOptions, Trainer};
 
 /// Prefixes of a parameter's value and moments in a checkpoint.
 const PARTS: [&str; 3] = ["value.", "first.", "second."];
@@ -21,7 +21,8 @@ const BUFFER: &str = "buffer.";
 const RUN: &str = "run";
 
 impl Trainer {
-    /// Writes all that a run needs to go on: weights, moments, routers' biases, step, options. The file is complete or not there.
+    /// Writes all that a run needs to go on: weights, moments, routers' biases, step, options, and a digest of the file. The
+    /// file is complete or not there.
     ///
     /// # Errors
     /// [`TestbedError::Io`] if the file cannot be written.
@@ -35,20 +36,24 @@ impl Trainer {
         let buffers = self.buffers.iter().map(|(name, var)| (format!("{BUFFER}{name}"), var.as_tensor().clone()));
         tensors.extend(buffers);
         let run = serde_json::json!({
+            checkpoint_digest::NAME: checkpoint_digest::ZEROS,
             "step": self.step(),
             "options": json(path, &self.options)?,
             "config": self.model.config().to_json(),
             "tokens": self.batches.stream_lengths(),
         });
         // One entry, because a map of several has no one order.
-        write_tensors(path, tensors, HashMap::from([(RUN.to_owned(), run.to_string())]))
+        let mut bytes = serialize(path, tensors, HashMap::from([(RUN.to_owned(), run.to_string())]))?;
+        checkpoint_digest::seal(&mut bytes);
+        write_whole(path, &bytes).map_err(TestbedError::io(path))
     }
 
     /// Goes on with a saved run; what follows is bit-identical to a run that was never interrupted.
     ///
     /// # Errors
-    /// A file that cannot be read or is not a checkpoint, [`TestbedError::Checkpoint`] if it belongs to another
-    /// configuration, other options or another corpus; as [`Trainer::new`].
+    /// A file that cannot be read or is not a checkpoint; [`TestbedError::DamagedCheckpoint`] if its digest is not that of
+    /// its bytes; [`TestbedError::OtherCheckpoint`] if it belongs to another configuration, other options or another corpus;
+    /// as [`Trainer::new`].
     pub fn resume(
         config: &OlmoeConfig,
         corpus: &TokenizedCorpus,
@@ -62,17 +67,20 @@ impl Trainer {
         let malformed = |source| TestbedError::Safetensors { path: path.to_owned(), source };
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(malformed)?;
         SafeTensors::deserialize(&bytes).map_err(malformed)?;
+        checkpoint_digest::check(&bytes)
+            .map_err(|problem| TestbedError::DamagedCheckpoint { path: path.to_owned(), problem })?;
         let run =
             header.metadata().as_ref().and_then(|metadata| metadata.get(RUN)).ok_or_else(|| misfit("metadata"))?;
         let run: Value =
             serde_json::from_str(run).map_err(|source| TestbedError::Json { path: path.to_owned(), source })?;
         for (entry, ours) in [("options", json(path, &trainer.options)?), ("config", config.to_json())] {
-            if let Some(name) = difference(&run[entry], &ours) {
-                return Err(misfit(&format!("{entry} entry {name}")));
+            if let Some((name, found, expected)) = difference(entry, &run[entry], &ours) {
+                return Err(TestbedError::OtherCheckpoint { path: path.to_owned(), name, found, expected });
             }
         }
-        if run["tokens"] != serde_json::json!(trainer.batches.stream_lengths()) {
-            return Err(misfit("number of training tokens"));
+        let tokens = serde_json::json!(trainer.batches.stream_lengths());
+        if let Some((name, found, expected)) = difference("training tokens of each domain", &run["tokens"], &tokens) {
+            return Err(TestbedError::OtherCheckpoint { path: path.to_owned(), name, found, expected });
         }
         let step = run["step"].as_u64().filter(|&step| step <= trainer.options.steps).ok_or_else(|| misfit("step"))?;
 
@@ -107,21 +115,25 @@ pub(crate) fn write_tensors(
     tensors: Vec<(String, Tensor)>,
     metadata: HashMap<String, String>,
 ) -> Result<()> {
-    let bytes = safetensors::serialize(tensors, Some(metadata))
-        .map_err(|source| TestbedError::Safetensors { path: path.to_owned(), source })?;
-    write_whole(path, &bytes).map_err(TestbedError::io(path))
+    write_whole(path, &serialize(path, tensors, metadata)?).map_err(TestbedError::io(path))
+}
+
+fn serialize(path: &Path, tensors: Vec<(String, Tensor)>, metadata: HashMap<String, String>) -> Result<Vec<u8>> {
+    safetensors::serialize(tensors, Some(metadata))
+        .map_err(|source| TestbedError::Safetensors { path: path.to_owned(), source })
 }
 
 fn json(path: &Path, options: &TrainOptions) -> Result<Value> {
     serde_json::to_value(options).map_err(|source| TestbedError::Json { path: path.to_owned(), source })
 }
 
-/// The first entry in which two objects differ.
-fn difference(a: &Value, b: &Value) -> Option<String> {
-    match (a, b) {
-        (Value::Object(a), Value::Object(b)) => {
-            b.keys().chain(a.keys()).find(|&name| a.get(name) != b.get(name)).cloned()
-        }
-        _ => Some("list".to_owned()),
+/// The first entry in which two values differ: its name, and both values.
+fn difference(name: &str, found: &Value, expected: &Value) -> Option<(String, String, String)> {
+    match (found, expected) {
+        (Value::Object(found), Value::Object(expected)) => expected.keys().chain(found.keys()).find_map(|key| {
+            let value = |object: &serde_json::Map<String, Value>| object.get(key).cloned().unwrap_or_default();
+            difference(&format!("{name}.{key}"), &value(found), &value(expected))
+        }),
+        _ => (found != expected).then(|| (name.to_owned(), found.to_string(), expected.to_string())),
     }
 }

@@ -190,6 +190,26 @@ pub enum TestbedError {
         /// The tensor or the metadata.
         entry: String,
     },
+    /// A checkpoint belongs to another run.
+    #[error("{path}: the checkpoint is of a run whose {name} is {found}, of this run it is {expected}")]
+    OtherCheckpoint {
+        /// The file.
+        path: PathBuf,
+        /// The first option, size or count that differs.
+        name: String,
+        /// Its value in the checkpoint; `null` if it has none.
+        found: String,
+        /// Its value in this run.
+        expected: String,
+    },
+    /// A checkpoint is not as it was written.
+    #[error("{path}: the checkpoint is damaged, it {problem}; begin anew, or from a copy")]
+    DamagedCheckpoint {
+        /// The file.
+        path: PathBuf,
+        /// What its digest shows.
+        problem: String,
+    },
     /// A JSON value cannot be read or written.
     #[error("{path}: not the expected JSON")]
     Json {

@@ -50,6 +50,7 @@ mod architecture;
 mod balancing;
 mod batches;
 mod checkpoint;
+mod checkpoint_digest;
 mod corpus;
 mod data;
 mod effects;

@@ -184,26 +184,53 @@ fn checkpoints_that_do_not_fit_are_errors() {
     assert_eq!(resume(&config(), options(), &path), at(&path, ": cannot read or write"));
 
     trainer().save(&path).unwrap();
-    let misfit = |entry: &str| at(&path, &format!(": {entry} is missing or does not fit this run"));
-    assert_eq!(resume(&config(), TrainOptions { length: 16, ..options() }, &path), misfit("options entry length"));
+    let misfit = |name: &str, found: usize, expected: usize| {
+        at(&path, &format!(": the checkpoint is of a run whose {name} is {found}, of this run it is {expected}"))
+    };
+    let shorter = TrainOptions { length: 16, ..options() };
+    assert_eq!(resume(&config(), shorter, &path), misfit("options.length", options().length, 16));
     let narrow = OlmoeParams { intermediate_size: 8, ..config().params().clone() };
-    let entry = misfit("config entry intermediate_size");
+    let entry = misfit("config.intermediate_size", config().params().intermediate_size, 8);
     assert_eq!(resume(&OlmoeConfig::new(narrow).unwrap(), options(), &path), entry);
+    let balancing = Balancing { coefficient: 0.5, ..Balancing::default() };
+    let other = resume(&config(), TrainOptions { balancing, ..options() }, &path);
+    assert!(other.contains("options.balancing.") && other.ends_with("of this run it is 0.5"), "{other}");
     // A change that no tensor shows.
     let other_k = config().params().num_experts_per_tok + 1;
     let wider = OlmoeParams { num_experts_per_tok: other_k, ..config().params().clone() };
-    let entry = misfit("config entry num_experts_per_tok");
+    let entry = misfit("config.num_experts_per_tok", other_k - 1, other_k);
     assert_eq!(resume(&OlmoeConfig::new(wider).unwrap(), options(), &path), entry);
     let mut corpus = corpus();
     corpus.domains[0].training.pop();
     let other = TokenizedCorpus::encode(&corpus, &train_tokenizer(&corpus, VOCABULARY).unwrap()).unwrap();
     let error = Trainer::resume(&config(), &other, options(), &Device::Cpu, &path).unwrap_err().to_string();
-    assert_eq!(error, misfit("number of training tokens"));
+    assert!(error.contains(": the checkpoint is of a run whose training tokens of each domain is ["), "{error}");
 
     let bytes = fs::read(&path).unwrap();
     for length in [0, 4, 8, 100, bytes.len() / 2, bytes.len() - 1] {
         fs::write(&path, &bytes[..length]).unwrap();
         assert_eq!(resume(&config(), options(), &path), at(&path, ": not a readable checkpoint"), "{length} bytes");
+    }
+}
+
+/// Every changed bit is found: in the weights, the moments, the description of the run, and the digest itself.
+#[test]
+fn damaged_checkpoints_are_not_resumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("training.safetensors");
+    trainer().save(&path).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    let resume = || Trainer::resume(&config(), &tokens(), options(), &Device::Cpu, &path);
+    resume().unwrap();
+    let header = 8 + usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+    let digest = bytes.windows(5).position(|window| window == b"crc32").unwrap();
+    let seed = bytes.windows(7).position(|window| window == br#"\"seed\"#).unwrap() + 9;
+    for at in [header, header + 1001, (header + bytes.len()) / 2, bytes.len() - 1, digest + 1, digest + 11, seed] {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 1;
+        fs::write(&path, damaged).unwrap();
+        let error = resume().unwrap_err().to_string();
+        assert!(error.contains("the checkpoint is damaged, it has "), "byte {at}: {error}");
     }
 }
 
