@@ -10,7 +10,7 @@ use moe_trace::{
 
 use crate::arguments::whole;
 use crate::numbers::{Numbers, distinct_numbers};
-use crate::output::{print_warnings, spinner};
+use crate::output::{print_notices, print_warnings, spinner};
 
 /// What a foreign file does not say about itself.
 #[derive(Args, Clone, Debug, Default)]
@@ -120,6 +120,7 @@ impl Foreign {
 pub fn open_trace(path: &Path, options: &ImportOptions) -> Result<Box<dyn RoutingSource>> {
     match open_or_import(path, options)? {
         Opened::Trace(trace) => {
+            print_notices(path, &trace);
             let warnings = trace.import_report().warnings().len();
             if warnings > 0 {
                 crate::errln!("note: {} was imported with {warnings} warnings; trace info shows them", path.display());

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
-use moe_trace::{ImportReport, WholeFile, write_whole};
+use moe_trace::{ImportReport, RoutingSource, WholeFile, write_whole};
 use serde::Serialize;
 
 /// A share as per cent with two decimals.
@@ -38,6 +38,12 @@ fn bar(len: u64, template: &str) -> ProgressBar {
 /// Prints what an import inferred or found odd, one line a warning, on standard error.
 pub fn print_warnings(report: &ImportReport) {
     report.warnings().iter().for_each(|warning| crate::errln!("warning: {warning}"));
+}
+
+/// Prints what a reader must know of a trace, on standard output: figures of a capture that is not complete are not those
+/// of the whole.
+pub(crate) fn print_notices(path: &Path, trace: &dyn RoutingSource) {
+    trace.notices().iter().for_each(|notice| crate::outln!("note: {}: {notice}", path.display()));
 }
 
 /// Parses the path of a file to write, `-` as standard output.

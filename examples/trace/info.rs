@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use moe_examples::{Files, progress_bar, table, write_json};
-use moe_trace::{MoeLayer, Phase, RoutingSource};
+use moe_trace::{MoeLayer, Notice, Phase, RoutingSource};
 use serde::Serialize;
 
 use super::input::{Foreign, open};
@@ -40,6 +40,9 @@ struct Info {
     columns: Vec<(&'static str, usize)>,
     /// Sequences and tokens of each domain.
     domains: Vec<(String, usize, usize)>,
+    /// What a reader must know of the capture.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notices: Vec<Notice>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -92,6 +95,7 @@ fn look(source: &dyn RoutingSource) -> Result<Info> {
         empty_slots: 0.0,
         columns: ["weights", "logits", "token ids", "predictions", "text"].map(|column| (column, 0)).to_vec(),
         domains: source.domains().iter().map(|name| (name.clone(), 0, 0)).collect(),
+        notices: source.notices().to_vec(),
     };
     let bar = progress_bar(source.len(), "sequences");
     let mut routed = 0usize;

@@ -119,3 +119,150 @@ fn traces_are_looked_at_drawn_and_checked() {
     std::fs::write(&path, bytes).unwrap();
     assert_eq!(failure(folder.path(), "validate trace.safetensors"), "1 of 4 sequences are invalid");
 }
+
+#[test]
+fn no_command_destroys_what_it_reads() {
+    let (folder, _) = folder();
+    let path = folder.path();
+    trace(path, "export trace.safetensors ./recording --to csv").unwrap();
+    std::fs::hard_link(path.join("recording"), path.join("hard.s")).unwrap();
+    let bytes = |name: &str| std::fs::read(path.join(name)).unwrap();
+    let (before, recording) = (bytes("trace.safetensors"), bytes("recording"));
+    for (line, what) in [
+        ("info trace.safetensors --json trace.safetensors", "--json is the trace"),
+        ("heatmap trace.safetensors ./trace.safetensors", "OUTPUT is the trace"),
+        ("export trace.safetensors trace.safetensors --to csv", "OUTPUT is the trace"),
+        ("import ./recording ./recording", "OUTPUT is a file"),
+        ("convert ./recording hard.s", "OUTPUT is a file"),
+        ("cat hard.s trace.safetensors ./recording", "OUTPUT is a file"),
+    ] {
+        let error = failure(path, line);
+        assert!(error.contains(&format!("{what} that is read: ")), "{line}: {error}");
+    }
+    assert_eq!((bytes("trace.safetensors"), bytes("recording")), (before.clone(), recording));
+    // A trace may replace itself: it is read until the new one is whole.
+    trace(path, "convert trace.safetensors ./trace.safetensors").unwrap();
+    assert_eq!(bytes("trace.safetensors"), before);
+    let error = failure(path, "info trace.safetensors --json ./missing/x");
+    assert!(error.starts_with("--json: cannot write ") && error.contains("there is no folder"), "{error}");
+}
+
+#[test]
+fn names_that_begin_as_formulas_are_neutralised_on_demand() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let (_kept, original) = self::folder();
+    let names = ["=1+1", "prose"];
+    let mut named = MemoryTrace::new(original.geometry().clone()).with_domains(names);
+    original.sequences().iter().for_each(|sequence| named.push(sequence.clone()).unwrap());
+    write_trace(path.join("trace.safetensors"), &named).unwrap();
+    trace(path, "export trace.safetensors ./plain --to csv").unwrap();
+    trace(path, "export trace.safetensors ./safe --to csv --csv-safe").unwrap();
+    let text = |name: &str| std::fs::read_to_string(path.join(name)).unwrap();
+    assert!(text("plain").contains(",=1+1,") && !text("safe").contains(",=1+1,"));
+    assert_eq!(text("plain").replace(",=1+1,", ",'=1+1,"), text("safe"));
+}
+
+#[test]
+fn captures_that_are_not_whole_are_told() {
+    let (folder, _) = folder();
+    let path = folder.path();
+    trace(path, "convert trace.safetensors ./shards --shard-tokens 7").unwrap();
+    trace(path, "validate ./shards").unwrap();
+    let index = path.join("shards/index.json");
+    let text = std::fs::read_to_string(&index).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json["shards"].as_array_mut().unwrap().truncate(1);
+    std::fs::write(&index, json.to_string()).unwrap();
+    let expected = "1 shards belong to no entry of the index: shard-00001.safetensors; put the whole index back, or move \
+                    them away";
+    assert_eq!(failure(path, "validate ./shards"), expected);
+    trace(path, "info ./shards --json ./info").unwrap();
+    let info: serde_json::Value = serde_json::from_slice(&std::fs::read(path.join("info")).unwrap()).unwrap();
+    assert_eq!(info["notices"][0]["unknown_shards"]["files"][0], "shard-00001.safetensors");
+    let appended = failure(path, "cat ./shards trace.safetensors --append --shard-tokens 7");
+    assert!(appended.contains("no entry of the index names this shard"), "{appended}");
+
+    // An index that is whole again, and a shard with one other byte.
+    std::fs::write(&index, &text).unwrap();
+    let shard = path.join("shards/shard-00001.safetensors");
+    let mut bytes = std::fs::read(&shard).unwrap();
+    let weights = bytes.len() - 1;
+    bytes[weights] ^= 1;
+    std::fs::write(&shard, bytes).unwrap();
+    assert!(failure(path, "validate ./shards").contains("the CRC-32 is "));
+    std::fs::remove_file(&index).unwrap();
+    for command in ["info", "validate", "convert"] {
+        let output = if command == "convert" { " back.s" } else { "" };
+        let error = failure(path, &format!("{command} ./shards{output}"));
+        assert!(error.contains("the index is missing, and 2 shards are there"), "{command}: {error}");
+    }
+}
+
+const CHILD: &str = "MOE_TRACE_PROGRAM";
+const OUTPUT: &str = "MOE_TRACE_PROGRAM_OUTPUT";
+
+/// Not a test of its own: the program, in a process that others start. Its standard output is a file, or a pipe without a
+/// reader.
+#[cfg(unix)]
+#[test]
+fn the_child_is_the_program() {
+    let Ok(line) = std::env::var(CHILD) else { return };
+    let output: std::os::fd::OwnedFd = match std::env::var_os(OUTPUT) {
+        Some(file) => std::fs::File::options().write(true).open(file).unwrap().into(),
+        None => std::io::pipe().unwrap().1.into(),
+    };
+    rustix::stdio::dup2_stdout(&output).unwrap();
+    let arguments = Arguments::try_parse_from(["trace"].into_iter().chain(line.split(' '))).unwrap();
+    let code = moe_examples::run(|| run(arguments));
+    std::process::exit(i32::from(code != std::process::ExitCode::SUCCESS));
+}
+
+/// Runs a line as a process of its own. Returns its exit code and what it says on standard error.
+#[cfg(unix)]
+fn child(folder: &Path, line: &str, output: Option<&str>) -> (Option<i32>, String) {
+    let mut program = std::process::Command::new(std::env::current_exe().unwrap());
+    program.args(["tests::the_child_is_the_program", "--exact", "--test-threads=1", "--nocapture"]);
+    program.current_dir(folder).env(CHILD, line).envs(output.map(|output| (OUTPUT, output)));
+    let ended = program.output().unwrap();
+    (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
+}
+
+#[cfg(unix)]
+#[test]
+fn a_closed_pipe_is_no_error_a_full_disk_is_one_and_files_are_written_all_the_same() {
+    let (folder, _) = folder();
+    let path = folder.path();
+    let (code, errors) = child(path, "info trace.safetensors --json info", None);
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+    assert!(std::fs::metadata(path.join("info")).unwrap().len() > 0);
+    let (code, errors) = child(path, "export trace.safetensors - --to csv", None);
+    assert_eq!((code, errors.contains("Error")), (Some(0), false), "{errors}");
+
+    // Only root may make the device that is always full, and not on every file system.
+    let full = path.join("full");
+    let made = std::process::Command::new("mknod").arg(&full).args(["c", "1", "7"]).output().unwrap();
+    if !made.status.success() || std::fs::File::options().write(true).open(&full).is_err() {
+        return;
+    }
+    std::fs::remove_file(path.join("info")).unwrap();
+    let (code, errors) = child(path, "info trace.safetensors --json info", Some("full"));
+    assert_eq!(code, Some(1));
+    assert!(errors.contains("Error: cannot write to standard output") && errors.contains("No space left"), "{errors}");
+    assert!(path.join("info").exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn standard_output_takes_a_file_and_nothing_else() {
+    let (folder, _) = folder();
+    let path = folder.path();
+    trace(path, "export trace.safetensors ./direct --to csv").unwrap();
+    std::fs::File::create(path.join("piped")).unwrap();
+    let (code, errors) = child(path, "export trace.safetensors - --to csv", Some("piped"));
+    assert_eq!(code, Some(0), "{errors}");
+    let read = |name: &str| std::fs::read_to_string(path.join(name)).unwrap();
+    assert_eq!(read("piped"), read("direct"));
+    assert!(errors.contains("4 sequences as csv"), "{errors}");
+    assert!(!path.join("-").exists());
+}

@@ -1,10 +1,11 @@
 //! `trace validate`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
 use moe_examples::{progress_bar, whole};
+use moe_trace::ShardedTrace;
 
 use super::input::{Foreign, open};
 
@@ -39,6 +40,25 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if wrong > 0 {
         bail!("{wrong} of {} sequences are invalid", source.len());
     }
+    check_shards(&arguments.input)?;
     moe_examples::outln!("{}: {} sequences, {tokens} tokens, all valid", arguments.input.display(), source.len());
+    Ok(())
+}
+
+/// Checks of a directory of shards what reading its sequences does not.
+fn check_shards(path: &Path) -> Result<()> {
+    // A folder of another recorder has no shards.
+    let Ok(trace) = ShardedTrace::open(path) else { return Ok(()) };
+    let without = trace.check_digests()?;
+    if without > 0 {
+        moe_examples::outln!("note: {}: {without} shards have no digest in the index", path.display());
+    }
+    let unknown = trace.unknown_shards();
+    ensure!(
+        unknown.is_empty(),
+        "{} shards belong to no entry of the index: {}; put the whole index back, or move them away",
+        unknown.len(),
+        unknown.join(", ")
+    );
     Ok(())
 }

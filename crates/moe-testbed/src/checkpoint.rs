@@ -11,7 +11,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use crate::adamw::Parameter;
-use crate::{Result, TestbedError, checkpoint_digest, TokenizedCorpus, TrainOptions, Trainer};
+use crate::{Result, TestbedError, TokenizedCorpus, TrainOptions, Trainer, checkpoint_digest};
 
 /// Prefixes of a parameter's value and moments in a checkpoint.
 const PARTS: [&str; 3] = ["value.", "first.", "second."];

@@ -203,6 +203,26 @@ pub enum TraceError {
         #[source]
         source: Box<TraceError>,
     },
+    /// A file is shorter than its header says.
+    #[error("{path}: the file has {len} bytes, its header wants {expected}; it was cut, copy it again")]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// Its length in bytes.
+        len: u64,
+        /// The length that its header implies, as far as the header is there.
+        expected: u64,
+    },
+    /// A mapped file has become shorter.
+    #[error("{path}: has shrunk to {len} bytes from {expected} since it was opened; read it when its writer is done")]
+    Shrunk {
+        /// The file.
+        path: PathBuf,
+        /// Its length in bytes.
+        len: u64,
+        /// Its length when it was opened.
+        expected: u64,
+    },
     /// The file is not well-formed safetensors.
     #[error("{path}: not a readable safetensors file")]
     Safetensors {

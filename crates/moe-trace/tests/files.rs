@@ -223,7 +223,18 @@ fn files_that_are_no_traces_are_told() {
     assert_eq!(message(b""), "x: not a readable safetensors file");
     assert_eq!(message(&u64::MAX.to_le_bytes()), "x: not a readable safetensors file");
     let valid = std::fs::read(write(directory.path(), &sample(8))).unwrap();
-    assert_eq!(message(&valid[..valid.len() - 1]), "x: not a readable safetensors file");
+    let cut = |len: usize, wanted: usize| {
+        format!("x: the file has {len} bytes, its header wants {wanted}; it was cut, copy it again")
+    };
+    let header = 8 + usize::try_from(u64::from_le_bytes(valid[..8].try_into().unwrap())).unwrap();
+    for (len, wanted) in [(valid.len() - 1, valid.len()), (header, valid.len()), (header - 1, header), (8, header)] {
+        assert_eq!(message(&valid[..len]), cut(len, wanted));
+    }
+    // A header whose metadata is no object: the parser would repeat it whole.
+    let long = format!(r#"{{"__metadata__":"{}"}}"#, "long ".repeat(1000));
+    let damaged = [&(long.len() as u64).to_le_bytes()[..], long.as_bytes()].concat();
+    assert!(message(&damaged).starts_with("x: header is unreadable, "), "{}", message(&damaged));
+    assert!(message(&damaged).len() < 400, "{}", message(&damaged));
     let newer = String::from_utf8_lossy(&valid[8..]).find("1.0").unwrap() + 8;
     let mut bytes = valid.clone();
     bytes[newer] = b'2';
@@ -231,4 +242,25 @@ fn files_that_are_no_traces_are_told() {
     std::fs::remove_file(&path).unwrap();
     let absent = TraceFile::open(&path).unwrap_err().to_string();
     assert!(absent.ends_with("x.safetensors: cannot open the file"), "{absent}");
+}
+
+/// Windows does not let a mapped file be cut.
+#[cfg(unix)]
+#[test]
+fn a_file_that_shrinks_is_an_error_and_one_that_is_replaced_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = write(directory.path(), &sample(300));
+    let len = std::fs::metadata(&path).unwrap().len();
+    let trace = TraceFile::open(&path).unwrap();
+    // Replaced as writers do it: the old file stays mapped.
+    write_trace(&path, &sample(4)).unwrap();
+    assert_eq!(trace.sequence(0).unwrap().to_buf(), sample(300).sequences()[0]);
+
+    write_trace(&path, &sample(300)).unwrap();
+    let trace = TraceFile::open(&path).unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(100).unwrap();
+    let message = trace.sequence(0).unwrap_err().to_string();
+    let rest = format!(": has shrunk to 100 bytes from {len} since it was opened; read it when its writer is done");
+    assert_eq!(message, format!("{}{rest}", path.display()));
+    std::fs::remove_file(&path).unwrap();
 }

@@ -127,10 +127,14 @@ impl Header {
     }
 }
 
+/// Returns the beginning of a text that may be as long as a file, if it is long.
+pub(super) fn short(text: &str) -> String {
+    const LONGEST: usize = 200;
+    let shown: String = text.chars().take(LONGEST).collect();
+    if shown.len() < text.len() { format!("{shown}...") } else { shown }
+}
+
 /// A [`TraceError::Field`].
 pub(crate) fn field(path: &Path, field: &str, value: &str, limit: &str) -> TraceError {
-    const LONGEST: usize = 200;
-    let shown: String = value.chars().take(LONGEST).collect();
-    let value = if shown.len() < value.len() { format!("{shown}...") } else { shown };
-    TraceError::Field { path: path.to_owned(), field: field.to_owned(), value, limit: limit.to_owned() }
+    TraceError::Field { path: path.to_owned(), field: field.to_owned(), value: short(value), limit: short(limit) }
 }

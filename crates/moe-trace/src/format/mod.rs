@@ -1,8 +1,10 @@
 //! The safetensors trace file; `docs/trace-format.md` specifies it.
 
 mod column;
+mod damage;
 mod header;
 mod narrow;
+mod origin;
 mod reader;
 mod writer;
 

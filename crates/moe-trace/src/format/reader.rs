@@ -1,7 +1,7 @@
 //! Memory-mapped reading.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -9,9 +9,11 @@ use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensors};
 
 use super::column::{Column, check};
+use super::damage::damage;
 use super::header::{
     DOMAIN, EXPERTS, Header, LOGITS, OFFSETS, PHASE, PREDICTIONS, TEXT, TEXT_OFFSETS, TOKEN_IDS, WEIGHTS, field,
 };
+use super::origin::Origin;
 use crate::columns::{Columns, Floats, Ids, Phases, Text};
 use crate::{DomainId, Geometry, ImportReport, Result, RoutingSource, Sequence, TraceError};
 
@@ -21,10 +23,14 @@ compile_error!("safetensors is little-endian, and traces are read in place");
 /// A trace file, mapped into memory.
 ///
 /// Opening checks the header and the sequence offsets; ids, weights and phases are checked when their sequence is read.
+/// A file that was cut meanwhile is an error when its next sequence is read ([`TraceError::Shrunk`]). Pages of a sequence
+/// that is in use when the file is cut raise SIGBUS, as in every mapped file; a process that must not end so handles that
+/// signal. Writers that replace whole files, as those of this crate do, cut none.
+///
 /// The plain layout (`experts` `[tokens, layers, k]` and `sequence_offsets`, geometry in string metadata) is read too.
 #[derive(Debug)]
 pub struct TraceFile {
-    path: PathBuf,
+    origin: Origin,
     map: Mmap,
     geometry: Geometry,
     header: Header,
@@ -99,7 +105,8 @@ impl TraceFile {
     /// Opens a trace file.
     ///
     /// # Errors
-    /// [`TraceError::Io`], [`TraceError::Safetensors`] for a file that is truncated or not safetensors,
+    /// [`TraceError::Io`], [`TraceError::Truncated`] for a file that was cut, [`TraceError::Safetensors`] for one that is
+    /// not safetensors,
     /// [`TraceError::Field`] and [`TraceError::MissingField`] for a header that is not a trace's.
     pub fn open(path: impl AsRef<Path>) -> Result<TraceFile> {
         let path = path.as_ref();
@@ -115,8 +122,7 @@ impl TraceFile {
     pub(crate) fn of_file(path: &Path, file: &File) -> Result<TraceFile> {
         let io = |action| move |source| TraceError::Io { path: path.to_owned(), action, source };
         let map = map_file(file).map_err(io("map the file"))?;
-        let (header_len, metadata) = SafeTensors::read_metadata(&map)
-            .map_err(|source| TraceError::Safetensors { path: path.to_owned(), source })?;
+        let (header_len, metadata) = SafeTensors::read_metadata(&map).map_err(|source| damage(path, &map, source))?;
         let data_start = size_of::<u64>() + header_len;
         let missing = |field| TraceError::MissingField { path: path.to_owned(), field };
 
@@ -145,7 +151,7 @@ impl TraceFile {
                 .ok_or_else(|| missing("tensor experts"))?,
         };
         Ok(TraceFile {
-            path: path.to_owned(),
+            origin: Origin::of(path, file).map_err(io("open the file"))?,
             weights: FloatColumn::find(&map, data_start, &metadata, WEIGHTS),
             logits: FloatColumn::find(&map, data_start, &metadata, LOGITS),
             token_ids: Column::find(&map, data_start, &metadata, TOKEN_IDS, Dtype::U32),
@@ -163,7 +169,7 @@ impl TraceFile {
 
     /// The file.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.origin.path()
     }
 
     /// Number of tokens of all sequences.
@@ -279,10 +285,11 @@ impl RoutingSource for TraceFile {
         if index >= len {
             return Err(TraceError::NoSuchSequence { index, len });
         }
+        self.origin.check()?;
         let tokens = self.offsets[index]..self.offsets[index + 1];
         let row = self.geometry.layers() * self.geometry.top_k();
         let slots = tokens.start * row..tokens.end * row;
-        let source = |source| TraceError::InvalidSequence { path: self.path.clone(), source: Box::new(source) };
+        let source = |source| TraceError::InvalidSequence { path: self.path().to_owned(), source: Box::new(source) };
         let map = &self.map;
         let logits = self.geometry.layers() * self.geometry.experts();
         let logits = tokens.start * logits..tokens.end * logits;
