@@ -64,7 +64,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
 
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let _lock = FolderLock::take(&folder).with_context(|| folder.display().to_string())?;
+    let _lock = FolderLock::take(&folder).with_context(|| format!("cannot write to {}", folder.display()))?;
     let create = |config| Ok(RunFolder::create(&folder, config)?);
     let folders: Vec<RunFolder> = runs.into_iter().map(create).collect::<Result<_>>()?;
     let copy = folder.join(EXPERIMENT);

@@ -53,7 +53,7 @@ fn program() -> Result<()> {
         bail!("{} is of a model that was not trained here: give another folder for --out", model.display());
     }
     fs::create_dir_all(&options.out).with_context(|| format!("cannot create {}", options.out.display()))?;
-    let _lock = FolderLock::take(&options.out).with_context(|| options.out.display().to_string())?;
+    let _lock = FolderLock::take(&options.out).with_context(|| format!("cannot write to {}", options.out.display()))?;
 
     let corpus = Corpus::read(&options.data, options.held_out, options.seed)?;
     let tokenizer = train_tokenizer(&corpus, options.vocabulary)?;
