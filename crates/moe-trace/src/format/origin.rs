@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use crate::{Result, TraceError};
 
@@ -11,6 +13,9 @@ use crate::{Result, TraceError};
 pub(super) struct Origin {
     path: PathBuf,
     len: u64,
+    opened: Instant,
+    /// Microseconds after opening at which the file is looked at again.
+    next_look: AtomicU64,
     /// Device and number of the file there.
     #[cfg(unix)]
     place: (u64, u64),
@@ -22,6 +27,8 @@ impl Origin {
         Ok(Origin {
             path: path.to_owned(),
             len: found.len(),
+            opened: Instant::now(),
+            next_look: AtomicU64::new(0),
             #[cfg(unix)]
             place: place(&found),
         })
@@ -33,7 +40,15 @@ impl Origin {
 
     /// Checks that the file is as long as when it was mapped. A file that was replaced or removed is still mapped whole.
     /// Elsewhere than on Unix a mapped file cannot be cut.
+    ///
+    /// The file is looked at once a millisecond at most: short sequences are read faster than the system answers.
     pub(super) fn check(&self) -> Result<()> {
+        const PAUSE: u64 = 1000;
+        let now = u64::try_from(self.opened.elapsed().as_micros()).unwrap_or(u64::MAX);
+        if now < self.next_look.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.next_look.store(now.saturating_add(PAUSE), Ordering::Relaxed);
         #[cfg(unix)]
         if let Ok(found) = std::fs::metadata(&self.path)
             && place(&found) == self.place
