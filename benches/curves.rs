@@ -51,7 +51,7 @@ fn compare(
     group.throughput(Throughput::Elements((sequences * TOKENS) as u64));
     for policy in POLICIES {
         let mut curve = CurveAccumulator::new(geometry, &layers, policy, ColdStart::Free).expect("a valid policy");
-        group.bench_function(BenchmarkId::new("one pass", policy.label()), |bencher| {
+        group.bench_function(BenchmarkId::new("one pass", policy.to_string()), |bencher| {
             bencher.iter(|| {
                 for accesses in &fast {
                     curve.update_accesses(black_box(accesses)).expect("the same pool");
@@ -62,7 +62,7 @@ fn compare(
     let short = &pools(geometry, 1, few)[0];
     group.throughput(Throughput::Elements(few as u64)).sample_size(10);
     for &policy in slow {
-        group.bench_function(BenchmarkId::new("naive", policy.label()), |bencher| {
+        group.bench_function(BenchmarkId::new("naive", policy.to_string()), |bencher| {
             bencher.iter(|| black_box(naive::hits(black_box(short), policy, ColdStart::Free)));
         });
     }
@@ -99,7 +99,7 @@ fn instructions(criterion: &mut Criterion) {
         for policy in POLICIES {
             let curves = CurveAccumulator::by_instructions(&geometry, &[LayerId(0)], policy, ColdStart::Free);
             for (name, mut curve) in curves.expect("a valid policy") {
-                group.bench_function(BenchmarkId::new(name, policy.label()), |bencher| {
+                group.bench_function(BenchmarkId::new(name, policy.to_string()), |bencher| {
                     bencher.iter(|| {
                         for accesses in &sequences {
                             curve.update_accesses(black_box(accesses)).expect("the same pool");

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use expert_cache::{
-    Advisor, CacheError, Choices, CostModel, HardwareProfile, Layout, ModelSize, PolicyKind, PrefetcherKind,
-    SpeedBootstrap, Target, Verdict, WhileLoading,
+    Advisor, CacheError, Choices, Convention, CostModel, HardwareProfile, Layout, ModelSize, PolicyKind,
+    PrefetcherKind, SpeedBootstrap, Target, Verdict, WhileLoading,
 };
 use moe_examples::{
     Files, Foreign, POSITIVE, Reported, each_once, number, progress_bar, whole, write_json, write_text,
@@ -236,6 +236,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         verdict,
         interval,
         over_bandwidth,
+        hit_rate_convention: Convention::Engine,
         survey,
     };
     moe_examples::outln!("{report}");

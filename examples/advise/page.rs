@@ -19,7 +19,7 @@ pub(crate) fn render(report: &Report) -> String {
         "p95 of a decoded token over bytes of slots",
         &curves(report, "ms", |one| 1e3 * one.speed.decode.quantile_seconds(0.95)),
     );
-    page.plot("Hit rate over bytes of slots", &curves(report, "hit rate", |one| one.hit_rate));
+    page.plot("Hit rate over bytes of slots (engine convention)", &curves(report, "hit rate", |one| one.hit_rate));
     if !report.over_bandwidth.is_empty() {
         page.plot("Decode speed over the bandwidth of the link, same slots", &bandwidth(report));
     }

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use expert_cache::{Candidate, CostModel, HardwareProfile, Layout, ModelSize, Setup, Slots, Survey, Target, Verdict};
+use expert_cache::{
+    Candidate, Convention, CostModel, HardwareProfile, Layout, ModelSize, Setup, Slots, Survey, Target, Verdict,
+};
 use moe_examples::{per_cent, table};
 use serde::Serialize;
 
@@ -26,6 +28,8 @@ pub(crate) struct Report {
     /// Of the figure that the target is about.
     pub(crate) interval: Option<(f64, f64)>,
     pub(crate) over_bandwidth: Vec<OverBandwidth>,
+    /// How all hit rates are counted.
+    pub(crate) hit_rate_convention: Convention,
     pub(crate) survey: Survey,
 }
 
@@ -211,6 +215,10 @@ impl fmt::Display for Report {
                 format!("{} / {} / {}", prefetches.useful, prefetches.late, prefetches.useless),
             ]);
         }
-        write!(f, "\nSmallest cache of each kind that meets the target, or else the fastest:\n\n{table}")
+        write!(
+            f,
+            "\nSmallest cache of each kind that meets the target, or else the fastest:\n\n{table}\nhit rates: {}",
+            self.hit_rate_convention.description()
+        )
     }
 }

@@ -135,7 +135,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     let share = |part: u64, of: u64| per_cent(part as f64 / of as f64);
     let prefill = total.accesses() - decode.accesses();
-    let mut table = moe_examples::table(["hit rate, %", "recorded", "simulated"]);
+    let mut table = moe_examples::table(["hit rate, % (engine convention)", "recorded", "simulated"]);
     table.add_row(["decoded tokens".into(), share(hits, accesses), per_cent(decode.hit_rate())]);
     // The recorded run marks every prefilled access as a miss.
     table.add_row([

@@ -22,7 +22,7 @@ pub(crate) fn add(measured: &Measured, page: &mut Page) {
     }
     page.plot(&format!("SRP by window start, m = {at}"), &srp_by_start(measured));
     page.plot(
-        "Hit rate over cache size, mean over layers; first touches hit while slots are free",
+        "Hit rate over cache size (paper convention), mean over layers; first touches hit while slots are free",
         &hit_rates(measured),
     );
     page.plot(&format!("Load against SRP, m = {at}, one point an expert"), &load_against_srp(measured));
@@ -120,8 +120,8 @@ fn hit_rates(measured: &Measured) -> Plot {
     let experts = measured.geometry.experts();
     let rho: Vec<f64> = (1..=experts).map(|slots| slots as f64 / measured.geometry.top_k() as f64).collect();
     let mut plot = Plot::new();
-    for (label, curve) in &report.model.curves {
-        plot.add_trace(Scatter::new(rho.clone(), curve.clone()).mode(Mode::Lines).name(label));
+    for (policy, curve) in &report.model.curves {
+        plot.add_trace(Scatter::new(rho.clone(), curve.clone()).mode(Mode::Lines).name(policy.to_string()));
     }
     plot.add_trace(Scatter::new(rho, mean_static_curve(report)).mode(Mode::Lines).name("static best set"));
     plot.set_layout(axes("rho: slots a layer, as a multiple of the experts of a token", "hit rate"));

@@ -1,7 +1,7 @@
 //! The main numbers as text.
 
-use lrc_metrics::{MetricsIntervals, MetricsReport, correlate, srp_lower_bound, static_curve};
-use moe_examples::{per_cent, shown, table};
+use lrc_metrics::{CurvePolicy, MetricsIntervals, MetricsReport, correlate, srp_lower_bound, static_curve};
+use moe_examples::{per_cent, shown, table, unused_layers};
 
 use crate::measure::Measured;
 
@@ -42,40 +42,43 @@ pub(crate) fn summary(measured: &Measured) -> String {
         ]);
     }
 
-    let sch = format!("sch_{at}");
+    let sch = CurvePolicy::LookAhead { window: *at };
     let mut rates = table(["rho", "slots a layer", "LRU %", "LFU %", "Belady %", "SCH %", "interval of SCH"]);
     for rho in RHO.into_iter().filter(|rho| rho * top_k <= experts) {
         let slots = rho * top_k;
-        let rate = |label| all.value.hit_rate(label, slots).map_or("-".to_owned(), per_cent);
+        let rate = |policy| all.value.hit_rate(policy, slots).map_or("-".to_owned(), per_cent);
         rates.add_row([
             rho.to_string(),
             slots.to_string(),
-            rate("lru"),
-            rate("lfu"),
-            rate("belady"),
-            rate(&sch),
-            interval(all, |report| report.hit_rate(&sch, slots)),
+            rate(CurvePolicy::Lru),
+            rate(CurvePolicy::Lfu),
+            rate(CurvePolicy::Belady),
+            rate(sch),
+            interval(all, |report| report.hit_rate(sch, slots)),
         ]);
     }
     let correlation = |value: Option<f64>| value.map_or("none".to_owned(), |value| format!("{value:.3}"));
     let experts = experts_of(measured);
     let with_load = correlate(&experts, |expert| Some(expert.srp), |expert| Some(expert.activation_rate));
     let with_domains = correlate(&experts, |expert| Some(expert.srp), |expert| expert.specialization);
+    let unused = unused_layers(&all.value.unused_layers).map_or(String::new(), |line| format!("\n{line}"));
     format!(
         "{head}\n\nSegment routing best performance (how well one set of experts serves m tokens)\n{srp}\n\n\
-         By domain\n{domains}\n\nHit rate of a cache of rho times the experts of a token, mean over \
-         layers (a first touch hits while slots are free)\n{rates}\n\nOver experts, SRP(m={at}) correlates with the activation rate at \
+         By domain\n{domains}\n\nHit rate of a cache of rho times the experts of a token ({}; \
+         a first touch hits while slots are free)\n{rates}{unused}\n\nOver experts, SRP(m={at}) correlates with the activation rate at \
          {}, with domain specialization at {}\n",
+        all.value.convention.description(),
         correlation(with_load),
         correlation(with_domains),
     )
 }
 
-/// Hit rates of the best fixed set of each layer at every number of slots, mean over layers; an average over tokens,
+/// Hit rates of the best fixed set of each layer at every number of slots, mean over the layers that a token uses; an average over tokens,
 /// where policies are averaged over sequences.
 #[expect(clippy::cast_precision_loss, reason = "layers are few")]
 pub(crate) fn mean_static_curve(report: &MetricsReport) -> Vec<f64> {
-    let curves: Vec<Vec<f64>> = report.layers.iter().map(|layer| static_curve(&layer.load.activation_rates)).collect();
+    let used = report.layers.iter().filter(|layer| layer.is_used());
+    let curves: Vec<Vec<f64>> = used.map(|layer| static_curve(&layer.load.activation_rates)).collect();
     let slots = 0..curves.first().map_or(0, Vec::len);
     slots.map(|slot| curves.iter().map(|curve| curve[slot]).sum::<f64>() / curves.len() as f64).collect()
 }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Result;
-use lrc_metrics::{MetricsIntervals, MetricsReport, SrpValue, relative_to, static_curve};
+use lrc_metrics::{
+    Convention, CurvePolicy, HitRates, MetricsIntervals, MetricsReport, SrpValue, relative_to, static_curve,
+};
 use moe_examples::write_csv;
 use serde::Serialize;
 
@@ -35,10 +37,12 @@ struct StartRow {
 }
 
 #[derive(Serialize)]
-struct CurveRow<'a> {
+struct CurveRow {
     /// None for the model.
     layer: Option<usize>,
-    policy: &'a str,
+    /// How hits are counted.
+    convention: Convention,
+    policy: String,
     slots: usize,
     rho: f64,
     hit_rate: f64,
@@ -80,7 +84,8 @@ const SRP: [&str; 11] = [
     "lower_bound",
 ];
 const STARTS: [&str; 4] = ["start", "m", "windows", "srp"];
-const CURVES: [&str; 8] = ["layer", "policy", "slots", "rho", "hit_rate", "low", "high", "relative_to_belady"];
+const CURVES: [&str; 9] =
+    ["layer", "convention", "policy", "slots", "rho", "hit_rate", "low", "high", "relative_to_belady"];
 const EXPERTS: [&str; 6] = ["layer", "expert", "activation_rate", "m", "srp", "domain_specialization"];
 const DOMAINS: [&str; 3] = ["domain", "other", "correlation"];
 
@@ -155,7 +160,7 @@ fn rows<'a>(
 }
 
 /// Curves of the model (the mean over layers), each layer, and the best fixed set of each layer.
-fn curve_rows(measured: &Measured) -> Vec<CurveRow<'_>> {
+fn curve_rows(measured: &Measured) -> Vec<CurveRow> {
     let top_k = measured.geometry.top_k();
     let of_model = rows_of_curves(&measured.all, None, top_k, |report| &report.model.curves);
     let fixed = curve_of(None, "static", top_k, &mean_static_curve(&measured.all.value), None, |_| None);
@@ -173,32 +178,32 @@ fn rows_of_curves<'a>(
     report: &'a MetricsIntervals,
     layer: Option<usize>,
     top_k: usize,
-    curves: impl Fn(&MetricsReport) -> &BTreeMap<String, Vec<f64>>,
-) -> Vec<CurveRow<'a>> {
+    curves: impl Fn(&MetricsReport) -> &HitRates,
+) -> Vec<CurveRow> {
     // One sequence has no interval.
     let has_interval = report.value.sequences > 1;
-    let of_policy = |(policy, curve): (&'a String, &'a Vec<f64>)| {
+    let of_policy = |(policy, curve): (&'a CurvePolicy, &'a Vec<f64>)| {
         let bounds = |slot: usize| Some((curves(&report.low)[policy][slot], curves(&report.high)[policy][slot]));
-        curve_of(layer, policy, top_k, curve, curves(&report.value).get("belady").map(Vec::as_slice), |slot| {
-            bounds(slot).filter(|_| has_interval)
-        })
+        let belady = curves(&report.value).get(&CurvePolicy::Belady).map(Vec::as_slice);
+        curve_of(layer, &policy.to_string(), top_k, curve, belady, |slot| bounds(slot).filter(|_| has_interval))
     };
     curves(&report.value).iter().flat_map(of_policy).collect()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "slots and experts are few")]
-fn curve_of<'a>(
+fn curve_of(
     layer: Option<usize>,
-    policy: &'a str,
+    policy: &str,
     top_k: usize,
     curve: &[f64],
     belady: Option<&[f64]>,
     bounds: impl Fn(usize) -> Option<(f64, f64)>,
-) -> Vec<CurveRow<'a>> {
+) -> Vec<CurveRow> {
     let relative = belady.map(|belady| relative_to(curve, belady));
     let row = |(slot, &hit_rate): (usize, &f64)| CurveRow {
         layer,
-        policy,
+        convention: Convention::Paper,
+        policy: policy.to_owned(),
         slots: slot + 1,
         rho: (slot + 1) as f64 / top_k as f64,
         hit_rate,

@@ -9,10 +9,10 @@ use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use lrc_metrics::{MetricsOptions, MetricsReport, TraceMetrics, accumulate};
+use lrc_metrics::{HitRates, MetricsOptions, MetricsReport, TraceMetrics, accumulate};
 use moe_examples::{
     Files, Foreign, Numbers, Reported, Table, distinct_numbers, each_once, fitting_windows, per_cent, progress_bar,
-    shown, table, whole, write_json,
+    shown, table, unused_layers, whole, write_json,
 };
 use moe_trace::{LayerId, RoutingSource};
 
@@ -96,7 +96,12 @@ fn program() -> Result<()> {
         geometry.experts(),
         geometry.top_k()
     );
-    moe_examples::outln!("\n{}\n\n{}", srp_table(&report), curve_table(&report, geometry.top_k()));
+    moe_examples::outln!("\n{}\n", srp_table(&report));
+    let (convention, table) = (report.convention.description(), curve_table(&report, geometry.top_k()));
+    moe_examples::outln!("Hit rates; {convention}; first touches hit while slots are free\n{table}");
+    if let Some(note) = unused_layers(&report.unused_layers) {
+        moe_examples::outln!("{note}");
+    }
     if let Some(path) = &arguments.json {
         write_json(path, &Reported { report: &report, import_warnings: trace.import_report() })?;
     }
@@ -115,8 +120,12 @@ fn open(arguments: &Arguments) -> Result<Box<dyn RoutingSource>> {
 fn srp_table(report: &MetricsReport) -> Table {
     let mut table = table(["m", "SRP %", "rho", "threshold", "worst layer", "best layer"]);
     for (window, value) in &report.model.srp {
-        let mut layers: Vec<(f64, usize)> =
-            report.layers.iter().map(|layer| (layer.srp[window].srp, layer.layer)).collect();
+        let mut layers: Vec<(f64, usize)> = report
+            .layers
+            .iter()
+            .filter(|layer| layer.is_used())
+            .map(|layer| (layer.srp[window].srp, layer.layer))
+            .collect();
         layers.sort_by(|a, b| a.0.total_cmp(&b.0));
         let name = |layer: Option<&(f64, usize)>| {
             layer.map_or(String::new(), |(srp, layer)| format!("{} (layer {layer})", per_cent(*srp)))
@@ -137,23 +146,16 @@ fn srp_table(report: &MetricsReport) -> Table {
 fn curve_table(report: &MetricsReport, top_k: usize) -> Table {
     let factors = [1, 2, 3, 4]; // the columns below
     let mut table = table(["cache", "policy", "hit % at rho = 1", "rho = 2", "rho = 3", "rho = 4"]);
-    let row = |cache: &str, label: &str, rates: &dyn Fn(usize) -> Option<f64>, slots: usize| {
-        let cells = factors.map(|factor| rates(factor * slots - 1).map_or("-".to_owned(), per_cent));
-        [cache.to_owned(), label.to_owned()].into_iter().chain(cells)
-    };
-    let mut labels: Vec<&String> = report.layers[0].curves.keys().collect();
-    // Windows in numerical order behind the policies without one.
-    labels.sort_by_key(|label| label.strip_prefix("sch_").and_then(|window| window.parse::<usize>().ok()));
-    for &label in &labels {
-        let rates = report.curves(label);
-        let mean = |index| rates.as_ref().filter(|rates| index < rates.ncols())?.column(index).mean();
-        table.add_row(row("per layer", label, &mean, top_k));
-    }
-    if let Some(pool) = &report.pool {
-        let slots = report.layers.len() * top_k;
-        for &label in &labels {
-            table.add_row(row("pool", label, &|index| pool.curves[label].get(index).copied(), slots));
+    let mut add = |cache: &str, curves: &HitRates, slots: usize| {
+        for (policy, rates) in curves {
+            let cells =
+                factors.map(|factor| rates.get(factor * slots - 1).map_or("-".to_owned(), |&rate| per_cent(rate)));
+            table.add_row([cache.to_owned(), policy.to_string()].into_iter().chain(cells));
         }
+    };
+    add("per layer", &report.model.curves, top_k);
+    if let Some(pool) = &report.pool {
+        add("pool", &pool.curves, report.layers.len() * top_k);
     }
     table
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use candle_core::Device;
-use lrc_metrics::{MetricsOptions, MetricsReport, TraceMetrics, accumulate};
+use lrc_metrics::{CurvePolicy, MetricsOptions, MetricsReport, TraceMetrics, accumulate};
 use moe_examples::{Files, Foreign, cache_sizes, host_experts, number, progress_bar, whole, write_json, write_text};
 use moe_offload::{
     ExpertBank, ExpertShape, ExpertStore, OffloadOptions, OffloadedExperts, RandomExperts, Replay, ResidentExperts,
@@ -173,8 +173,8 @@ fn measured(
 fn figures(metrics: &MetricsReport, window: usize, slots: usize) -> Figures {
     Figures {
         srp: metrics.model.srp.get(&window).map(|value| value.srp),
-        sch: metrics.hit_rate(&format!("sch_{window}"), slots),
-        lru: metrics.hit_rate("lru", slots),
+        sch: metrics.hit_rate(CurvePolicy::LookAhead { window }, slots),
+        lru: metrics.hit_rate(CurvePolicy::Lru, slots),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use expert_cache::Convention;
 use lrc_metrics::correlate;
 use moe_examples::{per_cent, table};
 use serde::Serialize;
@@ -11,6 +12,10 @@ use serde::Serialize;
 pub(crate) struct Relation {
     /// Window of SRP and SCH, in tokens.
     pub(crate) window: usize,
+    /// How the hits of SCH and LRU are counted.
+    pub(crate) figures_convention: Convention,
+    /// How the measured hits are counted.
+    pub(crate) hit_rate_convention: Convention,
     pub(crate) rows: Vec<Row>,
     pub(crate) correlations: Vec<Correlation>,
 }
@@ -77,7 +82,13 @@ impl Relation {
             })
         };
         let correlations = sizes.into_iter().flat_map(of_size).collect();
-        Relation { window, rows, correlations }
+        Relation {
+            window,
+            figures_convention: Convention::Paper,
+            hit_rate_convention: Convention::Engine,
+            rows,
+            correlations,
+        }
     }
 }
 
@@ -100,7 +111,8 @@ impl fmt::Display for Relation {
                 share(row.prefill_overhead),
             ]);
         }
-        writeln!(f, "{rows}\n")?;
+        let (paper, engine) = (self.figures_convention.description(), self.hit_rate_convention.description());
+        writeln!(f, "{rows}\nSCH and LRU hits: {paper}; measured hits: {engine}\n")?;
         let signed = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:+.3}"));
         let mut table = table(["rho", "figure", "points", "with decode overhead", "with prefill overhead"]);
         for correlation in &self.correlations {

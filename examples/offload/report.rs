@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use expert_cache::Speed;
+use expert_cache::{Convention, Speed};
 use moe_examples::{per_cent, table};
 use moe_offload::{HostReport, Latency, LayerReport};
 use serde::Serialize;
@@ -26,6 +26,8 @@ pub(crate) struct Report {
     pub(crate) resident: Speeds,
     /// Tokens a second straight from the mapped files, where the experts do not fit in memory.
     pub(crate) mapped: Option<Speeds>,
+    /// How all hit rates are counted.
+    pub(crate) hit_rate_convention: Convention,
     pub(crate) rows: Vec<Row>,
 }
 
@@ -117,6 +119,7 @@ impl Report {
             disk_seconds: prices.disk_seconds,
             resident: Speeds::measured(resident),
             mapped: mapped.map(Speeds::measured),
+            hit_rate_convention: Convention::Engine,
             rows,
         }
     }
@@ -206,7 +209,7 @@ impl fmt::Display for Report {
                 signed(error(predicted.prefill, measured.prefill)),
             ]);
         }
-        writeln!(f, "{table}")?;
+        writeln!(f, "{table}\nhit rates: {}", self.hit_rate_convention.description())?;
         self.below_the_slots(f)?;
         let Layers { run, of, skipped_blocks } = self.layers;
         write!(f, "{run} of {of} layers of experts were run")?;
@@ -259,8 +262,16 @@ mod tests {
         let report = |run, of, skipped_blocks| {
             let none = Speeds { decode: None, prefill: None };
             let layers = Layers { run, of, skipped_blocks };
-            Report { layers, load_seconds: 0.0, disk_seconds: 0.0, resident: none, mapped: None, rows: Vec::new() }
-                .to_string()
+            Report {
+                layers,
+                load_seconds: 0.0,
+                disk_seconds: 0.0,
+                resident: none,
+                mapped: None,
+                hit_rate_convention: Convention::Engine,
+                rows: Vec::new(),
+            }
+            .to_string()
         };
         assert!(report(1, 2, 0).contains("\n1 of 2 layers of experts were run\n"));
         let skipped =

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use lrc_metrics::{MetricsOptions, MetricsReport, TraceMetrics, accumulate};
+use lrc_metrics::{CurvePolicy, MetricsOptions, MetricsReport, TraceMetrics, accumulate, by_policy};
 use moe_examples::progress_bar;
 use moe_trace::{MemoryTrace, RoutingSource};
 use serde::Serialize;
 
 /// Windows of SRP; 4, 16 and 64 are the source paper's.
 const WINDOWS: [usize; 6] = [2, 4, 8, 16, 32, 64];
-/// Policies to tabulate, by the labels of the metrics.
-pub(crate) const POLICIES: [&str; 4] = ["lru", "lfu", "belady", "sch_16"];
+/// Policies to tabulate.
+pub(crate) const POLICIES: [CurvePolicy; 4] =
+    [CurvePolicy::Lru, CurvePolicy::Lfu, CurvePolicy::Belady, CurvePolicy::LookAhead { window: 16 }];
 /// Cache sizes to tabulate.
 const RHOS: [usize; 3] = [1, 2, 3];
 
@@ -23,7 +24,8 @@ pub(crate) struct HitRates {
     /// Slots a layer.
     pub(crate) capacity: usize,
     /// Mean hit rate by policy.
-    pub(crate) hit_rate: BTreeMap<&'static str, f64>,
+    #[serde(serialize_with = "by_policy::serialize")]
+    pub(crate) hit_rate: BTreeMap<CurvePolicy, f64>,
 }
 
 /// Measures SRP and the hit-rate curves of a trace. Windows longer than every sequence are left out.
@@ -37,17 +39,11 @@ pub(crate) fn metrics(trace: &MemoryTrace) -> Result<MetricsReport> {
     Ok(metrics.finish()?)
 }
 
-/// Mean over layers of the hit rates of a policy, entry `i` for `i + 1` slots a layer.
-pub(crate) fn mean_curve(report: &MetricsReport, label: &str) -> Vec<f64> {
-    let mean = report.curves(label).and_then(|curves| curves.mean_axis(ndarray::Axis(0)));
-    mean.map_or(Vec::new(), |mean| mean.to_vec())
-}
-
 /// Hit rates at the cache sizes of the table that the layers can have.
 pub(crate) fn hit_rates(report: &MetricsReport, top_k: usize) -> Vec<HitRates> {
     let row = |rho: usize| {
         let capacity = rho * top_k;
-        let rate = |label| Some((label, *mean_curve(report, label).get(capacity - 1)?));
+        let rate = |policy| Some((policy, report.hit_rate(policy, capacity)?));
         let hit_rate: BTreeMap<_, _> = POLICIES.into_iter().filter_map(rate).collect();
         (!hit_rate.is_empty()).then_some(HitRates { rho, capacity, hit_rate })
     };
@@ -55,7 +51,7 @@ pub(crate) fn hit_rates(report: &MetricsReport, top_k: usize) -> Vec<HitRates> {
 }
 
 /// The smallest number of slots a layer whose mean hit rate reaches `target`, by policy; `None` if none does.
-pub(crate) fn smallest_caches(report: &MetricsReport, target: f64) -> BTreeMap<&'static str, Option<usize>> {
-    let smallest = |label| mean_curve(report, label).iter().position(|&rate| rate >= target).map(|at| at + 1);
-    POLICIES.into_iter().map(|label| (label, smallest(label))).collect()
+pub(crate) fn smallest_caches(report: &MetricsReport, target: f64) -> BTreeMap<CurvePolicy, Option<usize>> {
+    let smallest = |policy| report.model.curves.get(policy)?.iter().position(|&rate| rate >= target).map(|at| at + 1);
+    POLICIES.iter().map(|policy| (*policy, smallest(policy))).collect()
 }

@@ -9,7 +9,7 @@ use plotly::common::{ColorScale, ColorScalePalette, Mode, Title};
 use plotly::layout::Axis;
 use plotly::{HeatMap, Plot, Scatter};
 
-use crate::measure::{POLICIES, mean_curve};
+use crate::measure::POLICIES;
 use crate::report::Report;
 
 /// Tokens shown in a heat map.
@@ -58,13 +58,13 @@ fn srp_plot(report: &Report) -> Plot {
 /// Hit rate of each policy at every capacity.
 fn curve_plot(report: &Report) -> Plot {
     let mut plot = Plot::new();
-    for (label, name) in POLICIES.into_iter().zip(["LRU", "LFU", "Belady", "SCH(16)"]) {
-        let curve = mean_curve(&report.metrics, label);
-        if !curve.is_empty() {
-            plot.add_trace(Scatter::new((1..=curve.len()).collect(), curve).mode(Mode::LinesMarkers).name(name));
+    for (policy, name) in POLICIES.iter().zip(["LRU", "LFU", "Belady", "SCH(16)"]) {
+        if let Some(curve) = report.metrics.model.curves.get(policy) {
+            let slots = (1..=curve.len()).collect();
+            plot.add_trace(Scatter::new(slots, curve.clone()).mode(Mode::LinesMarkers).name(name));
         }
     }
-    plot.set_layout(axes("slots a layer", "hit rate"));
+    plot.set_layout(axes("slots a layer", "hit rate (paper convention)"));
     plot
 }
 

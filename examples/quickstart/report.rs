@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use anyhow::Result;
-use expert_cache::{PhaseCounts, PolicyKind};
-use lrc_metrics::MetricsReport;
+use expert_cache::{Convention, PhaseCounts, PolicyKind};
+use lrc_metrics::{CurvePolicy, MetricsReport, by_policy};
 use moe_examples::{per_cent, table};
 use moe_model::Tokenizer;
 use moe_offload::{LayerCounters, OffloadedExperts};
@@ -24,12 +24,13 @@ pub(crate) struct Report {
     pub(crate) geometry: [usize; 3],
     /// SRP, curves and load of the recorded trace.
     pub(crate) metrics: MetricsReport,
-    /// Mean hit rates over layers.
+    /// Mean hit rates over layers, in the convention of the metrics.
     pub(crate) hit_rates: Vec<HitRates>,
     /// The hit rate asked for.
     pub(crate) target: f64,
     /// Slots a layer that reach it, by policy.
-    pub(crate) smallest_cache: BTreeMap<&'static str, Option<usize>>,
+    #[serde(serialize_with = "by_policy::serialize")]
+    pub(crate) smallest_cache: BTreeMap<CurvePolicy, Option<usize>>,
     /// The offloaded run beside the resident one.
     pub(crate) generation: Generation,
     /// What was generated.
@@ -48,6 +49,8 @@ pub(crate) struct Generation {
     /// Whether both runs chose the same tokens, and the same experts with the same weights.
     same_text: bool,
     same_routing: bool,
+    /// How hits are counted.
+    convention: Convention,
     /// Counts of the run and of the simulation, all layers together.
     measured: PhaseCounts,
     simulated: PhaseCounts,
@@ -112,6 +115,7 @@ impl Generation {
             expert_bytes: bank.expert_bytes(),
             same_text,
             same_routing,
+            convention: Convention::Engine,
             measured: counters.counts(),
             simulated: sum,
             same_counts,
@@ -153,23 +157,24 @@ impl fmt::Display for Report {
 
         let mut rates = table(["rho", "slots a layer", "LRU %", "LFU %", "Belady %", "SCH(16) %"]);
         for row in &self.hit_rates {
-            let rate = |label| row.hit_rate.get(label).copied().map_or("-".to_owned(), per_cent);
+            let rate = |policy| row.hit_rate.get(&policy).copied().map_or("-".to_owned(), per_cent);
             let [lru, lfu, belady, sch] = POLICIES.map(rate);
             rates.add_row([row.rho.to_string(), row.capacity.to_string(), lru, lfu, belady, sch]);
         }
         writeln!(
             f,
-            "Hit rate of a cache of rho times the experts of a token (paper convention, mean over layers)\n{rates}\n"
+            "Hit rate of a cache of rho times the experts of a token ({})\n{rates}\n",
+            self.metrics.convention.description()
         )?;
 
         let mut smallest = table(["", "LRU", "LFU", "Belady", "SCH(16)"]);
-        let slots = |label| match self.smallest_cache.get(label).copied().flatten() {
+        let slots = |policy| match self.smallest_cache.get(&policy).copied().flatten() {
             Some(slots) => format!("{slots} of {experts}"),
             None => "none".to_owned(),
         };
         let [lru, lfu, belady, sch] = POLICIES.map(slots);
         smallest.add_row(["slots a layer".to_owned(), lru, lfu, belady, sch]);
-        writeln!(f, "Smallest cache with a hit rate of {} %\n{smallest}\n", per_cent(self.target))?;
+        writeln!(f, "Smallest cache with a hit rate of {} % (paper convention)\n{smallest}\n", per_cent(self.target))?;
         write!(f, "{}", self.generation)
     }
 }
@@ -198,7 +203,7 @@ impl fmt::Display for Generation {
                 per_cent(measured.hit_rate()),
             ]);
         }
-        writeln!(f, "The offloaded run's cache beside its simulation\n{counts}\n")?;
+        writeln!(f, "The offloaded run's cache beside its simulation ({})\n{counts}\n", self.convention.description())?;
         let yes = |yes| if yes { "yes" } else { "NO" };
         writeln!(
             f,

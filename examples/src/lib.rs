@@ -14,6 +14,7 @@ mod shown;
 mod slots;
 mod table;
 mod threads;
+mod unused;
 mod windows;
 
 pub use arguments::{HELD_OUT, POSITIVE, SHARE, each_once, number, parse, whole};
@@ -33,4 +34,5 @@ pub use shown::shown;
 pub use slots::{cache_sizes, slots_of};
 pub use table::{Table, table};
 pub use threads::{processors, set_threads};
+pub use unused::unused_layers;
 pub use windows::fitting_windows;

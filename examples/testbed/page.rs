@@ -31,7 +31,7 @@ pub(crate) fn render(report: &Report, study: &Study, text: &str) -> String {
     page.plot("NMI on the way, a few sequences", &over_steps(report, study, |record| record.nmi, "NMI"));
     let loss = over_steps(report, study, |record| record.loss, "validation loss, nats a token");
     page.plot("Validation loss on the way, a few sequences", &loss);
-    let (srp, sch) = (format!("srp_{}", report.window), format!("sch_{}", report.window));
+    let (srp, sch) = (format!("srp_{}", report.window), format!("look-ahead-{}", report.window));
     for (consistency, name) in [(&srp, "SRP"), (&sch, "SCH")] {
         for (figure, label) in FIGURES {
             let plot = beside(points, figure, label, consistency, name);

@@ -224,7 +224,9 @@ mod tests {
         let expected: Vec<String> = Experiment::read(smoke).unwrap().names().map(str::to_owned).collect();
         let runs = read(&out.path().join("runs.csv"));
         let named = |name: &str| runs.iter().filter(|row| &row[2] == name).count();
-        for figure in ["purity", "nmi_hash", "validation_loss", "srp_16", "sch_4", "tokens_per_second", "utilization"] {
+        for figure in
+            ["purity", "nmi_hash", "validation_loss", "srp_16", "look-ahead-4", "tokens_per_second", "utilization"]
+        {
             assert_eq!(named(figure), 2 * expected.len(), "{figure}");
         }
         let points = read(&out.path().join("points.csv"));

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Parser;
-use expert_cache::{Counts, ExpertCache, Oversize, PolicyKind, Pool, Requests, Simulation};
+use expert_cache::{Convention, Counts, ExpertCache, Oversize, PolicyKind, Pool, Requests, Simulation};
 use rayon::prelude::*;
 
 #[derive(Parser)]
@@ -60,6 +60,7 @@ fn main() -> Result<(), Error> {
     let optima =
         arguments.slots.iter().map(|&slots| serve(PolicyKind::Belady, slots)).collect::<Result<Vec<_>, _>>()?;
     let columns: String = arguments.slots.iter().map(|slots| format!(" {slots} slots |")).collect();
+    println!("Hit rate and loads over Belady's; {}\n", Convention::Engine.description());
     println!("| policy |{columns}");
     println!("| --- |{}", " --- |".repeat(arguments.slots.len()));
     let policies = if arguments.policies.is_empty() { PolicyKind::all() } else { &arguments.policies };

@@ -41,6 +41,12 @@ pub enum CacheError {
         /// The name.
         name: String,
     },
+    /// A policy whose hit rates one pass over a trace cannot give.
+    #[error("policy {policy} has no curve, known are lru, lfu, belady, belady-bypass, look-ahead-N")]
+    NoCurve {
+        /// The policy.
+        policy: crate::PolicyKind,
+    },
     /// A layer that the trace does not have.
     #[error("layer {layer} is out of range, the trace has {layers} MoE layers")]
     LayerOutOfRange {

@@ -95,6 +95,7 @@
 mod advisor;
 mod budget;
 mod cache;
+mod convention;
 pub mod curve;
 mod error;
 mod guard;
@@ -118,6 +119,7 @@ mod time;
 pub use advisor::{Advisor, Candidate, Choices, Figure, Layout, Setup, Slots, SpeedBootstrap, Survey, Target, Verdict};
 pub use budget::{Allocation, LayerValue, best_allocation, uniform_allocation};
 pub use cache::{ExpertCache, Oversize};
+pub use convention::Convention;
 pub use error::{CacheError, Result};
 pub use key::{ExpertKey, SlotId};
 pub use misses::{Buddies, MissCost, MissPolicy};

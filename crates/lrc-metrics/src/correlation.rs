@@ -54,11 +54,11 @@ pub fn pearson(x: &[f64], y: &[f64]) -> Option<f64> {
 /// arXiv 2505.16056, section 3 (SRP with specialization over experts; SRP with SCH, SCH with LRU and LFU over models).
 ///
 /// ```
-/// use lrc_metrics::{MetricsReport, correlate};
+/// use lrc_metrics::{CurvePolicy, MetricsReport, correlate};
 /// /// SRP beside the hit rate of a look-ahead cache of twice the experts of a token, over models.
 /// fn srp_with_sch(models: &[MetricsReport]) -> Option<f64> {
 ///     let srp = |model: &MetricsReport| Some(model.model.srp.get(&16)?.srp);
-///     correlate(models, srp, |model| model.hit_rate("sch_16", 2 * model.top_k))
+///     correlate(models, srp, |model| model.hit_rate(CurvePolicy::LookAhead { window: 16 }, 2 * model.top_k))
 /// }
 /// # assert_eq!(srp_with_sch(&[]), None);
 /// // The third point has no y.
@@ -144,13 +144,12 @@ impl ModelCorrelations {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn of(models: &[MetricsReport], window: usize, rho: usize) -> ModelCorrelations {
-        let sch = CurvePolicy::LookAhead { window }.label();
-        let rate = |label: &str, model: &MetricsReport| model.hit_rate(label, rho.saturating_mul(model.top_k));
-        let of_sch = |model: &MetricsReport| rate(&sch, model);
+        let rate = |policy, model: &MetricsReport| model.hit_rate(policy, rho.saturating_mul(model.top_k));
+        let of_sch = |model: &MetricsReport| rate(CurvePolicy::LookAhead { window }, model);
         ModelCorrelations {
             srp_sch: correlate(models, |model| Some(model.model.srp.get(&window)?.srp), of_sch),
-            sch_lru: correlate(models, of_sch, |model| rate("lru", model)),
-            sch_lfu: correlate(models, of_sch, |model| rate("lfu", model)),
+            sch_lru: correlate(models, of_sch, |model| rate(CurvePolicy::Lru, model)),
+            sch_lfu: correlate(models, of_sch, |model| rate(CurvePolicy::Lfu, model)),
         }
     }
 }

@@ -1,14 +1,14 @@
 //! Hit rates of a trace in all resamples.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::ops::Range;
 
-use expert_cache::curve::CurveAccumulator;
+use expert_cache::curve::{CurveAccumulator, CurvePolicy};
 use moe_trace::Stack;
 use ndarray::Array2;
 use rayon::prelude::*;
 
 use crate::{
-    MetricsReport, ModelReport,
+    HitRates, MetricsReport, ModelReport,
     trace_resamples::{BoundReports, Bounds, TraceResamples},
 };
 
@@ -23,7 +23,9 @@ struct CurveSet {
     /// Place of their sums in a row, behind the number of sequences.
     first: usize,
     capacities: usize,
-    /// By resample.
+    /// Whether a sequence uses it at all.
+    used: bool,
+    /// By resample; 1 if no sequence uses it, as its hit rates are 0 then, not none.
     sequences: Vec<f64>,
 }
 
@@ -34,6 +36,46 @@ struct PolicyBounds {
     stacks: [Option<Vec<Bounds>>; 2],
 }
 
+/// The mean over layers, each resample by itself: of the layers that its sequences use.
+struct LayerMean {
+    /// `[capacities x resamples]`.
+    sum: Array2<f64>,
+    /// Layers by resample.
+    layers: Vec<f64>,
+    /// Whether a sequence uses any of the layers; otherwise all rates are 0.
+    used: bool,
+}
+
+impl LayerMean {
+    fn new(capacities: usize, resamples: usize) -> LayerMean {
+        LayerMean { sum: Array2::zeros((capacities, resamples)), layers: vec![0.0; resamples], used: false }
+    }
+
+    fn add(&mut self, set: &CurveSet, rates: &Array2<f64>) {
+        if !set.used {
+            return;
+        }
+        self.used = true;
+        for (layers, &sequences) in self.layers.iter_mut().zip(&set.sequences) {
+            *layers += f64::from(u8::from(sequences > 0.0));
+        }
+        for (mut sum, rates) in self.sum.rows_mut().into_iter().zip(rates.rows()) {
+            let present = sum.iter_mut().zip(rates).filter(|(_, rate)| !rate.is_nan());
+            present.for_each(|(sum, rate)| *sum += rate);
+        }
+    }
+
+    /// Rates that are not a number are those of resamples that use no layer.
+    fn finish(mut self) -> Array2<f64> {
+        if self.used {
+            for mut sum in self.sum.rows_mut() {
+                sum.iter_mut().zip(&self.layers).for_each(|(sum, layers)| *sum /= layers);
+            }
+        }
+        self.sum
+    }
+}
+
 const STACKS: [Stack; 2] = [Stack::Encoder, Stack::Decoder];
 
 impl TraceResamples<'_> {
@@ -41,20 +83,22 @@ impl TraceResamples<'_> {
     pub(crate) fn bound_curves(&self, value: &MetricsReport, reports: &mut BoundReports) {
         let sets = self.curve_sets();
         let (layers, pool) = sets.split_at(value.layers.len());
-        let labels: Vec<&String> = value.layers.first().map_or(Vec::new(), |layer| self.labels(&layer.curves));
+        let measured = self.metrics.curves().next().map_or(&[][..], |curves| curves.accumulators());
+        let policies: Vec<CurvePolicy> = measured.iter().map(CurveAccumulator::policy).collect();
         let capacities = layers.first().map_or(0, |set| set.capacities);
         let mut tasks = Vec::new();
-        for policy in 0..labels.len() {
+        for policy in 0..policies.len() {
             let starts = (0..capacities).step_by(CAPACITIES);
             tasks.extend(starts.map(|start| (policy, start..capacities.min(start + CAPACITIES))));
         }
-        let of_policy =
-            |(policy, slots): &(usize, Range<usize>)| self.of_policy(layers, *policy, slots, labels[*policy], value);
+        let of_policy = |(policy, slots): &(usize, Range<usize>)| {
+            self.of_policy(layers, (*policy, policies[*policy]), slots, value)
+        };
         let bounds: Vec<PolicyBounds> = tasks.par_iter().map(of_policy).collect();
         reports.set(|report, side| {
             for ((policy, slots), bounds) in tasks.iter().zip(&bounds) {
-                let set = |curves: &mut BTreeMap<String, Vec<f64>>, bounds: &[Bounds]| {
-                    if let Some(curve) = curves.get_mut(labels[*policy]) {
+                let set = |curves: &mut HitRates, bounds: &[Bounds]| {
+                    if let Some(curve) = curves.get_mut(&policies[*policy]) {
                         curve[slots.clone()].iter_mut().zip(bounds).for_each(|(rate, bounds)| *rate = side(bounds));
                     }
                 };
@@ -70,38 +114,27 @@ impl TraceResamples<'_> {
             }
         });
         let (Some(set), Some(pool)) = (pool.first(), &value.pool) else { return };
-        let of_policy = |(policy, label): (usize, &&String)| {
-            self.rate_bounds(&mut self.hit_rates(set, policy, &(0..set.capacities)), &pool.curves[*label])
+        let of_policy = |(number, policy): (usize, &CurvePolicy)| {
+            self.rate_bounds(&mut self.hit_rates(set, number, &(0..set.capacities)), &pool.curves[policy])
         };
-        let bounds: Vec<Vec<Bounds>> = labels.par_iter().enumerate().map(of_policy).collect();
+        let bounds: Vec<Vec<Bounds>> = policies.par_iter().enumerate().map(of_policy).collect();
         reports.set(|report, side| {
-            for (label, bounds) in labels.iter().zip(&bounds) {
-                if let Some(curve) = report.pool.as_mut().and_then(|pool| pool.curves.get_mut(*label)) {
+            for (policy, bounds) in policies.iter().zip(&bounds) {
+                if let Some(curve) = report.pool.as_mut().and_then(|pool| pool.curves.get_mut(policy)) {
                     *curve = bounds.iter().map(side).collect();
                 }
             }
         });
     }
 
-    /// The labels of the policies in the order in which they are measured.
-    fn labels<'b>(&self, curves: &'b BTreeMap<String, Vec<f64>>) -> Vec<&'b String> {
-        let measured = self.metrics.curves().next().map_or(&[][..], |curves| curves.accumulators());
-        measured
-            .iter()
-            .filter_map(|curve| curves.get_key_value(&curve.policy().label()))
-            .map(|(label, _)| label)
-            .collect()
-    }
-
     fn curve_sets(&self) -> Vec<CurveSet> {
         let mut first = 0;
         let set = |curves: &[CurveAccumulator]| {
             let capacities = curves.first().map_or(0, |curve| curve.rate_sums().len());
-            // A layer that no sequence uses has hit rates of 0, not none.
-            let unused = curves.iter().all(|curve| curve.sequences() == 0);
+            let used = curves.iter().any(|curve| curve.sequences() > 0);
             let sequences =
-                if unused { vec![1.0; self.weights.ncols()] } else { self.rate_sums(first..first + 1).row(0).to_vec() };
-            let set = CurveSet { first: first + 1, capacities, sequences };
+                if used { self.rate_sums(first..first + 1).row(0).to_vec() } else { vec![1.0; self.weights.ncols()] };
+            let set = CurveSet { first: first + 1, capacities, used, sequences };
             first += 1 + curves.len() * capacities;
             set
         };
@@ -111,36 +144,30 @@ impl TraceResamples<'_> {
     fn of_policy(
         &self,
         sets: &[CurveSet],
-        policy: usize,
+        (number, policy): (usize, CurvePolicy),
         slots: &Range<usize>,
-        label: &str,
         value: &MetricsReport,
     ) -> PolicyBounds {
-        let mut model = Array2::zeros((slots.len(), self.weights.ncols()));
+        let none = || LayerMean::new(slots.len(), self.weights.ncols());
+        let mut model = none();
         let mut stacks = [None, None];
         let mut layers = Vec::new();
         for ((set, stack), report) in sets.iter().zip(self.metrics.selection().stacks()).zip(&value.layers) {
-            let mut rates = self.hit_rates(set, policy, slots);
-            model += &rates;
-            let (sum, count) =
-                stacks[usize::from(*stack == STACKS[1])].get_or_insert_with(|| (Array2::zeros(rates.dim()), 0.0));
-            *sum += &rates;
-            *count += 1.0;
-            layers.push(self.rate_bounds(&mut rates, &report.curves[label][slots.clone()]));
+            let mut rates = self.hit_rates(set, number, slots);
+            model.add(set, &rates);
+            stacks[usize::from(*stack == STACKS[1])].get_or_insert_with(none).add(set, &rates);
+            layers.push(self.rate_bounds(&mut rates, &report.curves[&policy][slots.clone()]));
         }
-        let of = |mut sum: Array2<f64>, count: f64, report: &ModelReport| {
-            sum /= count;
-            self.rate_bounds(&mut sum, &report.curves[label][slots.clone()])
+        let of = |mean: LayerMean, report: &ModelReport| {
+            self.rate_bounds(&mut mean.finish(), &report.curves[&policy][slots.clone()])
         };
         let [encoder, decoder] = stacks;
-        let stacks = [(encoder, &value.encoder), (decoder, &value.decoder)].map(|(sum, report)| {
-            let (sum, count) = sum?;
-            Some(of(sum, count, report.as_ref()?))
-        });
+        let stacks = [(encoder, &value.encoder), (decoder, &value.decoder)]
+            .map(|(mean, report)| Some(of(mean?, report.as_ref()?)));
         let model = match &stacks {
             // A model of one stack is that stack.
             [Some(bounds), None] | [None, Some(bounds)] => bounds.clone(),
-            _ => of(model, layers.len() as f64, &value.model),
+            _ => of(model, &value.model),
         };
         PolicyBounds { layers, model, stacks }
     }

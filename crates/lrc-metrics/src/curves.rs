@@ -125,6 +125,11 @@ impl Curves {
         same("list of policies", &like.policies(), &self.policies())
     }
 
+    /// How a first touch counts.
+    pub(crate) fn cold_start(&self) -> ColdStart {
+        self.cold_start
+    }
+
     /// Number of experts a layer.
     pub(crate) fn experts(&self) -> usize {
         self.selection.experts()

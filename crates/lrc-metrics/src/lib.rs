@@ -13,7 +13,7 @@
 //! Accumulators are serializable, so a corpus can be folded over processes, too: `docs/map-reduce.md` shows how.
 //!
 //! ```
-//! use lrc_metrics::{MetricsOptions, TraceMetrics, accumulate};
+//! use lrc_metrics::{CurvePolicy, MetricsOptions, TraceMetrics, accumulate};
 //! use moe_trace::{Geometry, MemoryTrace, Phase, SequenceBuf};
 //!
 //! // One layer of 3 experts, top-1: A A B A.
@@ -27,7 +27,7 @@
 //! // 6 of the 6 uses and selects 5 experts for 2 tokens each: F1 = 2 * 6 / (2 * 5 + 6).
 //! assert_eq!(report.model.srp[&2].srp, 0.75);
 //! // The third token misses in an LRU cache of one slot, so does the fourth; the first touch is free.
-//! assert_eq!(report.layers[0].curves["lru"], [0.5, 1.0, 1.0]);
+//! assert_eq!(report.layers[0].curves[&CurvePolicy::Lru], [0.5, 1.0, 1.0]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
@@ -35,6 +35,7 @@ mod accumulate;
 mod bit_queue;
 mod bootstrap;
 mod by_domain;
+pub mod by_policy;
 mod coactivation;
 mod correlation;
 mod curve_resamples;
@@ -52,6 +53,7 @@ mod misses;
 mod monitor;
 mod monitor_epoch;
 mod monitor_options;
+mod nan;
 mod null_router;
 #[doc(hidden)]
 pub mod oracle;
@@ -76,6 +78,7 @@ mod threshold_resamples;
 mod trace_intervals;
 mod trace_metrics;
 mod trace_resamples;
+mod use_counts;
 mod vocabulary;
 
 pub use accumulate::{Accumulator, accumulate};
@@ -85,7 +88,8 @@ pub use coactivation::Coactivation;
 pub use correlation::{ModelCorrelations, correlate, correlation_matrix, pearson};
 pub use curves::Curves;
 pub use error::{MetricError, Result};
-pub use expert_cache::curve::{ColdStart, CurvePolicy};
+pub use expert_cache::Convention;
+pub use expert_cache::curve::{ColdStart, CurvePolicy, HitCurve};
 pub use figures::Figures;
 pub use groups::Merge;
 pub use layer_snapshot::LayerSnapshot;
@@ -97,7 +101,7 @@ pub use position::{PositionSrp, StartSrp};
 pub use prefetch::{PrefetchDecomposition, PrefetchEffect};
 pub use reference_counts::RoutingAgreement;
 pub use reference_routing::{LayerAgreement, ReferenceRouting};
-pub use report::{ExpertReport, LayerReport, MetricsReport, ModelReport, PoolReport};
+pub use report::{ExpertReport, HitRates, LayerReport, MetricsReport, ModelReport, PoolReport};
 pub use resampled::{Intervals, Resampled};
 pub use saturation::Saturation;
 pub use specialization::{DomainLoad, domain_specialization};

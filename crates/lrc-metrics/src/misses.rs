@@ -1,10 +1,9 @@
 //! Where misses come from, and what no policy can avoid.
 
-use std::collections::BTreeMap;
-
+use expert_cache::curve::CurvePolicy;
 use serde::{Deserialize, Serialize};
 
-use crate::{LayerReport, ModelReport, PoolReport};
+use crate::{HitRates, LayerReport, ModelReport, PoolReport};
 
 /// Misses of a policy at one capacity by their cause, as shares of all accesses.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,7 +30,7 @@ pub struct MissDecomposition {
 /// ```text
 /// compulsory   = 1 - belady(all)
 /// capacity     = belady(all) - belady(c)
-/// forced_loads = belady_bypass(c) - belady(c)
+/// forced_loads = belady-bypass(c) - belady(c)
 /// regret       = belady(c) - policy(c)
 /// ```
 ///
@@ -103,27 +102,28 @@ pub fn static_curve(activation_rates: &[f64]) -> Vec<f64> {
 
 impl ModelReport {
     /// Misses of a policy at every number of slots a layer, mean over layers; `None` if the policy was not measured.
-    pub fn misses(&self, label: &str) -> Option<Vec<MissDecomposition>> {
-        misses(&self.curves, label)
+    pub fn misses(&self, policy: CurvePolicy) -> Option<Vec<MissDecomposition>> {
+        misses(&self.curves, policy)
     }
 }
 
 impl LayerReport {
     /// Misses of a policy at every number of slots; `None` if the policy was not measured.
-    pub fn misses(&self, label: &str) -> Option<Vec<MissDecomposition>> {
-        misses(&self.curves, label)
+    pub fn misses(&self, policy: CurvePolicy) -> Option<Vec<MissDecomposition>> {
+        misses(&self.curves, policy)
     }
 }
 
 impl PoolReport {
     /// Misses of a policy at every number of slots; `None` if the policy was not measured.
-    pub fn misses(&self, label: &str) -> Option<Vec<MissDecomposition>> {
-        misses(&self.curves, label)
+    pub fn misses(&self, policy: CurvePolicy) -> Option<Vec<MissDecomposition>> {
+        misses(&self.curves, policy)
     }
 }
 
-fn misses(curves: &BTreeMap<String, Vec<f64>>, label: &str) -> Option<Vec<MissDecomposition>> {
-    Some(decompose_misses(curves.get(label)?, curves.get("belady")?, curves.get("belady_bypass")?))
+fn misses(curves: &HitRates, policy: CurvePolicy) -> Option<Vec<MissDecomposition>> {
+    let of = |policy| curves.get(&policy);
+    Some(decompose_misses(of(policy)?, of(CurvePolicy::Belady)?, of(CurvePolicy::BeladyBypass)?))
 }
 
 #[cfg(test)]

@@ -2,14 +2,23 @@
 
 use std::collections::BTreeMap;
 
+use expert_cache::Convention;
+use expert_cache::curve::{ColdStart, CurvePolicy};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
-use crate::{LayerLoad, SrpValue};
+use crate::{LayerLoad, SrpValue, by_policy};
+
+/// Hit rates by policy; in JSON the keys are the policies' names, such as `lru` and `look-ahead-16`.
+pub type HitRates = BTreeMap<CurvePolicy, Vec<f64>>;
+
+fn free() -> ColdStart {
+    ColdStart::Free
+}
 
 /// What [`TraceMetrics`](crate::TraceMetrics) measured.
 ///
-/// As JSON: `model.srp["16"].srp`, `layers[0].experts[5].srp["16"].rho`, `layers[0].curves.sch_16[7]`,
+/// As JSON: `model.srp["16"].srp`, `layers[0].experts[5].srp["16"].rho`, `layers[0].curves["look-ahead-16"][7]`,
 /// `pool.curves.lru[7]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MetricsReport {
@@ -19,6 +28,15 @@ pub struct MetricsReport {
     pub tokens: u64,
     /// Experts that a token uses at most in a layer.
     pub top_k: usize,
+    /// How the hit rates are counted.
+    #[serde(default)]
+    pub convention: Convention,
+    /// How a first touch counts in the hit rates.
+    #[serde(default = "free")]
+    pub cold_start: ColdStart,
+    /// Numbers of the selected MoE layers that no token uses; they are left out of means over layers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unused_layers: Vec<usize>,
     /// All selected layers together.
     pub model: ModelReport,
     /// The selected layers of the encoder, if there is one.
@@ -39,9 +57,10 @@ pub struct MetricsReport {
 pub struct ModelReport {
     /// SRP of all experts pooled, by window length.
     pub srp: BTreeMap<usize, SrpValue>,
-    /// Hit rates by [policy label](expert_cache::curve::CurvePolicy::label), entry `i` for `i + 1` slots in each layer:
-    /// the mean over layers.
-    pub curves: BTreeMap<String, Vec<f64>>,
+    /// Hit rates by policy, entry `i` for `i + 1` slots in each layer: the mean over the layers that a token uses, 0 if there
+    /// is none.
+    #[serde(with = "by_policy")]
+    pub curves: HitRates,
 }
 
 /// One layer.
@@ -53,8 +72,9 @@ pub struct LayerReport {
     pub srp: BTreeMap<usize, SrpValue>,
     /// Each expert alone, `[experts]`.
     pub experts: Vec<ExpertReport>,
-    /// Hit rates by [policy label](expert_cache::curve::CurvePolicy::label), entry `i` for `i + 1` slots.
-    pub curves: BTreeMap<String, Vec<f64>>,
+    /// Hit rates by policy, entry `i` for `i + 1` slots.
+    #[serde(with = "by_policy")]
+    pub curves: HitRates,
     /// How evenly the layer's experts are used.
     pub load: LayerLoad,
 }
@@ -69,21 +89,23 @@ pub struct ExpertReport {
 /// All selected layers as one cache.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PoolReport {
-    /// Hit rates by policy label, entry `i` for `i + 1` slots shared by all layers.
-    pub curves: BTreeMap<String, Vec<f64>>,
+    /// Hit rates by policy, entry `i` for `i + 1` slots shared by all layers.
+    #[serde(with = "by_policy")]
+    pub curves: HitRates,
 }
 
 impl MetricsReport {
     /// Hit rates of a policy, `[layers x capacities]`; `None` if the policy was not measured.
-    pub fn curves(&self, label: &str) -> Option<Array2<f64>> {
+    pub fn curves(&self, policy: CurvePolicy) -> Option<Array2<f64>> {
         let rows: Option<Vec<&[f64]>> =
-            self.layers.iter().map(|layer| layer.curves.get(label).map(Vec::as_slice)).collect();
+            self.layers.iter().map(|layer| layer.curves.get(&policy).map(Vec::as_slice)).collect();
         rows.map(|rows| matrix(&rows))
     }
 
-    /// Hit rate of a policy with a number of slots in each layer, mean over layers; `None` if it was not measured.
-    pub fn hit_rate(&self, label: &str, slots: usize) -> Option<f64> {
-        self.model.curves.get(label)?.get(slots.checked_sub(1)?).copied()
+    /// Hit rate of a policy with a number of slots in each layer, mean over the layers that a token uses; `None` if it was
+    /// not measured.
+    pub fn hit_rate(&self, policy: CurvePolicy, slots: usize) -> Option<f64> {
+        self.model.curves.get(&policy)?.get(slots.checked_sub(1)?).copied()
     }
 
     /// Activation rates, `[layers x experts]`.
@@ -93,18 +115,28 @@ impl MetricsReport {
     }
 }
 
-/// Mean hit rates of some layers.
-pub(crate) fn mean_curves<'a>(layers: impl Iterator<Item = &'a LayerReport>) -> BTreeMap<String, Vec<f64>> {
-    let mut sums: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    let mut count = 0.0;
+impl LayerReport {
+    /// Returns true if a token uses an expert of the layer.
+    pub fn is_used(&self) -> bool {
+        self.load.activation_rates.iter().any(|&rate| rate > 0.0)
+    }
+}
+
+/// Mean hit rates of those of some layers that a token uses; 0 if there is none.
+pub(crate) fn mean_curves<'a>(layers: impl Iterator<Item = &'a LayerReport>) -> HitRates {
+    let mut sums = HitRates::new();
+    let mut count: f64 = 0.0;
     for layer in layers {
-        count += 1.0;
-        for (label, rates) in &layer.curves {
-            let sum = sums.entry(label.clone()).or_insert_with(|| vec![0.0; rates.len()]);
-            sum.iter_mut().zip(rates).for_each(|(sum, rate)| *sum += rate);
+        let used = layer.is_used();
+        count += f64::from(u8::from(used));
+        for (&policy, rates) in &layer.curves {
+            let sum = sums.entry(policy).or_insert_with(|| vec![0.0; rates.len()]);
+            if used {
+                sum.iter_mut().zip(rates).for_each(|(sum, rate)| *sum += rate);
+            }
         }
     }
-    sums.values_mut().flatten().for_each(|sum| *sum /= count);
+    sums.values_mut().flatten().for_each(|sum| *sum /= count.max(1.0));
     sums
 }
 

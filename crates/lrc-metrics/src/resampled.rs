@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Accumulator, Bootstrap, Figures, MetricError, Result,
     groups::{Groups, Merge},
+    nan,
     sequence_key::sequence_key,
 };
 
@@ -14,13 +15,18 @@ use crate::{
 const GROUPS: usize = 96;
 
 /// A report with the bounds of the interval of each of its figures.
+///
+/// A bound that does not exist is NaN. JSON has no NaN: there it is `null`, which is read as NaN again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(bound(deserialize = "R: Deserialize<'de>"))]
 pub struct Intervals<R> {
     /// What was measured.
     pub value: R,
     /// The lower bound of every real number of it; whole numbers are as measured.
+    #[serde(deserialize_with = "nan::deserialize")]
     pub low: R,
     /// The upper bound of every real number, likewise.
+    #[serde(deserialize_with = "nan::deserialize")]
     pub high: R,
 }
 

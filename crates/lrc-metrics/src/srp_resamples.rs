@@ -8,7 +8,6 @@ use rayon::prelude::*;
 
 use crate::{
     MetricsReport, ModelReport, SrpValue,
-    group_row::first_sum,
     threshold_resamples::{ThresholdResamples, threshold_resamples},
     trace_resamples::{BoundReports, Bounds, Side, TraceResamples},
 };
@@ -90,15 +89,16 @@ impl TraceResamples<'_> {
         value: impl Fn(usize) -> SrpValue,
     ) -> Vec<SrpBounds> {
         let window = self.lengths[number];
-        let first = self.first_sum(position, number);
-        let sums_of = |expert: usize| first + expert * window..first + (expert + 1) * window;
         // How often each expert is used at most, and the largest sum.
         let mut total = vec![0u64; window];
         let (mut used, mut largest) = (Vec::new(), 0);
         for expert in experts.clone() {
             total.fill(0);
             for group in self.rows {
-                total.iter_mut().zip(&group.at_least[sums_of(expert)]).for_each(|(sum, &more)| *sum += u64::from(more));
+                total
+                    .iter_mut()
+                    .zip(group.at_least.of(position, number, expert))
+                    .for_each(|(sum, &more)| *sum += u64::from(more));
             }
             used.push(total.partition_point(|&windows| windows > 0));
             largest = total[0].max(largest);
@@ -109,8 +109,9 @@ impl TraceResamples<'_> {
         let mut sums = Vec::with_capacity(self.rows.len() * columns);
         for group in self.rows {
             for (expert, &used) in experts.clone().zip(&used) {
-                let first = sums_of(expert).start;
-                sums.extend(group.at_least[first..first + used].iter().map(|&windows| narrow(windows >> shift)));
+                let of_group = group.at_least.of(position, number, expert);
+                sums.extend(of_group.iter().map(|&windows| narrow(windows >> shift)));
+                sums.resize(sums.len() + used - of_group.len(), 0.0);
             }
         }
         let sums = Array2::from_shape_vec((self.rows.len(), columns), sums).expect("a row for each group");
@@ -171,19 +172,14 @@ impl TraceResamples<'_> {
     /// Windows of all experts of a layer by their uses at least, from 1 on, `[groups x window]`.
     fn pooled(&self, position: usize, number: usize) -> Array2<f64> {
         let (window, experts) = (self.lengths[number], self.metrics.selection().experts());
-        let first = self.first_sum(position, number);
         let mut pooled = Array2::zeros((self.rows.len(), window));
         for (group, mut pooled) in self.rows.iter().zip(pooled.rows_mut()) {
-            for at_least in group.at_least[first..first + experts * window].chunks_exact(window) {
+            for expert in 0..experts {
+                let at_least = group.at_least.of(position, number, expert);
                 pooled.iter_mut().zip(at_least).for_each(|(sum, &windows)| *sum += f64::from(windows));
             }
         }
         pooled
-    }
-
-    /// Place of the first sum of a layer and a window length in a row.
-    fn first_sum(&self, position: usize, number: usize) -> usize {
-        first_sum(self.lengths, self.metrics.selection().experts(), position, number)
     }
 
     fn srp_bounds(&self, value: &SrpValue, mut figures: ThresholdResamples) -> SrpBounds {

@@ -8,13 +8,14 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Accumulator, Bootstrap, Intervals, MetricError, MetricsOptions, MetricsReport, Result, SrpReport, TraceMetrics,
     error::{LONGEST_WINDOW, same},
-    group_row::{GroupRow, Totals, first_sum},
+    group_row::{GroupRow, Totals},
     groups::Groups,
     histogram::{SlidingWindow, add_counts},
     sequence_key::sequence_key,
     serialized::{MOST, Restore, checked_serde, intact, within},
     srp::fitting,
     trace_resamples::TraceResamples,
+    use_counts::UseCounts,
 };
 
 /// The metrics of a trace with intervals.
@@ -32,8 +33,9 @@ pub type MetricsIntervals = Intervals<MetricsReport>;
 ///
 /// # Complexity
 /// A sequence costs what [`TraceMetrics`] costs and a few per cent, the intervals one product of a matrix of draws with
-/// one of sums. Memory is `4 * layers * experts * m` bytes a group for each window length: for the default windows 134 MB
-/// with 16 layers of 64 experts, and 1.0 GB with 60 layers of 384.
+/// one of sums. Memory is at most `4 * layers * experts * m` bytes a group for each window length, and 24 bytes for each
+/// layer, expert and window length. It is so much only where every expert fills whole windows: of an expert as many counts
+/// are held as a window has uses of it. Each thread of [`accumulate`](crate::accumulate) has groups of its own.
 ///
 /// # References
 /// arXiv 2505.16056, appendix C.
@@ -68,6 +70,9 @@ pub struct TraceIntervals {
     /// One for each window length.
     #[serde(skip)]
     sliding: Vec<SlidingWindow>,
+    /// Windows of a layer of one sequence by their uses at least, `[experts x longest length]`; 0 between layers.
+    #[serde(skip)]
+    windows: Vec<u32>,
     #[serde(skip)]
     before: Totals,
     #[serde(skip)]
@@ -92,6 +97,7 @@ impl TraceIntervals {
             groups,
             empty: GroupRow::default(),
             sliding: Vec::new(),
+            windows: Vec::new(),
             before: Totals::default(),
             now: Totals::default(),
         };
@@ -109,10 +115,9 @@ impl TraceIntervals {
         for (number, &window) in self.fitting()?.iter().enumerate() {
             let windows: u64 = rows.iter().map(|row| row.windows[number]).sum();
             let report = SrpReport::pool(window, windows, selection, |position, expert, counts| {
-                let first = first_sum(&self.lengths, selection.experts(), position, number) + expert * window;
                 let mut at_least = vec![0; window];
                 for row in &rows {
-                    let more = &row.at_least[first..first + window];
+                    let more = row.at_least.of(position, number, expert);
                     at_least.iter_mut().zip(more).for_each(|(sum, &more)| *sum += u64::from(more));
                 }
                 add_counts(windows, &at_least, counts);
@@ -148,7 +153,7 @@ impl TraceIntervals {
         self.before.fill(&self.metrics);
         let totals = &self.before;
         let totals = Totals { tokens: 0, uses: vec![0; totals.uses.len()], rates: vec![0; totals.rates.len()] };
-        let at_least = vec![0; sums_of(&self.metrics, &self.lengths)];
+        let at_least = UseCounts::new(self.metrics.selection().layers().len(), &self.lengths, experts);
         self.empty = GroupRow { at_least, windows: vec![0; self.lengths.len()], totals };
         self.sliding = self.lengths.iter().map(|&window| SlidingWindow::new(window, experts)).collect();
     }
@@ -174,14 +179,15 @@ impl Accumulator for TraceIntervals {
         let row = self.groups.of_next(sequence_key(sequence), &self.empty)?;
         let windows = |&window: &usize| (sequence.len() + 1).saturating_sub(window) as u64;
         row.add_windows(self.lengths.iter().map(windows))?;
-        let (sliding, mut at_least) = (&mut self.sliding, row.at_least.as_mut_slice());
+        let (sliding, at_least, windows) = (&mut self.sliding, &mut row.at_least, &mut self.windows);
         let experts = self.metrics.selection().experts();
-        self.metrics.update_and(sequence, |_, accesses| {
-            for (window, length) in sliding.iter_mut().zip(&self.lengths) {
-                let (of_length, rest) = std::mem::take(&mut at_least).split_at_mut(experts * length);
+        windows.resize(experts * self.lengths.last().copied().unwrap_or_default(), 0);
+        self.metrics.update_and(sequence, |position, accesses| {
+            for (number, (window, length)) in sliding.iter_mut().zip(&self.lengths).enumerate() {
+                let of_length = &mut windows[..experts * length];
                 // Exact modulo 2^32, and a group has fewer windows.
                 window.add(accesses, of_length);
-                at_least = rest;
+                at_least.take(position, number, of_length);
             }
         })?;
         self.longest = self.longest.max(sequence.len());
@@ -215,11 +221,10 @@ impl Restore for TraceIntervals {
             same("list of look-ahead windows", &self.lengths, &ahead)?;
         }
         self.shape();
-        let limit = groups_of(self.empty.at_least.len());
+        let limit = groups_of(sums_of(&self.metrics, &self.lengths));
         self.groups.check(limit, self.metrics.sequences())?;
-        let experts = self.metrics.selection().experts();
         for row in self.groups.sums_mut() {
-            row.restore(&self.empty, &self.lengths, experts)?;
+            row.restore(&self.empty)?;
         }
         // Checked sums: what is read may claim anything.
         let rows = self.groups.sums();

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use expert_cache::Convention;
 use expert_cache::curve::{Accesses, ColdStart, CurvePolicy};
 use moe_trace::{Geometry, LayerId, Sequence, Stack};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Accumulator, Curves, ExpertReport, LayerReport, LoadBalance, MetricError, MetricsReport, ModelReport, PoolReport,
-    Result, Srp, SrpReport, SrpValue,
+    Accumulator, Curves, ExpertReport, HitRates, LayerReport, LoadBalance, MetricError, MetricsReport, ModelReport,
+    PoolReport, Result, Srp, SrpReport, SrpValue,
     error::same,
     report::mean_curves,
     selection::Selection,
@@ -103,7 +104,7 @@ impl TraceMetrics {
                 layer: self.selection.layers()[position].index(),
                 srp: by_window(&|report| report.layers[position].value),
                 experts: (0..self.selection.experts()).map(expert).collect(),
-                curves: by_label(curves),
+                curves: hit_rates(curves),
                 load,
             });
         }
@@ -117,11 +118,14 @@ impl TraceMetrics {
             sequences: self.sequences,
             tokens: self.tokens,
             top_k: self.top_k,
+            convention: Convention::Paper,
+            cold_start: self.curves[0].cold_start(),
+            unused_layers: layers.iter().filter(|layer| !layer.is_used()).map(|layer| layer.layer).collect(),
             model: ModelReport { srp: by_window(&|report| report.model), curves: mean_curves(layers.iter()) },
             encoder: by_stack(Stack::Encoder, |report| report.encoder),
             decoder: by_stack(Stack::Decoder, |report| report.decoder),
             layers,
-            pool: self.pool.as_ref().map(|pool| PoolReport { curves: by_label(pool) }),
+            pool: self.pool.as_ref().map(|pool| PoolReport { curves: hit_rates(pool) }),
         }
     }
 
@@ -201,8 +205,8 @@ fn policies_of(windows: &[usize]) -> Vec<CurvePolicy> {
     fixed.into_iter().chain(windows.iter().map(|&window| CurvePolicy::LookAhead { window })).collect()
 }
 
-fn by_label(curves: &Curves) -> BTreeMap<String, Vec<f64>> {
-    curves.finish().into_iter().map(|(policy, curve)| (policy.label(), curve.hit_rates)).collect()
+fn hit_rates(curves: &Curves) -> HitRates {
+    curves.finish().into_iter().map(|(policy, curve)| (policy, curve.hit_rates)).collect()
 }
 
 impl Accumulator for TraceMetrics {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use lrc_metrics::{
-    Accumulator, ByDomain, LayerAgreement, LayerLoad, LoadBalance, MetricsOptions, ReferenceRouting, RoutingAgreement,
-    TraceMetrics, accumulate,
+    Accumulator, ByDomain, Convention, CurvePolicy, LayerAgreement, LayerLoad, LoadBalance, MetricsOptions,
+    ReferenceRouting, RoutingAgreement, TraceMetrics, accumulate, by_policy,
 };
 use moe_trace::{MemoryTrace, RoutingSource};
 use serde::{Deserialize, Serialize};
@@ -34,8 +34,12 @@ pub struct RunFigures {
     pub srp: BTreeMap<usize, SrpFigures>,
     /// Slots a layer of the hit rates.
     pub slots: usize,
-    /// Hit rates by the label of the policy: `lru`, `belady`, `sch_16` and so on.
-    pub hit_rates: BTreeMap<String, BesideShuffled>,
+    /// How these hit rates are counted; that of the predicted speed is the engine's.
+    #[serde(default)]
+    pub hit_rate_convention: Convention,
+    /// Hit rates by policy.
+    #[serde(with = "by_policy")]
+    pub hit_rates: BTreeMap<CurvePolicy, BesideShuffled>,
     /// Predicted speed.
     pub speed: PredictedSpeed,
     /// Predicted speed of the same tokens in random order.
@@ -108,10 +112,10 @@ impl RunFigures {
             let srp = BesideShuffled { value: value.srp, shuffled: random.model.srp[&window].srp };
             (window, SrpFigures { srp, rho: value.rho, lower_bound: value.lower_bound() })
         };
-        let rate = |label: &String| {
-            let value = ordered.hit_rate(label, slots)?;
-            let shuffled = random.hit_rate(label, slots)?;
-            Some((label.clone(), BesideShuffled { value, shuffled }))
+        let rate = |&policy: &CurvePolicy| {
+            let value = ordered.hit_rate(policy, slots)?;
+            let shuffled = random.hit_rate(policy, slots)?;
+            Some((policy, BesideShuffled { value, shuffled }))
         };
         let load = by_domain(trace, 0)?.finish()?;
         let specializations: Vec<f64> = load.specialization().into_iter().flatten().flatten().collect();
@@ -127,6 +131,7 @@ impl RunFigures {
             load: load.all,
             srp: ordered.model.srp.iter().map(srp).collect(),
             slots,
+            hit_rate_convention: ordered.convention,
             hit_rates: ordered.model.curves.keys().filter_map(rate).collect(),
             speed: plan.predict(trace)?,
             shuffled_speed: plan.predict(&shuffled)?,
@@ -168,7 +173,7 @@ impl RunFigures {
             add(format!("srp_{window}_lower_bound"), figures.lower_bound);
         }
         for (policy, rate) in &self.hit_rates {
-            add(policy.clone(), rate.value);
+            add(policy.to_string(), rate.value);
             add(format!("{policy}_shuffled_tokens"), rate.shuffled);
         }
         add("tokens_per_second".to_owned(), self.speed.tokens_per_second);

@@ -1,8 +1,11 @@
 //! What a curve is computed for.
 
+use std::fmt;
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
-use crate::{CacheError, Result};
+use crate::{CacheError, PolicyKind, Result};
 
 /// How the first touch of an expert counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -43,22 +46,6 @@ pub enum CurvePolicy {
 }
 
 impl CurvePolicy {
-    /// A short name: `lru`, `lfu`, `belady`, `belady_bypass`, `sch_16`.
-    ///
-    /// ```
-    /// use expert_cache::curve::CurvePolicy;
-    /// assert_eq!(CurvePolicy::LookAhead { window: 16 }.label(), "sch_16");
-    /// ```
-    pub fn label(self) -> String {
-        match self {
-            CurvePolicy::Lru => "lru".to_owned(),
-            CurvePolicy::Lfu => "lfu".to_owned(),
-            CurvePolicy::Belady => "belady".to_owned(),
-            CurvePolicy::BeladyBypass => "belady_bypass".to_owned(),
-            CurvePolicy::LookAhead { window } => format!("sch_{window}"),
-        }
-    }
-
     /// The look-ahead window in tokens, if the policy has one.
     pub fn window(self) -> Option<usize> {
         match self {
@@ -67,10 +54,58 @@ impl CurvePolicy {
         }
     }
 
+    /// The same policy for a cache of one size.
+    pub fn kind(self) -> PolicyKind {
+        match self {
+            CurvePolicy::Lru => PolicyKind::Lru,
+            CurvePolicy::Lfu => PolicyKind::Lfu,
+            CurvePolicy::Belady => PolicyKind::Belady,
+            CurvePolicy::BeladyBypass => PolicyKind::BeladyBypass,
+            CurvePolicy::LookAhead { window } => PolicyKind::LookAhead { window },
+        }
+    }
+
     pub(super) fn check(self) -> Result<()> {
         match self {
             CurvePolicy::LookAhead { window: 0 } => Err(CacheError::Window { window: 0 }),
             _ => Ok(()),
+        }
+    }
+}
+
+/// The name of the [`kind`](CurvePolicy::kind): `lru`, `lfu`, `belady`, `belady-bypass`, `look-ahead-N`.
+impl fmt::Display for CurvePolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.kind().fmt(f)
+    }
+}
+
+/// Reads a name, also those of older reports: `sch_N` and `belady_bypass`.
+///
+/// ```
+/// use expert_cache::curve::CurvePolicy;
+/// let policy: CurvePolicy = "sch_16".parse()?;
+/// assert_eq!(policy, CurvePolicy::LookAhead { window: 16 });
+/// assert_eq!(policy.to_string(), "look-ahead-16");
+/// assert_eq!("look-ahead-16".parse::<CurvePolicy>()?, policy);
+/// assert!("arc".parse::<CurvePolicy>().is_err());
+/// # Ok::<(), expert_cache::CacheError>(())
+/// ```
+impl FromStr for CurvePolicy {
+    type Err = CacheError;
+
+    fn from_str(name: &str) -> Result<CurvePolicy> {
+        let now = match name.strip_prefix("sch_") {
+            Some(window) => format!("look-ahead-{window}"),
+            None => name.replace('_', "-"),
+        };
+        match now.parse()? {
+            PolicyKind::Lru => Ok(CurvePolicy::Lru),
+            PolicyKind::Lfu => Ok(CurvePolicy::Lfu),
+            PolicyKind::Belady => Ok(CurvePolicy::Belady),
+            PolicyKind::BeladyBypass => Ok(CurvePolicy::BeladyBypass),
+            PolicyKind::LookAhead { window } => Ok(CurvePolicy::LookAhead { window }),
+            policy => Err(CacheError::NoCurve { policy }),
         }
     }
 }

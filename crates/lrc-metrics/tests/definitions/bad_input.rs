@@ -101,5 +101,5 @@ fn equal_sequences_leave_nothing_to_chance() {
     let report = metrics.finish(&Bootstrap::new(20, 0.9, 1).unwrap()).unwrap();
     assert_eq!(report.low, report.high);
     assert!((report.low.model.srp[&2].srp - report.value.model.srp[&2].srp).abs() < 1e-12);
-    assert_eq!(report.low.model.curves["lru"].len(), 3);
+    assert_eq!(report.low.model.curves[&CurvePolicy::Lru].len(), 3);
 }

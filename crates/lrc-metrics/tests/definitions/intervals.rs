@@ -228,7 +228,7 @@ fn intervals_cover() {
                 model += holds(&|report| report.model.srp[&4].srp);
                 experts +=
                     (0..8).map(|expert| holds(&|report| report.layers[0].experts[expert].srp[&4].srp)).sum::<usize>();
-                rates += holds(&|report| report.model.curves["lru"][1]);
+                rates += holds(&|report| report.model.curves[&CurvePolicy::Lru][1]);
             }
             // 190 expected of 200, with a standard deviation of 3; bounds from 300 resamples lose a little.
             assert!((176..=200).contains(&model), "{tokens} {count}: model {model}");

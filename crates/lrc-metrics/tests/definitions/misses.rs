@@ -1,6 +1,6 @@
 //! Causes of misses and the static best set against their definitions.
 
-use expert_cache::curve::ColdStart;
+use expert_cache::curve::{ColdStart, CurvePolicy};
 use lrc_metrics::{MetricsOptions, TraceMetrics, accumulate, static_curve};
 use moe_trace::{ExpertSet, LayerId, MemoryTrace, RoutingSource};
 use proptest::prelude::*;
@@ -62,19 +62,19 @@ proptest! {
                 }
             }
             let compulsory = if sequences == 0.0 { 1.0 } else if miss { first / sequences } else { 0.0 };
-            for (slots, cause) in report.misses("lfu").unwrap().into_iter().enumerate() {
-                let misses = 1.0 - report.curves["lfu"][slots];
+            for (slots, cause) in report.misses(CurvePolicy::Lfu).unwrap().into_iter().enumerate() {
+                let misses = 1.0 - report.curves[&CurvePolicy::Lfu][slots];
                 prop_assert!((cause.compulsory + cause.capacity + cause.regret - misses).abs() < 1e-12);
                 prop_assert!((cause.compulsory - compulsory).abs() < 1e-12);
                 prop_assert!(cause.capacity >= 0.0 && cause.forced_loads >= 0.0);
                 prop_assert!((cause.miss_rate() - misses).abs() < 1e-12);
             }
-            for label in report.curves.keys() {
-                let causes = report.misses(label).unwrap();
-                prop_assert!(causes.iter().all(|cause| cause.regret + cause.forced_loads > -1e-12), "{}", label);
+            for &policy in report.curves.keys() {
+                let causes = report.misses(policy).unwrap();
+                prop_assert!(causes.iter().all(|cause| cause.regret + cause.forced_loads > -1e-12), "{}", policy);
             }
-            prop_assert_eq!(report.misses("sch_4"), None);
+            prop_assert_eq!(report.misses(CurvePolicy::LookAhead { window: 4 }), None);
         }
-        prop_assert!(report.pool.unwrap().misses("lru").is_some());
+        prop_assert!(report.pool.unwrap().misses(CurvePolicy::Lru).is_some());
     }
 }

@@ -3,8 +3,11 @@
 use std::collections::BTreeSet;
 
 use expert_cache::curve::{Accesses, ColdStart, CurvePolicy, naive};
-use lrc_metrics::{Curves, LoadBalance, MetricError, MetricsOptions, Srp, SrpReport, TraceMetrics, accumulate};
-use moe_trace::{Geometry, LayerId, MemoryTrace, MoeLayer, RoutingSource, Sequence, Stack, TraceError};
+use lrc_metrics::{
+    Bootstrap, ByDomain, Curves, LoadBalance, MetricError, MetricsOptions, ModelCorrelations, PositionSrp, Resampled,
+    Srp, SrpReport, TraceIntervals, TraceMetrics, Vocabulary, VocabularyToken, accumulate,
+};
+use moe_trace::{DomainId, Geometry, LayerId, MemoryTrace, MoeLayer, RoutingSource, Sequence, Stack, TraceError};
 use proptest::prelude::*;
 
 use crate::traces::{agrees, every_fold_agrees, memory, naive_counts, synthetic, trace};
@@ -103,20 +106,24 @@ proptest! {
         // A window longer than every sequence is absent from both.
         let srp = srp.get(&window);
         prop_assert_eq!(report.model.srp.get(&window), srp.map(|srp| &srp.model));
-        prop_assert_eq!(report.pool.as_ref().unwrap().curves["belady"].clone(), curves(&layers)[0].1.hit_rates.clone());
+        prop_assert_eq!(report.pool.as_ref().unwrap().curves[&CurvePolicy::Belady].clone(), curves(&layers)[0].1.hit_rates.clone());
         for (position, layer) in report.layers.iter().enumerate() {
             prop_assert_eq!(layer.layer, layers[position].index());
             prop_assert_eq!(layer.srp.get(&window), srp.map(|srp| &srp.layers[position].value));
             prop_assert_eq!(&layer.load, &load[position]);
             for (policy, curve) in curves(&layers[position..=position]) {
-                prop_assert_eq!(&layer.curves[&policy.label()], &curve.hit_rates);
+                prop_assert_eq!(&layer.curves[&policy], &curve.hit_rates);
             }
-            for (label, rates) in &report.model.curves {
-                let of_layers = report.layers.iter().map(|layer| layer.curves[label][0]);
-                let mean = of_layers.sum::<f64>() / report.layers.len() as f64;
+            let unused: Vec<usize> =
+                report.layers.iter().filter(|layer| !layer.is_used()).map(|layer| layer.layer).collect();
+            prop_assert_eq!(&report.unused_layers, &unused);
+            for (&policy, rates) in &report.model.curves {
+                let used = report.layers.iter().filter(|layer| !unused.contains(&layer.layer));
+                let of_layers: Vec<f64> = used.map(|layer| layer.curves[&policy][0]).collect();
+                let mean = of_layers.iter().sum::<f64>() / of_layers.len().max(1) as f64;
                 prop_assert!((rates[0] - mean).abs() < 1e-12);
-                prop_assert_eq!(report.hit_rate(label, 1), Some(rates[0]));
-                prop_assert_eq!(report.hit_rate(label, 0), None);
+                prop_assert_eq!(report.hit_rate(policy, 1), Some(rates[0]));
+                prop_assert_eq!(report.hit_rate(policy, 0), None);
             }
             for (expert, value) in layer.experts.iter().enumerate() {
                 let apart = srp.map(|srp| &srp.layers[position].experts[expert]);
@@ -214,9 +221,9 @@ fn any_number_of_threads_gives_the_same_bits() {
     assert_eq!(one, of(2));
     assert_eq!(one, of(7));
     assert_eq!((one.sequences, one.tokens), (12, 12 * 40 - 66));
-    assert_eq!(one.curves("sch_16").unwrap().dim(), (2, 16));
+    assert_eq!(one.curves(CurvePolicy::LookAhead { window: 16 }).unwrap().dim(), (2, 16));
     assert_eq!(one.activation_rates().dim(), (2, 16));
-    assert_eq!(one.curves("sch_5"), None);
+    assert_eq!(one.curves(CurvePolicy::LookAhead { window: 5 }), None);
 }
 
 #[test]
@@ -239,11 +246,111 @@ fn the_report_has_the_documented_keys() {
         }
     }
     for curves in [&json["model"]["curves"], &json["layers"][0]["curves"], &json["pool"]["curves"]] {
-        for key in ["lru", "lfu", "belady", "belady_bypass", "sch_4", "sch_16"] {
+        for key in ["lru", "lfu", "belady", "belady-bypass", "look-ahead-4", "look-ahead-16"] {
             assert_eq!(curves[key].as_array().unwrap().len(), 4, "{key}");
         }
     }
-    assert_eq!(serde_json::from_value::<lrc_metrics::MetricsReport>(json).unwrap(), report);
+    assert_eq!((&json["convention"], &json["cold_start"]), (&"paper".into(), &"free".into()));
+    assert_eq!(json.get("unused_layers"), None);
+    assert_eq!(serde_json::from_value::<lrc_metrics::MetricsReport>(json.clone()).unwrap(), report);
+    // A report of an older version, with the names of that time.
+    let mut old = json.to_string();
+    for (now, then) in [
+        ("belady-bypass", "belady_bypass"),
+        ("look-ahead-", "sch_"),
+        (r#""convention":"paper","#, ""),
+        (r#""cold_start":"free","#, ""),
+    ] {
+        assert!(old.contains(now), "{now}");
+        old = old.replace(now, then);
+    }
+    assert_eq!(serde_json::from_str::<lrc_metrics::MetricsReport>(&old).unwrap(), report);
+}
+
+/// Three layers, of which the second has empty slots only.
+fn with_an_unused_layer() -> MemoryTrace {
+    let geometry = Geometry::decoder(3, 8, 2).unwrap();
+    let used = synthetic(&geometry, 8, 40, 5);
+    let mut trace = MemoryTrace::new(geometry.clone());
+    for sequence in used.sequences() {
+        let mut sequence = sequence.clone();
+        sequence.experts.chunks_mut(6).for_each(|token| token[2..4].fill(moe_trace::EMPTY_SLOT));
+        trace.push(sequence).unwrap();
+    }
+    trace
+}
+
+#[test]
+fn a_layer_without_an_access_is_in_no_mean_and_is_named() {
+    let trace = with_an_unused_layer();
+    let options = MetricsOptions { windows: vec![4], ..MetricsOptions::default() };
+    let of = |layers: Option<Vec<LayerId>>| {
+        let options = MetricsOptions { layers, ..options.clone() };
+        let empty = TraceIntervals::new(trace.geometry(), &options).unwrap();
+        let metrics = accumulate(&trace, &empty, &|_| {}).unwrap();
+        metrics.finish(&Bootstrap::new(50, 0.9, 1).unwrap()).unwrap()
+    };
+    let (all, used) = (of(None), of(Some(vec![LayerId(0), LayerId(2)])));
+    assert_eq!((all.value.unused_layers.as_slice(), used.value.unused_layers.as_slice()), (&[1][..], &[][..]));
+    assert!(all.value.layers[1].curves[&CurvePolicy::Lru].iter().all(|&rate| rate == 0.0));
+    for (policy, rates) in &used.value.model.curves {
+        assert_eq!(&all.value.model.curves[policy], rates, "{policy}");
+        for (of_all, of_used) in [(&all.low, &used.low), (&all.high, &used.high)] {
+            let pairs = of_all.model.curves[policy].iter().zip(&of_used.model.curves[policy]);
+            pairs.for_each(|(all, used)| assert!((all - used).abs() < 1e-12, "{policy}: {all} and {used}"));
+        }
+    }
+    let json = serde_json::to_string(&all).unwrap();
+    assert!(json.contains(r#""unused_layers":[1]"#));
+    let none = of(Some(vec![LayerId(1)]));
+    assert!(none.value.model.curves.values().flatten().all(|&rate| rate == 0.0));
+}
+
+/// Every report, with intervals of which some bounds do not exist, is read from its own JSON.
+#[test]
+fn every_report_is_read_from_its_own_json() {
+    let geometry = Geometry::new(
+        vec![MoeLayer { model_layer: 0, stack: Stack::Encoder }, MoeLayer { model_layer: 0, stack: Stack::Decoder }],
+        8,
+        2,
+    )
+    .unwrap();
+    // One sequence alone has windows of 16.
+    let mut sequences = synthetic(&geometry, 1, 40, 3).sequences().to_vec();
+    sequences.extend(synthetic(&geometry, 3, 3, 4).sequences().iter().cloned());
+    for (number, sequence) in (0u16..).zip(&mut sequences) {
+        sequence.domain = Some(DomainId(number % 2));
+        sequence.token_ids = Some((0u32..5).cycle().take(sequence.phases.len()).collect());
+    }
+    let mut trace = MemoryTrace::new(geometry.clone()).with_domains(["a", "b"]);
+    sequences.into_iter().for_each(|sequence| trace.push(sequence).unwrap());
+    let bootstrap = Bootstrap::new(20, 0.9, 1).unwrap();
+    fn back<R: serde::Serialize + serde::de::DeserializeOwned>(report: &R, name: &str) -> String {
+        let text = serde_json::to_string(report).unwrap();
+        let read: R = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(serde_json::to_string(&read).unwrap(), text, "{name}");
+        text
+    }
+    let options = MetricsOptions { windows: vec![2, 16], pool: true, ..MetricsOptions::default() };
+    let metrics = accumulate(&trace, &TraceIntervals::new(&geometry, &options).unwrap(), &|_| {}).unwrap();
+    let metrics = metrics.finish(&bootstrap).unwrap();
+    assert!(back(&metrics, "MetricsIntervals").contains("null"), "no bound is missing");
+    back(&metrics.value.model.misses(CurvePolicy::Lru).unwrap(), "MissDecomposition");
+    back(&ModelCorrelations::of(&[metrics.value.clone(), metrics.value.clone()], 2, 1), "ModelCorrelations");
+    let layers: Vec<LayerId> = geometry.layer_ids().collect();
+    macro_rules! intervals {
+        ($($name:literal: $empty:expr, $report:expr;)*) => {$(
+            let resampled = accumulate(&trace, &Resampled::new($empty), &|_| {}).unwrap();
+            back(&resampled.finish(&bootstrap, $report).unwrap(), $name);
+        )*};
+    }
+    intervals! {
+        "SrpReport": Srp::new(&geometry, &[2, 16]).unwrap(), |srp: &Srp| srp.finish();
+        "DomainSrp": ByDomain::new(&Srp::new(&geometry, &[2, 16]).unwrap(), 2), |srp: &ByDomain<Srp>| srp.finish();
+        "DomainLoad": ByDomain::new(&LoadBalance::new(&geometry), 2), |load: &ByDomain<LoadBalance>| load.finish();
+        "StartSrp": PositionSrp::new(&geometry, &layers, 2, 0..9).unwrap(), |srp: &PositionSrp| Ok(srp.finish());
+        "ExpertVocabulary": Vocabulary::new(&geometry, &layers, VocabularyToken::Input).unwrap(), |words: &Vocabulary| Ok(words.finish());
+    }
 }
 
 #[test]
