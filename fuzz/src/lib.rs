@@ -70,6 +70,19 @@ pub fn trace_file(bytes: &[u8]) {
     }
 }
 
+/// Unpacks what gzip has packed, and reads it to its end.
+pub fn gzip(bytes: &[u8]) {
+    const MOST: u64 = 1 << 20;
+    if let Ok(input) = moe_trace::Input::open(file(bytes, "z"), Some(MOST)) {
+        let unpacked = input.bytes().expect("what was opened can be mapped");
+        let mut read = Vec::new();
+        let mut reader = input.reader().expect("what was opened can be read");
+        std::io::Read::read_to_end(&mut reader, &mut read).expect("what was opened can be read");
+        assert!(read == unpacked.as_ref());
+        assert!(read.len() as u64 <= MOST.max(bytes.len() as u64));
+    }
+}
+
 /// Opens bytes as the index of a directory with one shard, checks its digest and reads it.
 pub fn shard_index(bytes: &[u8]) {
     let folder = file(b"", "shards").with_extension("d");

@@ -80,7 +80,7 @@ mod tests {
     fn a_file_that_is_no_configuration_is_refused_unread() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.json");
-        std::fs::write(&path, vec![b' '; (LARGEST + 1) as usize]).unwrap();
+        std::fs::write(&path, vec![b' '; usize::try_from(LARGEST + 1).unwrap()]).unwrap();
         let message = read(&path).unwrap_err().to_string();
         assert!(message.ends_with("size is more than 16777216 bytes, a config.json has some kilobytes"), "{message}");
     }

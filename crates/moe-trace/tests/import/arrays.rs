@@ -228,3 +228,30 @@ fn outputs_of_the_paper_agree_between_logits_ranks_and_topk() {
     let message = import(fixture("paper/rank"), &ImportOptions::default()).unwrap_err().to_string();
     assert!(message.contains("options: top_k is missing, the files do not say"), "{message}");
 }
+
+#[test]
+fn dense_layers_are_those_of_the_configuration() {
+    const TOKENS: usize = 5;
+    let id = |token: usize, layer: usize, slot: usize| u8::try_from((token * 5 + layer * 3 + slot) % 16).unwrap();
+    let slots = |layers: std::ops::Range<usize>| {
+        (0..TOKENS)
+            .flat_map(move |token| layers.clone().flat_map(move |layer| (0..4).map(move |slot| (token, layer, slot))))
+    };
+    // Layers 0 and 1 of 8 are dense, and 0 in every slot.
+    let data = slots(0..8).map(|(token, layer, slot)| if layer < 2 { 0 } else { id(token, layer, slot) });
+    let header = "{'descr': '|u1', 'fortran_order': False, 'shape': (5, 8, 4), }";
+    let bytes = npy(header, &data.collect::<Vec<u8>>());
+    let expected: Vec<u16> = slots(2..8).map(|(token, layer, slot)| u16::from(id(token, layer, slot))).collect();
+    let words = "\"mlp_layer_types\": [\"dense\", \"dense\", \"sparse\", \"sparse\", \"sparse\", \"sparse\", \"sparse\", \"sparse\"]";
+    for (family, rule) in [("lfm2_moe", "\"num_dense_layers\": 2"), ("glm4_moe_lite", words)] {
+        let json = format!(
+            "{{\"model_type\": \"{family}\", {rule}, \"num_hidden_layers\": 8, \"num_experts\": 16, \"num_experts_per_tok\": 4}}"
+        );
+        let config = ModelConfig::parse(Path::new("config.json"), json.as_bytes()).unwrap();
+        let options = ImportOptions { config: Some(config), ..ImportOptions::default() };
+        let trace = crate::read(bytes.clone(), &options).unwrap();
+        let layers: Vec<u32> = trace.geometry().moe_layers().iter().map(|layer| layer.model_layer).collect();
+        assert_eq!((layers, trace.geometry().experts()), (vec![2, 3, 4, 5, 6, 7], 16), "{family}");
+        assert_eq!(trace.sequences()[0].experts, expected, "{family}: no slot is empty");
+    }
+}
