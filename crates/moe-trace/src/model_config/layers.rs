@@ -224,8 +224,10 @@ fn limited(fields: &Fields<'_>, key: &str, default: Option<usize>, layers: usize
     let offset = if key == "expert_layer_period" { fields.whole("expert_layer_offset")?.unwrap_or(1) } else { 0 };
     let keeps = |layer: usize| match key {
         "moe_layer_end_index" => layer <= number,
-        "moe_layer_freq" => layer % number == 0,
-        "moe_layer_interval" | "decoder_sparse_step" | "interleave_moe_layer_step" => (layer + 1) % number == 0,
+        "moe_layer_freq" => layer.is_multiple_of(number),
+        "moe_layer_interval" | "decoder_sparse_step" | "interleave_moe_layer_step" => {
+            (layer + 1).is_multiple_of(number)
+        }
         "expert_layer_period" => layer % number == offset,
         _ => layer >= number,
     };
@@ -284,7 +286,7 @@ fn sparse_layers(fields: &Fields<'_>, layers: &str, sparse: &str, step: &str) ->
 fn sparse_step(fields: &Fields<'_>, layers: &str, step: &str) -> Result<Mask> {
     let layers = fields.layers(&[layers], 12)?;
     let step = fields.whole(step)?.unwrap_or(4);
-    Ok((0..layers).map(|layer| step > 0 && (layer + 1) % step == 0).collect())
+    Ok((0..layers).map(|layer| step > 0 && (layer + 1).is_multiple_of(step)).collect())
 }
 
 fn stack(mask: &[bool]) -> StackLayers {
