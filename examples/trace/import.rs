@@ -24,7 +24,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let (path, options) = (&arguments.input, arguments.foreign.options()?);
     arguments.output.check(std::slice::from_ref(path), &arguments.foreign)?;
     let cannot = || format!("cannot import {}", path.display());
-    let mut import = open(path, &options).with_context(cannot)?;
+    let mut import = open(path, &options)?;
     if options.strict && arguments.output.shard_tokens.is_some() {
         // Some warnings come at the end, and no shard may be written before.
         while import.next_sequence().with_context(cannot)?.is_some() {}
@@ -39,8 +39,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn open(path: &Path, options: &ImportOptions) -> Result<Import> {
-    match open_or_import(path, options)? {
+    match open_or_import(path, options).with_context(|| format!("cannot import {}", path.display()))? {
         Opened::Import(import) => Ok(import),
-        Opened::Trace(_) => bail!("it is a trace already; convert copies it"),
+        Opened::Trace(_) => bail!("{} is a trace already; convert copies it", path.display()),
     }
 }

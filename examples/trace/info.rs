@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use moe_examples::{Files, progress_bar, table, write_json};
+use moe_examples::{Files, Reported, progress_bar, table, write_json};
 use moe_trace::{MoeLayer, Notice, Phase, RoutingSource};
 use serde::Serialize;
 
@@ -73,8 +73,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         }
         moe_examples::outln!("\n{domains}");
     }
+    let import_warnings = source.import_report();
+    if !import_warnings.is_empty() {
+        let mut warnings = table(["import warning", "seen", "to say otherwise"]);
+        for warning in import_warnings.warnings() {
+            let place = [&warning.file, &warning.place].into_iter().flatten().cloned().collect::<Vec<_>>().join(", ");
+            let seen = format!("{place}: {} ({} times)", warning.seen, warning.count);
+            warnings.add_row([warning.kind.to_string(), seen, warning.remedy.clone()]);
+        }
+        moe_examples::outln!("\n{warnings}");
+    }
     if let Some(path) = &arguments.json {
-        write_json(path, &info)?;
+        write_json(path, &Reported { report: &info, import_warnings })?;
     }
     Ok(())
 }

@@ -63,6 +63,33 @@ fn formats_lead_back() {
 }
 
 #[test]
+fn phases_are_changed_and_warnings_about_them_go() {
+    let (folder, _) = folder();
+    let rows: String = (0..9).map(|token| format!("{token},0,{}\n", token % 4)).collect();
+    std::fs::write(folder.path().join("rows.s"), format!("token,layer,expert\n{rows}")).unwrap();
+    trace(folder.path(), "import rows.s t.safetensors").unwrap();
+    let kinds = |name: &str| -> Vec<String> {
+        let warnings = moe_trace::open(folder.path().join(name)).unwrap().import_report().clone();
+        warnings.warnings().iter().map(|warning| warning.kind.to_string()).collect()
+    };
+    assert_eq!(kinds("t.safetensors"), ["phase-assumed", "experts-inferred"]);
+    trace(folder.path(), "info t.safetensors --json ./info").unwrap();
+    let info: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.path().join("info")).unwrap()).unwrap();
+    assert_eq!(info["import_warnings"][1]["place"], "line 5");
+    trace(folder.path(), "convert t.safetensors d.safetensors --decode-from 4").unwrap();
+    assert_eq!(read(folder.path(), "d.safetensors").sequences()[0].phases, [0, 0, 0, 0, 1, 1, 1, 1, 1]);
+    assert_eq!(kinds("d.safetensors"), ["experts-inferred"]);
+    trace(folder.path(), "convert t.safetensors d.safetensors --decode-from 0").unwrap();
+    assert_eq!(read(folder.path(), "d.safetensors").sequences()[0].phases, [1; 9]);
+
+    let strict = failure(folder.path(), "import rows.s ./none --strict --token-phase decode --shard-tokens 1");
+    assert!(strict.contains("taken to be 4") && !folder.path().join("none").exists(), "{strict}");
+    let unused = failure(folder.path(), "info t.safetensors --experts 4");
+    assert!(unused.ends_with("t.safetensors: a trace does not use --experts: leave it out"), "{unused}");
+    assert!(failure(folder.path(), "validate t.safetensors --strict").contains("warnings are errors here"));
+}
+
+#[test]
 fn traces_are_cut_and_put_together() {
     let (folder, original) = folder();
     let slice = "--phase decode --layers 2,0 --sequences 1,3 --domain";

@@ -158,6 +158,12 @@ impl ImportReport {
         }
     }
 
+    /// The report without some kinds of warnings, of which the user has said otherwise.
+    pub fn without(&self, kinds: &[WarningKind]) -> ImportReport {
+        let kept = self.warnings.iter().filter(|warning| !kinds.contains(&warning.kind));
+        ImportReport { warnings: kept.cloned().collect() }
+    }
+
     /// Whether there is no warning.
     pub fn is_empty(&self) -> bool {
         self.warnings.is_empty()

@@ -49,9 +49,14 @@ impl Archive {
 
     /// Reads a member. Memory grows with what is there, not with what the archive claims.
     pub(super) fn read(&mut self, name: &str) -> Result<Vec<u8>> {
+        let packed = self.zip.by_name(name).map_err(|source| malformed(&self.path, source))?.compressed_size();
+        self.read_within(name, self.input.max_unpacked(packed))
+    }
+
+    /// Reads a member of at most `limit` bytes.
+    pub(super) fn read_within(&mut self, name: &str, limit: u64) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let member = self.zip.by_name(name).map_err(|source| malformed(&self.path, source))?;
-        let limit = self.input.max_unpacked(member.compressed_size());
         if member.size() <= limit {
             let read = member.take(limit.saturating_add(1)).read_to_end(&mut bytes);
             read.map_err(io(&self.path, "read a member of the archive"))?;

@@ -137,6 +137,11 @@ impl Input {
         self.limit.of_packed(packed)
     }
 
+    /// The most bytes that a pickle may have. Its values take some fifty times as much memory, and PyTorch packs none.
+    pub(super) fn max_pickle(&self) -> Result<u64> {
+        Ok(self.limit.0.unwrap_or(self.len()?.max(16 << 20)))
+    }
+
     /// Refuses bytes that stand alone, for a format that is more than one file.
     pub(super) fn must_be_on_disk(&self) -> Result<()> {
         match self.source {

@@ -43,7 +43,7 @@ impl TorchFile {
             return Err(record(path, Place::Entry("byteorder".into()), "byte order", "another", "expected little"));
         }
         let name = format!("{prefix}/data.pkl");
-        let bytes = archive.read(&name)?;
+        let bytes = archive.read_within(&name, input.max_pickle()?)?;
         let pickle = Pickle::read(&bytes).map_err(|error| {
             let place = Place::Entry(format!("{name}, byte {}", error.at));
             record(path, place, "pickle", &error.found, error.allowed)
