@@ -9,6 +9,7 @@ use moe_trace::{ImportOptions, RoutingSource};
 
 /// What a foreign file does not say about itself.
 #[derive(Args, Clone, Debug, Default)]
+#[group(skip)]
 pub(crate) struct Foreign {
     #[command(flatten)]
     foreign: moe_examples::Foreign,
