@@ -130,7 +130,7 @@ pub fn open_trace(path: &Path, options: &ImportOptions) -> Result<Box<dyn Routin
         Opened::Import(mut import) => {
             let format = import.importer().name();
             let read = || format!("cannot import {} as {format}", path.display());
-            let trace = collect(&mut import).with_context(read)?;
+            let trace = collect(import.as_mut()).with_context(read)?;
             print_warnings(trace.import_report());
             Ok(Box::new(trace))
         }

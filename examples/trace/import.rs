@@ -40,7 +40,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 fn open(path: &Path, options: &ImportOptions) -> Result<Import> {
     match open_or_import(path, options).with_context(|| format!("cannot import {}", path.display()))? {
-        Opened::Import(import) => Ok(import),
+        Opened::Import(import) => Ok(*import),
         Opened::Trace(_) => bail!("{} is a trace already; convert copies it", path.display()),
     }
 }

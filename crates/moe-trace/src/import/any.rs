@@ -13,7 +13,7 @@ pub enum Opened {
     /// A trace file or a folder of shards.
     Trace(Box<dyn RoutingSource>),
     /// A foreign file.
-    Import(Import),
+    Import(Box<Import>),
 }
 
 /// Opens a trace file, a folder of shards, or a foreign file of any format.
@@ -48,7 +48,7 @@ pub fn open_or_import(path: impl AsRef<Path>, options: &ImportOptions) -> Result
         }
         return Ok(Opened::Trace(trace));
     }
-    import_input(input, &sample, options).map(Opened::Import)
+    import_input(input, &sample, options).map(|import| Opened::Import(Box::new(import)))
 }
 
 /// Opens an input as a foreign file.

@@ -18,9 +18,9 @@ pub(super) struct TextRows {
     reader: InputReader,
     delimiter: u8,
     /// Line that is being read, counted from 1.
-    line: u64,
+    reading: u64,
     /// Line where the row that was read last begins.
-    start: u64,
+    line: u64,
     /// The fields of the row, one after the other, and the end of each.
     text: Vec<u8>,
     ends: Vec<usize>,
@@ -45,8 +45,8 @@ impl TextRows {
             path: path.to_owned(),
             reader,
             delimiter,
+            reading: skipped + 1,
             line: skipped + 1,
-            start: skipped + 1,
             text: Vec::new(),
             ends: Vec::new(),
         }
@@ -56,7 +56,7 @@ impl TextRows {
     pub(super) fn next(&mut self) -> Result<bool> {
         self.text.clear();
         self.ends.clear();
-        self.start = self.line;
+        self.line = self.reading;
         let mut state = State::RowStart;
         let mut bytes = 0;
         loop {
@@ -76,14 +76,14 @@ impl TextRows {
             let (len, mut used, mut ended) = (block.len(), 0, false);
             for &byte in block {
                 used += 1;
-                self.line += u64::from(byte == b'\n');
+                self.reading += u64::from(byte == b'\n');
                 let is_end = matches!(byte, b'\n' | b'\r');
                 match state {
                     State::Quoted if byte == b'"' => state = State::Quote,
                     State::Quoted => self.text.push(byte),
                     State::Comment if is_end => state = State::RowStart,
                     State::Comment => {}
-                    State::RowStart if is_end => self.start = self.line,
+                    State::RowStart if is_end => self.line = self.reading,
                     State::RowStart if byte == b'#' => state = State::Comment,
                     State::RowStart | State::FieldStart if byte == b'"' => state = State::Quoted,
                     State::Quote if byte == b'"' => {
@@ -105,7 +105,7 @@ impl TextRows {
                     }
                 }
                 if state == State::RowStart {
-                    self.start = self.line;
+                    self.line = self.reading;
                 }
             }
             debug_assert!(used <= len);
@@ -135,12 +135,12 @@ impl TextRows {
 
     /// The line where the row begins.
     pub(super) fn line(&self) -> u64 {
-        self.start
+        self.line
     }
 
     /// The place of the row.
     pub(super) fn place(&self) -> Place {
-        Place::Line(self.start)
+        Place::Line(self.line)
     }
 
     /// An error of the row.
@@ -165,7 +165,7 @@ mod tests {
         let mut all = Vec::new();
         while rows.next().map_err(|error| error.to_string())? {
             let field = |index| String::from_utf8_lossy(rows.get(index).unwrap()).into_owned();
-            all.push((rows.start, (0..rows.len()).map(field).collect()));
+            all.push((rows.line, (0..rows.len()).map(field).collect()));
         }
         Ok(all)
     }
