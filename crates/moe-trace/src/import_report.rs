@@ -180,6 +180,7 @@ impl ImportReport {
     }
 
     /// Names the file in every warning that has no name yet.
+    #[cfg(any(test, feature = "import"))]
     pub(crate) fn name_file(&mut self, path: &Path) {
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
         for warning in self.warnings.iter_mut().filter(|warning| warning.file.is_none()) {
