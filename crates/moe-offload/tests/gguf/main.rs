@@ -308,8 +308,8 @@ fn every_field_of_the_header_is_checked() {
     );
     let far = (u64::MAX / 32 * 32).to_le_bytes();
     assert!(with(gate + 32, &far).starts_with("f: the data of a tensor needs 18446744073709551584 bytes, "));
-    let (first, len) = (6528, good.len());
-    let behind = with(gate + 32, &(3 * first as u64).to_le_bytes());
+    let (first, len) = (6528u64, good.len());
+    let behind = with(gate + 32, &(3 * first).to_le_bytes());
     assert_eq!(behind, "f: blk.0.ffn_gate_exps.weight needs 2176 bytes, 0 are left of the file");
     assert!(refusal(&good[..len - 1]).starts_with("f: blk.0.ffn_down_exps.weight needs 6528 bytes, 6527 are left"));
     let deep = |depth: usize| {
