@@ -35,7 +35,7 @@ impl Output {
             None => {
                 let recordings =
                     inputs.iter().filter(|input| input.is_file() && moe_trace::TraceFile::open(input).is_err());
-                files.reads_all("a file that is read", recordings).writes("OUTPUT", &self.path)
+                files.reads_all("a file", recordings).writes("OUTPUT", &self.path)
             }
         }
         .check()
