@@ -123,7 +123,7 @@ pub fn open_trace(path: &Path, options: &ImportOptions) -> Result<Box<dyn Routin
             print_notices(path, &trace);
             let warnings = trace.import_report().warnings().len();
             if warnings > 0 {
-                crate::errln!("note: {} was imported with {warnings} warnings; trace info shows them", path.display());
+                crate::errln!("note: {}: warnings of its import ({warnings}), shown by trace info", path.display());
             }
             Ok(trace)
         }

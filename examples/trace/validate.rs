@@ -51,7 +51,7 @@ fn check_shards(path: &Path) -> Result<()> {
     let Ok(trace) = ShardedTrace::open(path) else { return Ok(()) };
     let without = trace.check_digests()?;
     if without > 0 {
-        moe_examples::outln!("note: {}: {without} shards have no digest in the index", path.display());
+        moe_examples::errln!("note: {}: {without} shards have no digest in the index", path.display());
     }
     let unknown = trace.unknown_shards();
     ensure!(
