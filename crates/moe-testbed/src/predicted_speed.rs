@@ -138,7 +138,7 @@ mod tests {
 
     /// A machine that only loads take time on: 1 GB/s.
     fn options(memory_gigabytes: f64) -> SpeedOptions {
-        let fast = Processor { call_seconds: 0.0, bytes_per_second: 1e30, operations_per_second: 1e30 };
+        let fast = Processor { call_seconds: 0.0, bytes_per_second: 1e24, operations_per_second: 1e24 };
         let link = Transfer { latency_seconds: 0.0, bytes_per_second: 1e9 };
         let profile = HardwareProfile {
             name: "by hand".to_owned(),
