@@ -366,7 +366,10 @@ mod tests {
             ("--prefetchers oracle-2", "accuracy is 2, allowed are 0..=1"),
             ("--per-request 3", "--per-request counts what --prefetchers predict, give one that is not none"),
             ("--sequences 0", "give a whole number of at least 1"),
-            ("--sequences 3", "the following required arguments were not provided:\n  --weights <FILE>\n  --trace <FILE>"),
+            (
+                "--sequences 3",
+                "the following required arguments were not provided:\n  --weights <FILE>\n  --trace <FILE>",
+            ),
             ("--tokens 3", "the following required arguments were not provided:\n  --weights <FILE>\n  --trace <FILE>"),
             ("--new-tokens 1", "give a whole number from 2 to 16777216"),
             ("--store disk --host-gib 1 --host-policy belady", "--host-policy is belady, which needs to know"),
