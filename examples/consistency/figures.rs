@@ -108,7 +108,7 @@ fn domain_correlation(measured: &Measured) -> Plot {
 fn srp_by_start(measured: &Measured) -> Plot {
     let mut plot = Plot::new();
     let starts = measured.starts.iter().map(|at| at.start).collect();
-    let srp = measured.starts.iter().map(|at| at.report.model.srp).collect();
+    let srp = measured.starts.iter().map(|at| at.srp).collect();
     plot.add_trace(line(starts, srp, "model").mode(Mode::Lines));
     plot.set_layout(axes("first token of the window", "SRP"));
     plot

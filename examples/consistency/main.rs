@@ -7,6 +7,7 @@
 mod domain;
 mod figures;
 mod measure;
+mod starts;
 mod summary;
 mod tables;
 

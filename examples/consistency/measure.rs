@@ -3,15 +3,13 @@
 use anyhow::{Result, ensure};
 use lrc_metrics::{
     Accumulator, Bootstrap, ByDomain, DomainLoad, LoadBalance, MetricError, MetricsIntervals, MetricsOptions,
-    PositionSrp, StartSrp, TraceIntervals, accumulate,
+    TraceIntervals, accumulate,
 };
 use moe_examples::{progress_bar, shown};
-use moe_trace::{Geometry, LayerId, RoutingSource};
+use moe_trace::{Geometry, RoutingSource};
 
 use crate::domain::DomainSequences;
-
-/// Starts of windows that are told apart.
-const STARTS: usize = 2048;
+use crate::starts::{WindowStart, window_starts};
 
 /// What the figures show.
 pub(crate) struct Measured {
@@ -24,7 +22,7 @@ pub(crate) struct Measured {
     pub(crate) all: MetricsIntervals,
     /// Domains that have a window of each length, by name.
     pub(crate) domains: Vec<(String, MetricsIntervals)>,
-    pub(crate) starts: Vec<StartSrp>,
+    pub(crate) starts: Vec<WindowStart>,
     pub(crate) load: DomainLoad,
 }
 
@@ -36,15 +34,13 @@ pub(crate) fn measure(
     bootstrap: &Bootstrap,
 ) -> Result<Measured> {
     let geometry = trace.geometry();
-    let layers: Vec<LayerId> = geometry.layer_ids().collect();
     let options = MetricsOptions { windows: windows.to_vec(), ..MetricsOptions::default() };
     let empty = TraceIntervals::new(geometry, &options)?;
     let all = estimate(&fold(trace, "sequences measured", &empty)?, bootstrap)?;
     ensure!(all.value.model.srp.contains_key(&at), "--at {at} fits into no sequence");
     let load = ByDomain::new(&LoadBalance::new(geometry), trace.domains().len());
     let load = fold(trace, "sequences counted by domain", &load)?.finish()?;
-    let starts = PositionSrp::new(geometry, &layers, at, 0..STARTS)?;
-    let starts = fold(trace, "sequences cut by window start", &starts)?.finish();
+    let starts = window_starts(trace, at)?;
     let mut domains = Vec::new();
     for (name, sequences) in trace.domains().iter().zip(DomainSequences::all(trace)?) {
         let metrics = fold(&sequences, &format!("sequences of {name} measured"), &empty)?;
@@ -77,7 +73,11 @@ pub(crate) fn measure(
     })
 }
 
-fn fold<A: Accumulator>(trace: &dyn RoutingSource, what: &str, empty: &A) -> Result<A> {
+/// Folds the trace into an accumulator, with a progress bar.
+///
+/// # Errors
+/// A sequence that is broken.
+pub(crate) fn fold<A: Accumulator>(trace: &dyn RoutingSource, what: &str, empty: &A) -> Result<A> {
     let progress = progress_bar(trace.len(), what);
     let folded = accumulate(trace, empty, &|done| progress.set_position(done as u64))?;
     progress.finish_and_clear();

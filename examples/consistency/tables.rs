@@ -11,6 +11,7 @@ use moe_examples::write_csv;
 use serde::Serialize;
 
 use crate::measure::Measured;
+use crate::starts::WindowStart;
 use crate::summary::{experts_of, mean_static_curve};
 
 #[derive(Serialize)]
@@ -92,9 +93,11 @@ const DOMAINS: [&str; 3] = ["domain", "other", "correlation"];
 /// Writes srp.csv, starts.csv, curves.csv, experts.csv and domains.csv.
 pub(crate) fn write(measured: &Measured, folder: &Path) -> Result<()> {
     write_csv(&folder.join("srp.csv"), &SRP, srp_rows(measured))?;
-    let starts = measured.starts.iter().map(|at| {
-        let (m, windows, srp) = (measured.at, at.report.windows, at.report.model.srp);
-        StartRow { start: at.start, m, windows, srp }
+    let starts = measured.starts.iter().map(|&WindowStart { start, windows, srp }| StartRow {
+        start,
+        m: measured.at,
+        windows,
+        srp,
     });
     write_csv(&folder.join("starts.csv"), &STARTS, starts)?;
     write_csv(&folder.join("curves.csv"), &CURVES, curve_rows(measured))?;
