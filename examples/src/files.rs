@@ -49,7 +49,12 @@ impl Files {
     /// Adds an input: a file, or a folder with all files that it has. `what` names it in messages ("the trace").
     #[must_use]
     pub fn reads(mut self, what: &str, path: impl AsRef<Path>) -> Files {
-        self.inputs.push(Input { what: what.to_owned(), path: path.as_ref().to_owned(), whole: false });
+        let path = path.as_ref();
+        self.inputs.push(Input { what: what.to_owned(), path: path.to_owned(), whole: false });
+        if path.extension().is_some_and(|extension| extension == "npz") {
+            let what = format!("the description of {what}");
+            self.inputs.push(Input { what, path: path.with_extension("meta.json"), whole: false });
+        }
         self
     }
 
@@ -116,6 +121,7 @@ impl Files {
                 let names = || format!("{option} is {} that is read: {}", input.what, path.display());
                 ensure!(!input.has(path, &identity), names());
             }
+            ensure!(!is_of_shards(path), "{option} is a part of a folder of shards: {}", path.display());
             if let Some((other, _)) = known.iter().find(|(_, known)| *known == identity) {
                 bail!("{other} and {option} are one file: {}", path.display());
             }
@@ -157,6 +163,13 @@ impl Input {
         let below = || Some(behind_links(path).ok()?.starts_with(fs::canonicalize(&self.path).ok()?));
         (self.whole && below() == Some(true)) || (path.exists() && tree_has(&self.path, output, 0))
     }
+}
+
+/// Whether a file would be a shard, the index or the lock of shards that exist.
+fn is_of_shards(path: &Path) -> bool {
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
+    let is_part = name.starts_with("shard-") || name == "index.json" || name == ".lock";
+    is_part && path.with_file_name("index.json").exists() && path.with_file_name("shard-00000.safetensors").exists()
 }
 
 /// Whether a folder has a file.
@@ -307,5 +320,27 @@ mod tests {
         let made = Files::new().writes_in("--out", &folder.at("a/b"), &["report.html"]);
         made.writes("--json", &folder.at("a/b/figures.json")).check().unwrap();
         assert_eq!(folder.names(), before);
+    }
+
+    #[test]
+    fn a_folder_of_shards_has_no_foreign_parts() {
+        let folder = Folder::new();
+        fs::write(folder.at("index.json"), "{}").unwrap();
+        fs::write(folder.at("shard-00000.safetensors"), "shard").unwrap();
+        for name in ["shard-00000.safetensors", "shard-00007.safetensors", "index.json", ".lock"] {
+            let error = Files::new().writes("OUTPUT", &folder.at(name)).check().unwrap_err().to_string();
+            assert!(error.starts_with("OUTPUT is a part of a folder of shards: "), "{name}: {error}");
+        }
+        Files::new().writes("OUTPUT", &folder.at("other.json")).check().unwrap();
+    }
+
+    #[test]
+    fn the_description_beside_an_archive_is_an_input() {
+        let folder = Folder::new();
+        fs::write(folder.at("n.npz"), "routing").unwrap();
+        fs::write(folder.at("n.meta.json"), "{}").unwrap();
+        let files = Files::new().reads("the trace", folder.at("n.npz")).writes("--json", &folder.at("n.meta.json"));
+        let error = files.check().unwrap_err().to_string();
+        assert!(error.starts_with("--json is the description of the trace that is read: "), "{error}");
     }
 }

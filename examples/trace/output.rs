@@ -35,7 +35,10 @@ impl Output {
             None => {
                 let recordings =
                     inputs.iter().filter(|input| input.is_file() && moe_trace::TraceFile::open(input).is_err());
-                files.reads_all("a file", recordings).writes("OUTPUT", &self.path)
+                let folders = inputs.iter().filter(|input| input.is_dir());
+                let files = files.reads_all("a file", recordings);
+                let files = folders.fold(files, |files, folder| files.reads_tree("in the folder", folder));
+                files.writes("OUTPUT", &self.path)
             }
         }
         .check()

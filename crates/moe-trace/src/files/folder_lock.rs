@@ -29,10 +29,14 @@ impl FolderLock {
     /// Takes the lock of a folder that exists.
     ///
     /// # Errors
-    /// [`ErrorKind::ResourceBusy`] if another process, or another lock of this process, has it; what creating or locking
-    /// the file finds.
+    /// [`ErrorKind::ResourceBusy`] if another process, or another lock of this process, has it;
+    /// [`ErrorKind::InvalidInput`] if `.lock` is no file; what creating or locking the file finds.
     pub fn take(folder: impl AsRef<Path>) -> Result<FolderLock> {
         let path = folder.as_ref().join(".lock");
+        // A link would never be the file that is opened, and a pipe would never open.
+        if fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) {
+            return Err(Error::new(ErrorKind::InvalidInput, ".lock is no file, remove it"));
+        }
         loop {
             let file = File::options().write(true).create(true).truncate(false).open(&path)?;
             match file.try_lock() {

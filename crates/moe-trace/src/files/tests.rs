@@ -131,3 +131,13 @@ fn a_folder_has_one_writer() {
     drop(FolderLock::take(folder.path()).unwrap());
     assert_eq!(names(folder.path()).len(), usize::from(!cfg!(unix)));
 }
+
+#[cfg(unix)]
+#[test]
+fn a_lock_that_is_no_file_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("nowhere", folder.path().join(".lock")).unwrap();
+    let error = FolderLock::take(folder.path()).unwrap_err();
+    assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::InvalidInput, ".lock is no file, remove it"));
+    assert!(!folder.path().join("nowhere").exists());
+}
