@@ -9,7 +9,7 @@ use plotly::layout::Axis;
 use plotly::{HeatMap, Plot, Scatter};
 
 use crate::measure::Measured;
-use crate::summary::{experts_of, mean_static_curve};
+use crate::summary::{Expert, experts_of, mean_static_curve};
 
 /// Adds all figures.
 pub(crate) fn add(measured: &Measured, page: &mut Page) {
@@ -58,7 +58,7 @@ fn error_bars(values: &[f64], low: &[f64], high: &[f64]) -> ErrorData {
 fn srp_over_m(measured: &Measured) -> Plot {
     let report = &measured.all.value;
     let mut plot = Plot::new();
-    for layer in &report.layers {
+    for layer in report.layers.iter().filter(|layer| layer.is_used()) {
         let values = layer.srp.values().map(|value| value.srp).collect();
         let name = format!("layer {}", layer.layer);
         plot.add_trace(line(layer.srp.keys().copied().collect(), values, &name).opacity(0.3));
@@ -72,13 +72,15 @@ fn srp_over_m(measured: &Measured) -> Plot {
 }
 
 fn srp_by_layer(measured: &Measured) -> Plot {
-    let of = |report: &MetricsReport| -> Vec<f64> {
-        report.layers.iter().map(|layer| layer.srp[&measured.at].srp).collect()
-    };
     let MetricsIntervals { value, low, high } = &measured.all;
+    // Bounds of a layer that is used may be 0.
+    let used: Vec<usize> = (0..value.layers.len()).filter(|&at| value.layers[at].is_used()).collect();
+    let of = |report: &MetricsReport| -> Vec<f64> {
+        used.iter().map(|&at| report.layers[at].srp[&measured.at].srp).collect()
+    };
     let bars = error_bars(&of(value), &of(low), &of(high));
     let mut plot = Plot::new();
-    plot.add_trace(line(value.layers.iter().map(|layer| layer.layer).collect(), of(value), "SRP").error_y(bars));
+    plot.add_trace(line(used.iter().map(|&at| value.layers[at].layer).collect(), of(value), "SRP").error_y(bars));
     plot.set_layout(axes("MoE layer", "SRP"));
     plot
 }
@@ -129,7 +131,7 @@ fn hit_rates(measured: &Measured) -> Plot {
 }
 
 fn load_against_srp(measured: &Measured) -> Plot {
-    let experts = experts_of(measured);
+    let experts: Vec<Expert> = experts_of(measured).into_iter().filter(|expert| expert.is_of_used_layer).collect();
     let mut rates: Vec<f64> = experts.iter().map(|expert| expert.activation_rate).collect();
     let srp = experts.iter().map(|expert| expert.srp).collect();
     let names = experts.iter().map(|expert| format!("layer {} expert {}", expert.layer, expert.expert)).collect();

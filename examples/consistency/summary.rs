@@ -41,6 +41,12 @@ pub(crate) fn summary(measured: &Measured) -> String {
             format!("{:.3}", of(report) / of(all)),
         ]);
     }
+    let other = measured.domains.iter().filter(|(_, report)| report.value.unused_layers != all.value.unused_layers);
+    let other: String = other
+        .filter_map(|(name, report)| {
+            Some(format!("\n{}: {}", shown(name), unused_layers(&report.value.unused_layers)?))
+        })
+        .collect();
 
     let sch = CurvePolicy::LookAhead { window: *at };
     let mut rates = table(["rho", "slots a layer", "LRU %", "LFU %", "Belady %", "SCH %", "interval of SCH"]);
@@ -58,13 +64,13 @@ pub(crate) fn summary(measured: &Measured) -> String {
         ]);
     }
     let correlation = |value: Option<f64>| value.map_or("none".to_owned(), |value| format!("{value:.3}"));
-    let experts = experts_of(measured);
+    let experts: Vec<Expert> = experts_of(measured).into_iter().filter(|expert| expert.is_of_used_layer).collect();
     let with_load = correlate(&experts, |expert| Some(expert.srp), |expert| Some(expert.activation_rate));
     let with_domains = correlate(&experts, |expert| Some(expert.srp), |expert| expert.specialization);
     let unused = unused_layers(&all.value.unused_layers).map_or(String::new(), |line| format!("\n{line}"));
     format!(
         "{head}\n\nSegment routing best performance (how well one set of experts serves m tokens)\n{srp}\n\n\
-         By domain\n{domains}\n\nHit rate of a cache of rho times the experts of a token ({}; \
+         By domain\n{domains}{other}\n\nHit rate of a cache of rho times the experts of a token ({}; \
          a first touch hits while slots are free)\n{rates}{unused}\n\nOver experts, SRP(m={at}) correlates with the activation rate at \
          {}, with domain specialization at {}\n",
         all.value.convention.description(),
@@ -87,6 +93,8 @@ pub(crate) fn mean_static_curve(report: &MetricsReport) -> Vec<f64> {
 pub(crate) struct Expert {
     pub(crate) layer: usize,
     pub(crate) expert: usize,
+    /// Whether any token uses an expert of the layer.
+    pub(crate) is_of_used_layer: bool,
     pub(crate) activation_rate: f64,
     pub(crate) srp: f64,
     pub(crate) specialization: Option<f64>,
@@ -100,7 +108,8 @@ pub(crate) fn experts_of(measured: &Measured) -> Vec<Expert> {
         let expert = |(expert, ((report, &activation_rate), specialization)): (usize, _)| {
             let report: &lrc_metrics::ExpertReport = report;
             let srp = report.srp[&measured.at].srp;
-            Expert { layer: layer.layer, expert, activation_rate, srp, specialization }
+            let is_of_used_layer = layer.is_used();
+            Expert { layer: layer.layer, expert, is_of_used_layer, activation_rate, srp, specialization }
         };
         experts.enumerate().map(expert).collect::<Vec<_>>()
     };

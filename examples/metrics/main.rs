@@ -142,20 +142,25 @@ fn srp_table(report: &MetricsReport) -> Table {
     table
 }
 
-/// Hit rates at capacities relative to the experts that a token uses, mean over layers, and of the pool.
+/// Hit rates at capacities relative to the experts that a token uses, mean over layers, and of the pool. A layer without an
+/// access takes no slots of the pool.
 fn curve_table(report: &MetricsReport, top_k: usize) -> Table {
     let factors = [1, 2, 3, 4]; // the columns below
     let mut table = table(["cache", "policy", "hit % at rho = 1", "rho = 2", "rho = 3", "rho = 4"]);
     let mut add = |cache: &str, curves: &HitRates, slots: usize| {
         for (policy, rates) in curves {
-            let cells =
-                factors.map(|factor| rates.get(factor * slots - 1).map_or("-".to_owned(), |&rate| per_cent(rate)));
+            let cells = factors.map(|factor| rate_at(rates, factor * slots).map_or("-".to_owned(), per_cent));
             table.add_row([cache.to_owned(), policy.to_string()].into_iter().chain(cells));
         }
     };
     add("per layer", &report.model.curves, top_k);
     if let Some(pool) = &report.pool {
-        add("pool", &pool.curves, report.layers.len() * top_k);
+        add("pool", &pool.curves, (report.layers.len() - report.unused_layers.len()) * top_k);
     }
     table
+}
+
+/// Hit rate of a number of slots, if there can be so many.
+fn rate_at(rates: &[f64], slots: usize) -> Option<f64> {
+    rates.get(slots.checked_sub(1)?).copied()
 }

@@ -157,12 +157,17 @@ impl ModelCorrelations {
 impl DomainSrp {
     /// Correlation of the experts' SRP between every two domains, `[domains x domains]`; NaN where there is none.
     ///
+    /// Layers without an access are left out: their zeros in every domain would be taken for agreement.
+    ///
     /// # References
     /// arXiv 2505.16056, section 3.
     pub fn correlation(&self) -> Array2<f64> {
-        let experts = |report: &SrpReport| report.experts().into_raw_vec_and_offset().0;
-        let absent = vec![f64::NAN; self.all.experts().len()];
-        let row = |domain: &Option<SrpReport>| domain.as_ref().map_or_else(|| absent.clone(), experts);
+        let used = |report: &SrpReport| -> Vec<f64> {
+            let layers = self.all.layers.iter().zip(&report.layers).filter(|(all, _)| all.is_used());
+            layers.flat_map(|(_, layer)| layer.experts.iter().map(|expert| expert.srp)).collect()
+        };
+        let absent = vec![f64::NAN; used(&self.all).len()];
+        let row = |domain: &Option<SrpReport>| domain.as_ref().map_or_else(|| absent.clone(), used);
         correlation_matrix(&matrix(&self.domains.iter().map(row).collect::<Vec<_>>()))
     }
 }
@@ -171,11 +176,14 @@ impl DomainLoad {
     /// Correlation of the experts' activation rates between every two domains, `[domains x domains]`; NaN where there
     /// is none.
     ///
+    /// Layers without an access are left out: their zeros in every domain would be taken for agreement.
+    ///
     /// # References
     /// arXiv 2505.16056, section 3.
     pub fn correlation(&self) -> Array2<f64> {
         let rates = |layers: &Vec<crate::LayerLoad>| {
-            layers.iter().flat_map(|layer| layer.activation_rates.iter().copied()).collect::<Vec<_>>()
+            let used = self.all.iter().zip(layers).filter(|(all, _)| all.is_used());
+            used.flat_map(|(_, layer)| layer.activation_rates.iter().copied()).collect::<Vec<_>>()
         };
         correlation_matrix(&matrix(&self.domains.iter().map(rates).collect::<Vec<_>>()))
     }
@@ -239,7 +247,8 @@ mod tests {
         let value = |&srp: &f64| SrpValue { srp, rho: 1.0, threshold: 1, activation_rate: 0.1 };
         let experts = srp.iter().map(value).collect();
         let layers = vec![LayerSrp { layer: 0, value: value(&0.5), experts }];
-        SrpReport { window: 4, windows: 1, model: value(&0.5), encoder: None, decoder: None, layers }
+        let unused_layers = Vec::new();
+        SrpReport { window: 4, windows: 1, unused_layers, model: value(&0.5), encoder: None, decoder: None, layers }
     }
 
     #[test]

@@ -66,6 +66,13 @@ pub struct LayerLoad {
     pub utilization: f64,
 }
 
+impl LayerLoad {
+    /// Returns true if a token uses an expert of the layer.
+    pub fn is_used(&self) -> bool {
+        self.activation_rates.iter().any(|&rate| rate > 0.0)
+    }
+}
+
 impl LoadBalance {
     /// Creates the load of all layers.
     pub fn new(geometry: &Geometry) -> LoadBalance {

@@ -34,7 +34,7 @@ pub struct MetricsReport {
     /// How a first touch counts in the hit rates.
     #[serde(default = "free")]
     pub cold_start: ColdStart,
-    /// Numbers of the selected MoE layers that no token uses; they are left out of means over layers.
+    /// Numbers of the selected MoE layers that no token uses; no mean, pool or correlation over layers has them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unused_layers: Vec<usize>,
     /// All selected layers together.
@@ -55,7 +55,7 @@ pub struct MetricsReport {
 /// Several layers together.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelReport {
-    /// SRP of all experts pooled, by window length.
+    /// SRP of all experts pooled of the layers that a window of the length uses, by window length.
     pub srp: BTreeMap<usize, SrpValue>,
     /// Hit rates by policy, entry `i` for `i + 1` slots in each layer: the mean over the layers that a token uses, 0 if there
     /// is none.
@@ -118,7 +118,7 @@ impl MetricsReport {
 impl LayerReport {
     /// Returns true if a token uses an expert of the layer.
     pub fn is_used(&self) -> bool {
-        self.load.activation_rates.iter().any(|&rate| rate > 0.0)
+        self.load.is_used()
     }
 }
 

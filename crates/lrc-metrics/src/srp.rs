@@ -22,7 +22,7 @@ use crate::{
 ///
 /// # Formula
 /// [`SrpValue::from_histogram`](crate::SrpValue::from_histogram). A layer pools the histograms of its experts and a model
-/// those of its layers, and each takes one threshold: they are not means of expert values.
+/// those of the layers that a window uses, and each takes one threshold: they are not means of expert values.
 ///
 /// # Complexity
 /// Two additions a use of an expert and window length, however long the windows; a sequence is read once for all of them.

@@ -13,7 +13,10 @@ pub struct SrpReport {
     pub window: usize,
     /// Number of windows in each layer.
     pub windows: u64,
-    /// All experts of all layers pooled.
+    /// Numbers of the selected MoE layers of which no window has an access; no pool of layers has them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unused_layers: Vec<usize>,
+    /// All experts of the layers that a window uses, pooled.
     pub model: SrpValue,
     /// The layers of the encoder pooled, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -36,8 +39,16 @@ pub struct LayerSrp {
     pub experts: Vec<SrpValue>,
 }
 
+impl LayerSrp {
+    /// Returns true if a window uses an expert of the layer.
+    pub fn is_used(&self) -> bool {
+        self.value.activation_rate > 0.0
+    }
+}
+
 impl SrpReport {
-    /// Pools the histograms of experts: `add_to(position, expert, counts)` adds that of an expert of a selected layer.
+    /// Pools the histograms of experts: `add_to(position, expert, counts)` adds that of an expert of a selected layer. A
+    /// layer without a use is in no pool of layers, because its windows would lower the activation rate of the others.
     pub(crate) fn pool(
         window: usize,
         windows: u64,
@@ -56,14 +67,18 @@ impl SrpReport {
                 SrpValue::from_histogram(&counts)
             };
             let experts = (0..selection.experts()).map(expert).collect();
-            add(if *stack == Stack::Encoder { &mut encoder } else { &mut decoder }, &pooled);
-            layers.push(LayerSrp { layer: layer.index(), value: SrpValue::from_histogram(&pooled), experts });
+            let of_layer = LayerSrp { layer: layer.index(), value: SrpValue::from_histogram(&pooled), experts };
+            if of_layer.is_used() {
+                add(if *stack == Stack::Encoder { &mut encoder } else { &mut decoder }, &pooled);
+            }
+            layers.push(of_layer);
         }
         let of = |stack, counts: &[u64]| selection.stacks().contains(&stack).then(|| SrpValue::from_histogram(counts));
         let stacks = (of(Stack::Encoder, &encoder), of(Stack::Decoder, &decoder));
         add(&mut encoder, &decoder);
         let model = SrpValue::from_histogram(&encoder);
-        SrpReport { window, windows, model, encoder: stacks.0, decoder: stacks.1, layers }
+        let unused_layers = layers.iter().filter(|layer| !layer.is_used()).map(|layer| layer.layer).collect();
+        SrpReport { window, windows, unused_layers, model, encoder: stacks.0, decoder: stacks.1, layers }
     }
 
     /// SRP of every expert alone, `[layers x experts]`.

@@ -133,40 +133,48 @@ impl TraceResamples<'_> {
 
     /// Layers, stacks and model at one window length.
     fn of_groups(&self, number: usize, value: &MetricsReport) -> GroupBounds {
-        let (window, experts) = (self.lengths[number], self.metrics.selection().experts());
-        let bounds = |pooled: &Array2<f64>, layers: usize, value: &SrpValue| {
+        let (window, experts) = (self.lengths[number], self.metrics.selection().experts() as f64);
+        let resamples = self.weights.ncols();
+        let bounds = |pooled: &Array2<f64>, layers: &[f64], value: &SrpValue| {
+            let of_expert = self.windows.row(number);
+            // Without any use the value is 0, and none without a window.
             let windows: Vec<f64> =
-                self.windows.row(number).iter().map(|windows| windows * (layers * experts) as f64).collect();
+                of_expert.iter().zip(layers).map(|(windows, layers)| windows * layers.max(1.0) * experts).collect();
             let mut figures = ThresholdResamples::default();
             let pooled = pooled.as_slice().expect("a product in standard order");
             threshold_resamples(pooled, window, &windows, &mut figures);
             self.srp_bounds(value, figures)
         };
         let stacks = self.metrics.selection().stacks();
-        let none = || (Array2::zeros((window, self.weights.ncols())), 0);
+        // Pooled counts, and the layers that each resample uses.
+        let none = || (Array2::zeros((window, resamples)), vec![0.0; resamples]);
         let ((mut encoder, mut of_encoder), (mut decoder, mut of_decoder)) = (none(), none());
         let mut layers = Vec::new();
         for (position, stack) in stacks.iter().enumerate() {
             let pooled = self.pooled(position, number).t().dot(&self.weights);
-            layers.push(bounds(&pooled, 1, &value.layers[position].srp[&window]));
+            layers.push(bounds(&pooled, &vec![1.0; resamples], &value.layers[position].srp[&window]));
             let (sum, count) = match stack {
                 Stack::Encoder => (&mut encoder, &mut of_encoder),
                 Stack::Decoder => (&mut decoder, &mut of_decoder),
             };
             *sum += &pooled;
-            *count += 1;
+            let uses = count.iter_mut().zip(pooled.row(0));
+            uses.for_each(|(layers, &used)| *layers += f64::from(u8::from(used > 0.0)));
         }
-        let of = |pooled, layers, report: &Option<ModelReport>| {
+        let of = |pooled, layers: &[f64], report: &Option<ModelReport>| {
             report.as_ref().map(|report| bounds(pooled, layers, &report.srp[&window]))
         };
-        let of_encoder = of(&encoder, of_encoder, &value.encoder);
-        let of_decoder = of(&decoder, of_decoder, &value.decoder);
-        let model = match (of_encoder, of_decoder) {
+        let (encoder_bounds, decoder_bounds) =
+            (of(&encoder, &of_encoder, &value.encoder), of(&decoder, &of_decoder, &value.decoder));
+        let model = match (encoder_bounds, decoder_bounds) {
             // A model of one stack is that stack.
             (Some(bounds), None) | (None, Some(bounds)) => bounds,
-            _ => bounds(&(encoder + decoder), stacks.len(), &value.model.srp[&window]),
+            _ => {
+                let used: Vec<f64> = of_encoder.iter().zip(&of_decoder).map(|(one, other)| one + other).collect();
+                bounds(&(encoder + decoder), &used, &value.model.srp[&window])
+            }
         };
-        GroupBounds { layers, encoder: of_encoder, decoder: of_decoder, model }
+        GroupBounds { layers, encoder: encoder_bounds, decoder: decoder_bounds, model }
     }
 
     /// Windows of all experts of a layer by their uses at least, from 1 on, `[groups x window]`.

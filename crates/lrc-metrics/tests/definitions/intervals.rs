@@ -202,6 +202,37 @@ fn intervals_of_a_trace_are_those_of_resampled_metrics() {
     fast_agrees(&corpus(40, 4), &MetricsOptions { layers, ..options(vec![8, 3]) }, &bootstrap);
 }
 
+/// A resample leaves out a layer that none of its sequences uses: one sequence uses the decoder, four the encoder.
+#[test]
+fn layers_that_a_resample_does_not_use_are_left_out_of_it() {
+    let corpus = corpus(9, 4);
+    let mut sequences = corpus.sequences().to_vec();
+    for (number, sequence) in sequences.iter_mut().enumerate() {
+        for token in sequence.experts.chunks_mut(4) {
+            let empty = if number == 5 { 0..2 } else { 2..4 };
+            token[empty].fill(moe_trace::EMPTY_SLOT);
+            if number > 5 || number == 0 {
+                token.fill(moe_trace::EMPTY_SLOT);
+            }
+        }
+    }
+    let trace = memory(corpus.geometry(), sequences);
+    let (options, bootstrap) = (options(vec![3, 8]), Bootstrap::new(300, 0.9, 5).unwrap());
+    let fast = accumulate(&trace, &TraceIntervals::new(trace.geometry(), &options).unwrap(), &|_| {}).unwrap();
+    let general = Resampled::new(TraceMetrics::new(trace.geometry(), &options).unwrap());
+    let general = accumulate(&trace, &general, &|_| {}).unwrap();
+    let (fast, general) = (fast.finish(&bootstrap).unwrap(), general.finish(&bootstrap, TraceMetrics::finish).unwrap());
+    for (fast, general) in [(&fast.low, &general.low), (&fast.value, &general.value), (&fast.high, &general.high)] {
+        let srp = |report: &lrc_metrics::MetricsReport| {
+            let stacks = [&report.model, report.encoder.as_ref().unwrap(), report.decoder.as_ref().unwrap()];
+            let srp = stacks.map(|stack| stack.srp.clone()).to_vec();
+            figures_of(&srp, &srp)
+        };
+        let close = |(fast, general): (f64, f64)| (fast - general).abs() < 1e-12;
+        assert!(srp(fast).into_iter().zip(srp(general)).all(close), "{:?} {:?}", srp(fast), srp(general));
+    }
+}
+
 /// Of 200 traces of one population, the share whose interval holds the figure of the population is what was asked for, with
 /// few sequences and with groups of them, for experts and for the model; even if most sequences have a twin.
 #[test]

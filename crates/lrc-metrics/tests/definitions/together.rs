@@ -7,7 +7,9 @@ use lrc_metrics::{
     Bootstrap, ByDomain, Curves, LoadBalance, MetricError, MetricsOptions, ModelCorrelations, PositionSrp, Resampled,
     Srp, SrpReport, TraceIntervals, TraceMetrics, Vocabulary, VocabularyToken, accumulate,
 };
-use moe_trace::{DomainId, Geometry, LayerId, MemoryTrace, MoeLayer, RoutingSource, Sequence, Stack, TraceError};
+use moe_trace::{
+    DomainId, Geometry, LayerId, MemoryTrace, MoeLayer, Phase, RoutingSource, Sequence, SequenceBuf, Stack, TraceError,
+};
 use proptest::prelude::*;
 
 use crate::traces::{agrees, every_fold_agrees, memory, naive_counts, synthetic, trace};
@@ -44,10 +46,18 @@ fn report_agrees(trace: &dyn RoutingSource, report: &SrpReport) {
             add(&mut pooled, &counts);
         }
         agrees(&layer.value, &pooled);
-        add(&mut model, &pooled);
+        assert_eq!(report.windows, pooled.iter().sum::<u64>() / trace.geometry().experts() as u64);
+        let is_used = pooled[1..].iter().any(|&windows| windows > 0);
+        assert_eq!(report.unused_layers.contains(&layer.layer), !is_used);
+        if is_used {
+            add(&mut model, &pooled);
+        }
     }
-    agrees(&report.model, &model);
-    assert_eq!(report.windows, model.iter().sum::<u64>() / (report.layers.len() * trace.geometry().experts()) as u64);
+    if report.unused_layers.len() < report.layers.len() {
+        agrees(&report.model, &model);
+    } else {
+        assert_eq!((report.model.srp, report.model.activation_rate), (0.0, 0.0));
+    }
 }
 
 proptest! {
@@ -267,6 +277,38 @@ fn the_report_has_the_documented_keys() {
     assert_eq!(serde_json::from_str::<lrc_metrics::MetricsReport>(&old).unwrap(), report);
 }
 
+/// Two layers of 2 experts, top-1, of which the second has no access: A B in windows of 2.
+#[test]
+fn a_layer_without_an_access_is_in_no_pool() {
+    let geometry = Geometry::decoder(2, 2, 1).unwrap();
+    let mut trace = MemoryTrace::new(geometry.clone());
+    let experts = vec![0, moe_trace::EMPTY_SLOT, 1, moe_trace::EMPTY_SLOT];
+    trace.push(SequenceBuf::from_experts(&geometry, experts, Phase::Decode).unwrap()).unwrap();
+    let srp = accumulate(&trace, &Srp::new(&geometry, &[2]).unwrap(), &|_| {}).unwrap();
+    let report = srp.finish().unwrap().remove(&2).unwrap();
+    // One window; A and B are used by one of its two tokens. 2 uses of 2 * 2 pairs of a token and an expert, and all is
+    // selected: F1(0) = 2 * 2 / (2 * 2 + 2). Four more pairs of the other layer would give a rate of 0.25 and threshold 1.
+    assert_eq!((report.model.activation_rate, report.model.threshold), (0.5, 0));
+    assert_eq!((report.model.srp, report.model.lower_bound(), report.model.rho), (2.0 / 3.0, 2.0 / 3.0, 2.0));
+    assert_eq!((report.unused_layers.as_slice(), report.decoder), (&[1][..], Some(report.model)));
+    assert_eq!((report.layers[0].is_used(), report.layers[1].is_used()), (true, false));
+
+    // Two domains that agree in nothing but the zeros of the second layer: A A A B and A B B B.
+    let mut trace = MemoryTrace::new(geometry.clone()).with_domains(["a", "b"]);
+    for (domain, uses) in [(0, [0, 0, 0, 1]), (1, [0, 1, 1, 1])] {
+        let experts = uses.into_iter().flat_map(|expert| [expert, moe_trace::EMPTY_SLOT]).collect();
+        let mut sequence = SequenceBuf::from_experts(&geometry, experts, Phase::Decode).unwrap();
+        sequence.domain = Some(DomainId(domain));
+        trace.push(sequence).unwrap();
+    }
+    let load = accumulate(&trace, &ByDomain::new(&LoadBalance::new(&geometry), 2), &|_| {}).unwrap().finish().unwrap();
+    // Rates 0.75 and 0.25 against 0.25 and 0.75; with two zeros more it would be 0.2.
+    assert_eq!(load.correlation()[[0, 1]], -1.0);
+    let srp = accumulate(&trace, &ByDomain::new(&Srp::new(&geometry, &[1]).unwrap(), 2), &|_| {}).unwrap();
+    // SRP of single tokens is 1 wherever an expert is used: a constant has no correlation, with zeros it would be 1.
+    assert!(srp.finish().unwrap()[&1].correlation()[[0, 1]].is_nan());
+}
+
 /// Three layers, of which the second has empty slots only.
 fn with_an_unused_layer() -> MemoryTrace {
     let geometry = Geometry::decoder(3, 8, 2).unwrap();
@@ -295,6 +337,8 @@ fn a_layer_without_an_access_is_in_no_mean_and_is_named() {
     assert!(all.value.layers[1].curves[&CurvePolicy::Lru].iter().all(|&rate| rate == 0.0));
     for (policy, rates) in &used.value.model.curves {
         assert_eq!(&all.value.model.curves[policy], rates, "{policy}");
+        assert_eq!(all.value.model.srp, used.value.model.srp);
+        assert_eq!((&all.low.model.srp, &all.high.model.srp), (&used.low.model.srp, &used.high.model.srp));
         for (of_all, of_used) in [(&all.low, &used.low), (&all.high, &used.high)] {
             let pairs = of_all.model.curves[policy].iter().zip(&of_used.model.curves[policy]);
             pairs.for_each(|(all, used)| assert!((all - used).abs() < 1e-12, "{policy}: {all} and {used}"));
