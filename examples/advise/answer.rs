@@ -8,7 +8,8 @@ use expert_cache::{
     PrefetcherKind, SpeedBootstrap, Target, Verdict, WhileLoading,
 };
 use moe_examples::{
-    Files, Foreign, POSITIVE, Reported, each_once, number, progress_bar, whole, write_json, write_text,
+    Files, Foreign, NO_COST, POSITIVE, Provenance, each_once, layers_without_access, number, progress_bar, whole,
+    write_json, write_text,
 };
 use moe_trace::{MemoryTrace, RoutingSource};
 
@@ -167,7 +168,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let files = files.reads("the profile", &arguments.profile);
     files.writes("--json", &arguments.json).writes("--html", &arguments.html).check()?;
     let target = arguments.goal.target()?;
-    let trace = open(&arguments.trace, &arguments.foreign, arguments.sequences)?;
+    let (trace, provenance) = open(&arguments.trace, &arguments.foreign, arguments.sequences)?;
     let geometry = trace.geometry().clone();
     let model = Model::find(&arguments.model, arguments.expert_bits, arguments.dense_bits)?;
     model.check(&arguments.model, &geometry)?;
@@ -238,10 +239,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         over_bandwidth,
         hit_rate_convention: Convention::Engine,
         survey,
+        provenance,
     };
     moe_examples::outln!("{report}");
     if let Some(path) = &arguments.json {
-        write_json(path, &Reported { report: &report, import_warnings: trace.import_report() })?;
+        write_json(path, &report)?;
         moe_examples::outln!("JSON: {}", path.display());
     }
     if let Some(path) = &arguments.html {
@@ -251,8 +253,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Opens or imports a trace.
-fn open(path: &Path, foreign: &Foreign, sequences: Option<usize>) -> Result<Box<dyn RoutingSource>> {
+/// Opens or imports a trace, or some of its sequences.
+fn open(path: &Path, foreign: &Foreign, sequences: Option<usize>) -> Result<(Box<dyn RoutingSource>, Provenance)> {
     ensure!(
         path.exists() || path == Path::new("-"),
         "there is no trace {}; quickstart records one of the default model",
@@ -260,14 +262,19 @@ fn open(path: &Path, foreign: &Foreign, sequences: Option<usize>) -> Result<Box<
     );
     let trace = foreign.open(path)?;
     ensure!(!trace.is_empty(), "{} has no sequence; was its recording finished?", path.display());
-    let Some(wanted) = sequences.filter(|&wanted| wanted < trace.len()) else { return Ok(trace) };
-    let mut some = MemoryTrace::new(trace.geometry().clone())
-        .with_domains(trace.domains())
-        .with_import_report(trace.import_report().clone());
-    for number in 0..wanted {
-        some.push(trace.sequence(number * trace.len() / wanted)?.to_buf())?;
-    }
-    Ok(Box::new(some))
+    let provenance = Provenance::of(trace.as_ref());
+    let trace = match sequences.filter(|&wanted| wanted < trace.len()) {
+        Some(wanted) => {
+            let mut some = MemoryTrace::new(trace.geometry().clone()).with_domains(trace.domains());
+            for number in 0..wanted {
+                some.push(trace.sequence(number * trace.len() / wanted)?.to_buf())?;
+            }
+            Box::new(some)
+        }
+        None => trace,
+    };
+    let unused = layers_without_access(trace.as_ref())?;
+    Ok((trace, provenance.with_unused_layers(unused, NO_COST)))
 }
 
 fn tokens(trace: &dyn RoutingSource) -> Result<usize> {
@@ -370,6 +377,30 @@ mod tests {
         let error = answer(Phase::Prefill, "--tokens-per-second 20 --slots 4").unwrap_err().to_string();
         assert!(error.contains("has no decoded token"), "{error}");
         assert!(error.ends_with("`trace import --token-phase decode`"), "{error}");
+    }
+
+    /// A recording of another program, of which the number of experts is inferred and one layer has no access.
+    #[test]
+    fn json_and_page_say_what_was_inferred_of_the_trace() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let rows: String =
+            (0..9).map(|token| format!("{token},0,{},decode\n{token},1,-1,decode\n", token % 4)).collect();
+        std::fs::write(path("rows.csv"), format!("token,layer,expert,phase\n{rows}")).unwrap();
+        let sizes = r#"{"expert_bytes": [1000, 1000], "expert_weights": 500, "dense_bytes": 100, "dense_weights": 50,
+            "head_bytes": 100, "head_weights": 50}"#;
+        std::fs::write(path("sizes.json"), sizes).unwrap();
+        let (trace, model, json, html) = (path("rows.csv"), path("sizes.json"), path("a.json"), path("a.html"));
+        let line = ["answer", &trace, "--model", &model, "--profile", "laptop-gpu", "--p95-ms", "5", "--slots", "2"];
+        let line = line.into_iter().chain(["--policies", "lru", "--sequences", "1", "--json", &json, "--html", &html]);
+        run(&Line::try_parse_from(line).unwrap().arguments).unwrap();
+        let found: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+        assert_eq!(found["unused_layers"], serde_json::json!([1]));
+        assert_eq!(found["import_warnings"][0]["kind"], "experts-inferred");
+        let page = std::fs::read_to_string(html).unwrap();
+        for expected in ["<td>experts-inferred</td>", "<td>no token uses an expert of MoE layer 1: "] {
+            assert!(page.contains(expected), "{expected}");
+        }
     }
 
     #[test]

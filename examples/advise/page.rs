@@ -11,6 +11,7 @@ use crate::report::Report;
 /// Renders the page: speed and hit rate over bytes, speed over bandwidth, slots of each layer.
 pub(crate) fn render(report: &Report) -> String {
     let mut page = Page::new(&format!("An expert cache for {}", report.model), &report.to_string());
+    page.provenance("the trace", &report.provenance);
     page.plot(
         "Decode speed over bytes of slots",
         &curves(report, "tokens/s", |one| one.speed.decode.tokens_per_second()),

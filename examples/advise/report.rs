@@ -5,7 +5,7 @@ use std::fmt;
 use expert_cache::{
     Candidate, Convention, CostModel, HardwareProfile, Layout, ModelSize, Setup, Slots, Survey, Target, Verdict,
 };
-use moe_examples::{per_cent, table};
+use moe_examples::{Provenance, per_cent, table};
 use serde::Serialize;
 
 /// Everything that was asked and found.
@@ -31,6 +31,8 @@ pub(crate) struct Report {
     /// How all hit rates are counted.
     pub(crate) hit_rate_convention: Convention,
     pub(crate) survey: Survey,
+    #[serde(flatten)]
+    pub(crate) provenance: Provenance,
 }
 
 /// Decode speed of a setup over the bandwidth of the link.
@@ -142,6 +144,9 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [layers, experts, top_k] = self.geometry;
         writeln!(f, "trace:   {}, {} sequences, {} tokens", self.trace, self.sequences, self.tokens)?;
+        if let Some(unused) = self.provenance.unused_layers_line() {
+            writeln!(f, "         {unused}")?;
+        }
         let (expert, all) = (self.size.expert_bytes[0] as f64 / 1e6, gib(self.survey.all_bytes));
         writeln!(f, "model:   {}, {layers} layers of {experts} experts, {top_k} a token", self.model)?;
         writeln!(f, "         {expert:.2} MB an expert, {all} all experts")?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use expert_cache::{
     ExpertCache, ExpertKey, ExpertSizes, MissCost, MissPolicy, Oversize, PolicyKind, Pool, Request, Simulation,
 };
-use moe_examples::per_cent;
+use moe_examples::{per_cent, print_warnings};
 use moe_trace::{ExpertId, ImportOptions, Phase, RoutingSource, import};
 use serde::Deserialize;
 
@@ -67,6 +67,7 @@ impl MissCost for Dropped {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let path = &arguments.trace;
     let trace = import(path, &ImportOptions::default()).with_context(|| format!("cannot import {}", path.display()))?;
+    print_warnings(trace.import_report());
     let rows = rows(path)?;
     let geometry = trace.geometry();
     let mut layer_of = HashMap::new();

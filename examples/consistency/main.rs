@@ -24,12 +24,13 @@ const WINDOWS: [usize; 8] = [2, 4, 8, 16, 32, 64, 128, 256];
 
 /// The page, and all files of the folder.
 const PAGE: &str = "consistency.html";
-const FILES: [&str; 6] = [PAGE, "srp.csv", "starts.csv", "curves.csv", "experts.csv", "domains.csv"];
+const FILES: [&str; 7] = [PAGE, "about.csv", "srp.csv", "starts.csv", "curves.csv", "experts.csv", "domains.csv"];
 
 /// Print and plot the local routing consistency of a trace.
 ///
 /// Writes consistency.html (SRP over m, by layer, by domain and by window start; hit rates of LRU, LFU, Belady and SCH
-/// over cache size; load against SRP), and the numbers behind it as CSV files. Intervals are bootstrapped over sequences.
+/// over cache size; load against SRP), and the numbers behind it as CSV files; about.csv says what an import of the trace inferred,
+/// and what else a reader of the numbers must know. Intervals are bootstrapped over sequences.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -102,6 +103,7 @@ fn program() -> Result<()> {
     std::fs::create_dir_all(&arguments.out)
         .with_context(|| format!("cannot create the folder {}", arguments.out.display()))?;
     let mut page = Page::new(&format!("Local routing consistency of {}", measured.model), &summary);
+    page.provenance("the trace", &measured.provenance);
     figures::add(&measured, &mut page);
     let path = arguments.out.join(PAGE);
     write_text(&path, &page.finish())?;

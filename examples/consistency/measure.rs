@@ -5,7 +5,7 @@ use lrc_metrics::{
     Accumulator, Bootstrap, ByDomain, DomainLoad, LoadBalance, MetricError, MetricsIntervals, MetricsOptions,
     TraceIntervals, accumulate,
 };
-use moe_examples::{progress_bar, shown};
+use moe_examples::{LEFT_OUT, Provenance, progress_bar, shown};
 use moe_trace::{Geometry, RoutingSource};
 
 use crate::domain::DomainSequences;
@@ -13,6 +13,7 @@ use crate::starts::{WindowStart, window_starts};
 
 /// What the figures show.
 pub(crate) struct Measured {
+    pub(crate) provenance: Provenance,
     pub(crate) model: String,
     pub(crate) geometry: Geometry,
     /// Names of all domains.
@@ -62,6 +63,7 @@ pub(crate) fn measure(
         }
     }
     Ok(Measured {
+        provenance: Provenance::of(trace).with_unused_layers(all.value.unused_layers.clone(), LEFT_OUT),
         model: trace.model().unwrap_or("an unnamed model").to_owned(),
         geometry: geometry.clone(),
         names: trace.domains().to_vec(),

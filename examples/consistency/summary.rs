@@ -1,7 +1,7 @@
 //! The main numbers as text.
 
 use lrc_metrics::{CurvePolicy, MetricsIntervals, MetricsReport, correlate, srp_lower_bound, static_curve};
-use moe_examples::{per_cent, shown, table, unused_layers};
+use moe_examples::{LEFT_OUT, per_cent, shown, table, unused_layers};
 
 use crate::measure::Measured;
 
@@ -44,7 +44,7 @@ pub(crate) fn summary(measured: &Measured) -> String {
     let other = measured.domains.iter().filter(|(_, report)| report.value.unused_layers != all.value.unused_layers);
     let other: String = other
         .filter_map(|(name, report)| {
-            Some(format!("\n{}: {}", shown(name), unused_layers(&report.value.unused_layers)?))
+            Some(format!("\n{}: {}", shown(name), unused_layers(&report.value.unused_layers, LEFT_OUT)?))
         })
         .collect();
 
@@ -67,7 +67,7 @@ pub(crate) fn summary(measured: &Measured) -> String {
     let experts: Vec<Expert> = experts_of(measured).into_iter().filter(|expert| expert.is_of_used_layer).collect();
     let with_load = correlate(&experts, |expert| Some(expert.srp), |expert| Some(expert.activation_rate));
     let with_domains = correlate(&experts, |expert| Some(expert.srp), |expert| expert.specialization);
-    let unused = unused_layers(&all.value.unused_layers).map_or(String::new(), |line| format!("\n{line}"));
+    let unused = measured.provenance.unused_layers_line().map_or(String::new(), |line| format!("\n{line}"));
     format!(
         "{head}\n\nSegment routing best performance (how well one set of experts serves m tokens)\n{srp}\n\n\
          By domain\n{domains}{other}\n\nHit rate of a cache of rho times the experts of a token ({}; \

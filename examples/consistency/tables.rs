@@ -90,8 +90,9 @@ const CURVES: [&str; 9] =
 const EXPERTS: [&str; 6] = ["layer", "expert", "activation_rate", "m", "srp", "domain_specialization"];
 const DOMAINS: [&str; 3] = ["domain", "other", "correlation"];
 
-/// Writes srp.csv, starts.csv, curves.csv, experts.csv and domains.csv.
+/// Writes about.csv, srp.csv, starts.csv, curves.csv, experts.csv and domains.csv.
 pub(crate) fn write(measured: &Measured, folder: &Path) -> Result<()> {
+    write_csv(&folder.join("about.csv"), &["kind", "what"], measured.provenance.rows())?;
     write_csv(&folder.join("srp.csv"), &SRP, srp_rows(measured))?;
     let starts = measured.starts.iter().map(|&WindowStart { start, windows, srp }| StartRow {
         start,

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use lrc_metrics::{HitRates, MetricsOptions, MetricsReport, TraceMetrics, accumulate};
 use moe_examples::{
-    Files, Foreign, Numbers, Reported, Table, distinct_numbers, each_once, fitting_windows, per_cent, progress_bar,
-    shown, table, unused_layers, whole, write_json,
+    Files, Foreign, LEFT_OUT, Numbers, Provenance, Reported, Table, distinct_numbers, each_once, fitting_windows,
+    per_cent, progress_bar, shown, table, unused_layers, whole, write_json,
 };
 use moe_trace::{LayerId, RoutingSource};
 
@@ -99,11 +99,11 @@ fn program() -> Result<()> {
     moe_examples::outln!("\n{}\n", srp_table(&report));
     let (convention, table) = (report.convention.description(), curve_table(&report, geometry.top_k()));
     moe_examples::outln!("Hit rates; {convention}; first touches hit while slots are free\n{table}");
-    if let Some(note) = unused_layers(&report.unused_layers) {
+    if let Some(note) = unused_layers(&report.unused_layers, LEFT_OUT) {
         moe_examples::outln!("{note}");
     }
     if let Some(path) = &arguments.json {
-        write_json(path, &Reported { report: &report, import_warnings: trace.import_report() })?;
+        write_json(path, &Reported { report: &report, provenance: &Provenance::of(trace.as_ref()) })?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use expert_cache::has_decoded;
-use moe_examples::Foreign;
+use moe_examples::{Foreign, NO_COST, Provenance, layers_without_access};
 use moe_trace::{LayerId, MemoryTrace, Phase, RoutingSource, Selection, TraceView};
 
 /// How much of a trace is replayed.
@@ -26,6 +26,7 @@ pub(crate) struct Excerpted {
     pub(crate) trace: MemoryTrace,
     /// MoE layers of the whole trace.
     pub(crate) of_layers: usize,
+    pub(crate) provenance: Provenance,
 }
 
 impl Excerpt {
@@ -35,7 +36,7 @@ impl Excerpt {
 
     fn read(self, path: &Path, foreign: &Foreign) -> Result<Excerpted> {
         let trace = foreign.open(path)?;
-        let of_layers = trace.geometry().layers();
+        let (of_layers, provenance) = (trace.geometry().layers(), Provenance::of(trace.as_ref()));
         let layers = evenly(of_layers, self.layers);
         let layers = layers.map(|layer| u16::try_from(layer).map(LayerId)).collect::<Result<_, _>>()?;
         let selection = Selection {
@@ -67,7 +68,8 @@ impl Excerpt {
             self.tokens,
             memory.len()
         );
-        Ok(Excerpted { trace: memory, of_layers })
+        let provenance = provenance.with_unused_layers(layers_without_access(&memory)?, NO_COST);
+        Ok(Excerpted { trace: memory, of_layers, provenance })
     }
 }
 
@@ -104,7 +106,7 @@ mod tests {
             "give more --tokens; if all tokens were decoded, import them with `trace import --token-phase decode`"
         ));
         assert!(message(5, Some(5)).ends_with("give a smaller --prefill"));
-        let Excerpted { trace, of_layers } = excerpt(5, None).unwrap();
+        let Excerpted { trace, of_layers, .. } = excerpt(5, None).unwrap();
         assert_eq!((trace.len(), trace.geometry().layers(), of_layers), (2, 1, 3));
     }
 }

@@ -9,6 +9,7 @@ use crate::report::{Report, Row, Speeds};
 /// Renders the page: measured and predicted speed over the cache size.
 pub(crate) fn render(report: &Report) -> String {
     let mut page = Page::new("Speed with offloaded experts", &report.to_string());
+    page.provenance("the trace", &report.provenance);
     page.plot("Decoded tokens a second over rho, dashed: predicted", &lines(report, |speeds| speeds.decode));
     page.plot("Prefilled tokens a second over rho, dashed: predicted", &lines(report, |speeds| speeds.prefill));
     page.finish()

@@ -13,8 +13,8 @@ use moe_offload::{
 };
 use moe_trace::{MemoryTrace, RoutingSource};
 
-use crate::excerpt::Excerpt;
-use crate::relation::{Figures, Relation, Row};
+use crate::excerpt::{Excerpt, Excerpted};
+use crate::relation::{Figures, OfTrace, Relation, Row};
 use crate::relation_page;
 use crate::steps::Steps;
 
@@ -87,17 +87,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     ensure!(prefill < tokens, "--prefill is {prefill}, of --tokens {tokens} some must be decoded");
     // All are opened first, so that a bad file is told before work starts.
     let excerpt = Excerpt { layers: arguments.layers, sequences: arguments.sequences, tokens, prefill: Some(prefill) };
-    let traces = arguments.traces.iter().map(|path| Ok(excerpt.of(path, &arguments.foreign)?.trace));
-    let traces: Vec<MemoryTrace> = traces.collect::<Result<_>>()?;
+    let traces = arguments.traces.iter().map(|path| {
+        let Excerpted { trace, provenance, .. } = excerpt.of(path, &arguments.foreign)?;
+        Ok((trace, OfTrace { model: name(path), provenance }))
+    });
+    let (traces, about): (Vec<MemoryTrace>, Vec<OfTrace>) = traces.collect::<Result<Vec<_>>>()?.into_iter().unzip();
     let sizes = traces.iter().map(|trace| cache_sizes(arguments.rho.as_deref(), &RHO, trace.geometry()));
     let sizes: Vec<Vec<(f64, usize)>> = sizes.collect::<Result<_>>()?;
     let bar = progress_bar(sizes.iter().map(|sizes| rounds * (sizes.len() + 1)).sum(), "runs");
     let mut rows = Vec::new();
-    for ((path, trace), sizes) in arguments.traces.iter().zip(&traces).zip(&sizes) {
-        rows.extend(measured(&name(path), trace, sizes, arguments, || bar.inc(1))?);
+    for ((about, trace), sizes) in about.iter().zip(&traces).zip(&sizes) {
+        rows.extend(measured(&about.model, trace, sizes, arguments, || bar.inc(1))?);
     }
     bar.finish_and_clear();
-    let relation = Relation::new(window, rows);
+    let relation = Relation::new(window, rows, about);
     moe_examples::outln!("{relation}");
     if let Some(path) = &arguments.json {
         write_json(path, &relation)?;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use expert_cache::Convention;
 use lrc_metrics::correlate;
-use moe_examples::{per_cent, table};
+use moe_examples::{Provenance, per_cent, table};
 use serde::Serialize;
 
 /// What `offload relate` found.
@@ -18,6 +18,17 @@ pub(crate) struct Relation {
     pub(crate) hit_rate_convention: Convention,
     pub(crate) rows: Vec<Row>,
     pub(crate) correlations: Vec<Correlation>,
+    /// The traces that a reader must know something of.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) traces: Vec<OfTrace>,
+}
+
+/// The facts about the trace of a model.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct OfTrace {
+    pub(crate) model: String,
+    #[serde(flatten)]
+    pub(crate) provenance: Provenance,
 }
 
 /// One model at one cache size.
@@ -62,7 +73,8 @@ pub(crate) const FIGURES: [(&str, OfRow); 3] =
     [("SRP", |row| row.figures.srp), ("SCH", |row| row.figures.sch), ("LRU hits", |row| row.figures.lru)];
 
 impl Relation {
-    pub(crate) fn new(window: usize, rows: Vec<Row>) -> Relation {
+    pub(crate) fn new(window: usize, rows: Vec<Row>, mut traces: Vec<OfTrace>) -> Relation {
+        traces.retain(|of| !of.provenance.is_empty());
         let mut sizes: Vec<Option<f64>> = Vec::new();
         for row in &rows {
             if !sizes.contains(&Some(row.rho)) {
@@ -88,6 +100,7 @@ impl Relation {
             hit_rate_convention: Convention::Engine,
             rows,
             correlations,
+            traces,
         }
     }
 }
@@ -124,7 +137,12 @@ impl fmt::Display for Relation {
                 signed(correlation.prefill),
             ]);
         }
-        write!(f, "{table}")
+        write!(f, "{table}")?;
+        let unused = self.traces.iter().filter_map(|of| Some((&of.model, of.provenance.unused_layers_line()?)));
+        for (model, line) in unused {
+            write!(f, "\n{model}: {line}")?;
+        }
+        Ok(())
     }
 }
 
@@ -146,7 +164,7 @@ mod tests {
         };
         let rows =
             vec![row(1.0, 0.1, 3.0), row(1.0, 0.2, 2.0), row(1.0, 0.3, 1.0), row(2.0, 0.1, 0.5), row(2.0, 0.2, 0.9)];
-        let relation = Relation::new(16, rows);
+        let relation = Relation::new(16, rows, Vec::new());
         let srp: Vec<_> = relation.correlations.iter().filter(|correlation| correlation.figure == "SRP").collect();
         let found: Vec<_> = srp.iter().map(|c| (c.rho, c.points, c.decode.map(|c| (c * 10.0).round()))).collect();
         assert_eq!(found[..2], [(Some(1.0), 3, Some(-10.0)), (Some(2.0), 2, None)]);

@@ -9,6 +9,9 @@ use crate::relation::{FIGURES, Relation, Row};
 /// Renders the page: the overhead of decoding and of prefilling over each figure, a point a model and cache size.
 pub(crate) fn render(relation: &Relation) -> String {
     let mut page = Page::new("Routing and the cost of offloading", &relation.to_string());
+    for of in &relation.traces {
+        page.provenance(&of.model, &of.provenance);
+    }
     for (figure, of) in FIGURES {
         page.plot(&format!("Decode overhead over {figure}"), &points(relation, figure, of, |row| row.decode_overhead));
         page.plot(

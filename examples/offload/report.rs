@@ -3,7 +3,7 @@
 use std::fmt;
 
 use expert_cache::{Convention, Speed};
-use moe_examples::{per_cent, table};
+use moe_examples::{Provenance, per_cent, table};
 use moe_offload::{HostReport, Latency, LayerReport};
 use serde::Serialize;
 
@@ -11,7 +11,7 @@ use crate::calibrate::{Prices, median};
 use crate::case::{Case, Predicted};
 use crate::steps::Steps;
 use crate::stores::Ahead;
-use crate::workload::Layers;
+use crate::workload::{Layers, Workload};
 
 /// Everything that `offload speed` found.
 #[derive(Serialize)]
@@ -29,6 +29,9 @@ pub(crate) struct Report {
     /// How all hit rates are counted.
     pub(crate) hit_rate_convention: Convention,
     pub(crate) rows: Vec<Row>,
+    /// The facts about the trace that was replayed.
+    #[serde(flatten)]
+    pub(crate) provenance: Provenance,
 }
 
 /// Tokens a second of both phases; a phase without tokens has none.
@@ -107,20 +110,21 @@ fn error(predicted: Option<f64>, measured: Option<f64>) -> Option<f64> {
 
 impl Report {
     pub(crate) fn new(
-        layers: Layers,
+        workload: &Workload,
         prices: &Prices,
         resident: &Steps,
         mapped: Option<&Steps>,
         rows: Vec<Row>,
     ) -> Report {
         Report {
-            layers,
+            layers: workload.layers,
             load_seconds: prices.costs(&|_| 0.0, 0.0).load_seconds[0],
             disk_seconds: prices.disk_seconds,
             resident: Speeds::measured(resident),
             mapped: mapped.map(Speeds::measured),
             hit_rate_convention: Convention::Engine,
             rows,
+            provenance: workload.provenance.clone(),
         }
     }
 
@@ -217,6 +221,9 @@ impl fmt::Display for Report {
             0 => writeln!(f)?,
             _ => writeln!(f, "; {skipped_blocks} blocks of the weights only predict the token after the next")?,
         }
+        if let Some(unused) = self.provenance.unused_layers_line() {
+            writeln!(f, "{unused}")?;
+        }
         let (memory, disk) = (1e6 * self.load_seconds, 1e6 * self.disk_seconds);
         let resident =
             format!("{} decoded and {} prefilled tokens/s", speed(self.resident.decode), speed(self.resident.prefill));
@@ -270,6 +277,7 @@ mod tests {
                 mapped: None,
                 hit_rate_convention: Convention::Engine,
                 rows: Vec::new(),
+                provenance: Provenance::default(),
             }
             .to_string()
         };

@@ -255,7 +255,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     };
     let rows = cases.iter().zip(&measured.cases).map(row).collect::<Result<_>>()?;
     let mapped = workload.too_large.then_some(&mapped);
-    let report = Report::new(workload.layers, &prices, &measured.resident, mapped, rows);
+    let report = Report::new(&workload, &prices, &measured.resident, mapped, rows);
     moe_examples::outln!("{report}");
     if let Some(path) = &arguments.json {
         write_json(path, &report)?;

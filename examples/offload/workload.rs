@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
 use expert_cache::{ModelSize, PolicyKind};
+use moe_examples::Provenance;
 use moe_model::{Checkpoint, GenerateOptions, Olmoe, OlmoeConfig, Sampling, generate};
 use moe_offload::{ExpertBank, ExpertStore, FileReads, HostCache, MappedStore, Replay, ResidentExperts, free_bytes};
 use moe_trace::{ExpertId, Geometry, LayerId, MemoryTrace, Recorder, RoutingSource};
@@ -28,6 +29,8 @@ pub(crate) struct Workload {
     pub(crate) uncached: bool,
     /// Layers that are run, and that there are.
     pub(crate) layers: Layers,
+    /// The facts about a trace; none about text.
+    pub(crate) provenance: Provenance,
     kind: Kind,
 }
 
@@ -93,7 +96,7 @@ impl Workload {
     }
 
     /// Replays a trace on experts of its geometry.
-    pub(crate) fn trace(Excerpted { trace, of_layers }: Excerpted, store: MappedStore) -> Result<Workload> {
+    pub(crate) fn trace(Excerpted { trace, of_layers, provenance }: Excerpted, store: MappedStore) -> Result<Workload> {
         let (geometry, shape) = (trace.geometry(), store.shape());
         let (found, expected) = ((geometry.layers(), geometry.experts()), (shape.layers, shape.experts));
         ensure!(
@@ -104,7 +107,7 @@ impl Workload {
             expected.0,
             expected.1
         );
-        Ok(Workload::new(store, of_layers, Kind::Trace(trace)))
+        Ok(Workload { provenance, ..Workload::new(store, of_layers, Kind::Trace(trace)) })
     }
 
     /// Layers, experts and top-k of what is run.
@@ -119,7 +122,7 @@ impl Workload {
         let layers = Layers { run: store.shape().layers, of, skipped_blocks: store.skipped_blocks() };
         let too_large = free_bytes(&Device::Cpu).is_ok_and(|free| ExpertStore::bytes(&store) > free);
         let uncached = store.reads() == FileReads::Direct;
-        Workload { too_large, uncached, layers, store: Arc::new(store), kind }
+        Workload { too_large, uncached, layers, provenance: Provenance::default(), store: Arc::new(store), kind }
     }
 
     /// A bank that computes as one does that holds all experts: those of a store, or if they do not fit in memory, a few of

@@ -9,6 +9,7 @@ mod numbers;
 mod output;
 mod page;
 mod print;
+mod provenance;
 mod run;
 mod shown;
 mod slots;
@@ -24,15 +25,16 @@ pub use files::Files;
 pub use foreign::{Foreign, collect, open_trace, phase};
 pub use numbers::{Numbers, distinct_numbers, numbers};
 pub use output::{
-    Reported, byte_bar, no_formula, output_path, per_cent, print_warnings, progress_bar, spinner, write_csv,
-    write_json, write_text,
+    byte_bar, no_formula, output_path, per_cent, print_warnings, progress_bar, spinner, write_csv, write_json,
+    write_text,
 };
 pub use page::{Page, axes, window_axis};
 pub use print::{print_error_line, print_line};
+pub use provenance::{Provenance, Reported};
 pub use run::run;
 pub use shown::shown;
 pub use slots::{cache_sizes, slots_of};
 pub use table::{Table, table};
 pub use threads::{processors, set_threads};
-pub use unused::unused_layers;
+pub use unused::{LEFT_OUT, NO_COST, layers_without_access, unused_layers};
 pub use windows::fitting_windows;

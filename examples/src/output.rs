@@ -60,17 +60,6 @@ pub fn write_text(path: &Path, text: &str) -> Result<()> {
     write_whole(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// A report with the warnings of the import that it is made from, as fields of one JSON object.
-#[derive(Serialize)]
-pub struct Reported<'a, T> {
-    /// The report.
-    #[serde(flatten)]
-    pub report: &'a T,
-    /// The warnings; left out if there are none.
-    #[serde(skip_serializing_if = "ImportReport::is_empty")]
-    pub import_warnings: &'a ImportReport,
-}
-
 /// Writes a value as pretty JSON.
 ///
 /// # Errors

@@ -4,6 +4,8 @@ use plotly::Plot;
 use plotly::common::Title;
 use plotly::layout::{Axis, AxisType, Layout};
 
+use crate::provenance::Provenance;
+
 const STYLE: &str = "body{font-family:system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}\
     pre{background:#f6f6f6;padding:1rem;overflow-x:auto}.plot{height:28rem}\
     td,th{padding:.3rem .6rem;vertical-align:top;text-align:left}";
@@ -26,6 +28,13 @@ impl Page {
              <style>{STYLE}</style>{script}</head>\n<body><h1>{title}</h1>\n<pre>{text}</pre>\n"
         );
         Page { html, plots: 0 }
+    }
+
+    /// Adds the facts about the trace that change what the figures mean; nothing if there are none.
+    pub fn provenance(&mut self, trace: &str, provenance: &Provenance) {
+        if !provenance.is_empty() {
+            self.table(&format!("About {trace}"), ["kind", "what"], provenance.rows().into_iter());
+        }
     }
 
     /// Adds a plot under a heading.

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use moe_examples::{Files, Reported, progress_bar, table, write_json};
-use moe_trace::{MoeLayer, Notice, Phase, RoutingSource};
+use moe_examples::{Files, Provenance, Reported, progress_bar, table, write_json};
+use moe_trace::{MoeLayer, Phase, RoutingSource};
 use serde::Serialize;
 
 use super::input::{Foreign, open};
@@ -40,9 +40,6 @@ struct Info {
     columns: Vec<(&'static str, usize)>,
     /// Sequences and tokens of each domain.
     domains: Vec<(String, usize, usize)>,
-    /// What a reader must know of the capture.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    notices: Vec<Notice>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -84,7 +81,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         moe_examples::outln!("\n{warnings}");
     }
     if let Some(path) = &arguments.json {
-        write_json(path, &Reported { report: &info, import_warnings })?;
+        write_json(path, &Reported { report: &info, provenance: &Provenance::of(source.as_ref()) })?;
     }
     Ok(())
 }
@@ -105,7 +102,6 @@ fn look(source: &dyn RoutingSource) -> Result<Info> {
         empty_slots: 0.0,
         columns: ["weights", "logits", "token ids", "predictions", "text"].map(|column| (column, 0)).to_vec(),
         domains: source.domains().iter().map(|name| (name.clone(), 0, 0)).collect(),
-        notices: source.notices().to_vec(),
     };
     let bar = progress_bar(source.len(), "sequences");
     let mut routed = 0usize;
