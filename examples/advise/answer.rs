@@ -165,7 +165,8 @@ impl Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     arguments.check()?;
     let files = Files::new().reads_trace(&arguments.trace).reads_model(&arguments.model);
-    let files = files.reads("the profile", &arguments.profile);
+    let files =
+        files.reads("the profile", &arguments.profile).reads_all("the file of --config", &arguments.foreign.config);
     files.writes("--json", &arguments.json).writes("--html", &arguments.html).check()?;
     let target = arguments.goal.target()?;
     let (trace, provenance) = open(&arguments.trace, &arguments.foreign, arguments.sequences)?;

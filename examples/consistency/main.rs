@@ -77,7 +77,11 @@ fn main() -> ExitCode {
 fn program() -> Result<()> {
     let arguments = moe_examples::parse::<Arguments>();
     each_once("--m", arguments.m.as_deref().unwrap_or_default())?;
-    Files::new().reads_trace(&arguments.trace).writes_in("--out", &arguments.out, &FILES).check()?;
+    Files::new()
+        .reads_trace(&arguments.trace)
+        .reads_all("the file of --config", &arguments.foreign.config)
+        .writes_in("--out", &arguments.out, &FILES)
+        .check()?;
     let trace = arguments.foreign.open(&arguments.trace)?;
     ensure!(!trace.is_empty(), "{} has no sequence; was its recording finished?", arguments.trace.display());
     let windows = match arguments.m {

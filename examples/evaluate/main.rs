@@ -67,7 +67,7 @@ fn main() -> ExitCode {
 
 fn program() -> Result<()> {
     let options = moe_examples::parse::<Options>();
-    let files = Files::new().reads_model(&options.model).reads("the text", &options.data);
+    let files = Files::new().reads_model(&options.model).reads_tree("the text", &options.data);
     files.writes("--json", &options.json).check()?;
     let checkpoint = Checkpoint::open(&options.model)?;
     let model = checkpoint.load_resident(DType::F32, &Device::Cpu)?;

@@ -65,7 +65,11 @@ fn main() -> ExitCode {
 fn program() -> Result<()> {
     let arguments = moe_examples::parse::<Arguments>();
     each_once("--m", arguments.m.as_deref().unwrap_or_default())?;
-    Files::new().reads_trace(&arguments.trace).writes("--json", &arguments.json).check()?;
+    Files::new()
+        .reads_trace(&arguments.trace)
+        .reads_all("the file of --config", &arguments.foreign.config)
+        .writes("--json", &arguments.json)
+        .check()?;
     let trace = open(&arguments)?;
     let geometry = trace.geometry();
     let options = MetricsOptions {

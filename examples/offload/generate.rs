@@ -34,7 +34,10 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    Files::new().reads_model(&arguments.shape).writes("--out", &arguments.out).check()?;
+    Files::new()
+        .reads_model(&arguments.shape)
+        .writes_regular("--out", &arguments.out, "the parts of a GGUF file are written out of order")
+        .check()?;
     let mut shape = shape(&ModelSizes::find(&arguments.shape).context("cannot use --shape")?)?;
     if let Some(layers) = arguments.layers {
         ensure!((1..=shape.layers).contains(&layers), "--layers is {layers}, the model has {}", shape.layers);

@@ -35,7 +35,10 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let checkpoint = open_checkpoint(arguments.model.as_deref())?;
-    Files::new().reads_model(checkpoint.folder()).writes("--out", &arguments.out).check()?;
+    Files::new()
+        .reads_model(checkpoint.folder())
+        .writes_regular("--out", &arguments.out, "the parts of a GGUF file are written out of order")
+        .check()?;
     let experts: Arc<dyn ExpertStore> = Arc::new(expert_files::of_checkpoint(&checkpoint, FileReads::Cached)?);
     expert_files::write(&QuantizedExperts::new(Arc::clone(&experts), arguments.weight_type)?, &arguments.out)?;
     if arguments.compare {

@@ -81,7 +81,8 @@ pub(crate) struct Arguments {
 const RHO: [f64; 4] = [1.0, 2.0, 3.0, 4.0];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let files = Files::new().reads_all("a trace", &arguments.traces);
+    let files = arguments.traces.iter().fold(Files::new(), Files::reads_trace);
+    let files = files.reads_all("the file of --config", &arguments.foreign.config);
     files.writes("--json", &arguments.json).writes("--html", &arguments.html).check()?;
     let Arguments { rounds, window, prefill, tokens, .. } = *arguments;
     ensure!(prefill < tokens, "--prefill is {prefill}, of --tokens {tokens} some must be decoded");

@@ -142,9 +142,15 @@ struct Source {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.trace.is_none() {
+        arguments.foreign.refuse("give a --trace or leave it out")?;
+    }
     let weights = arguments.weights.as_deref().map(expert_files::parts).transpose()?.unwrap_or_default();
     let files = Files::new().reads_all("a file of the weights", &weights);
-    let files = files.reads_all("a file of the model", &arguments.model).reads_all("the trace", &arguments.trace);
+    let files = files
+        .reads_all("a file of the model", &arguments.model)
+        .reads_all("the file of --config", &arguments.foreign.config);
+    let files = arguments.trace.iter().fold(files, Files::reads_trace);
     let files = files.writes("--json", &arguments.json).writes("--html", &arguments.html);
     files.writes("--timeline", &arguments.timeline).check()?;
     let transfers = Transfers::threads(arguments.transfers);
@@ -155,6 +161,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     each_once("--prefetchers", prefetchers)?;
     each_once("--misses", misses)?;
     let mut workload = open(arguments)?;
+    ensure!(
+        ahead.is_none() || tier.is_some() || !workload.uncached,
+        "--read-ahead has nowhere to read to: loads read past the page cache; give --host-gib or --reads cached"
+    );
     let sizes = cache_sizes(rho.as_deref(), &RHO, &workload.geometry())?;
     let cases = cases(&sizes, policies, prefetchers, misses, (per_request, ahead), transfers);
     let from_disk = arguments.store.store == Place::Disk;
@@ -372,6 +382,12 @@ mod tests {
             ),
             ("--tokens 3", "the following required arguments were not provided:\n  --weights <FILE>\n  --trace <FILE>"),
             ("--new-tokens 1", "give a whole number from 2 to 16777216"),
+            ("--experts 4", "--experts says how a trace is read, give a --trace or leave it out"),
+            ("--strict", "--strict says how a trace is read, give a --trace or leave it out"),
+            (
+                "--store disk --reads direct --prefetchers markov --read-ahead 2",
+                "--read-ahead has nowhere to read to: loads read past the page cache; give --host-gib or --reads cached",
+            ),
             ("--store disk --host-gib 1 --host-policy belady", "--host-policy is belady, which needs to know"),
         ] {
             let error = refusal(line);

@@ -34,7 +34,7 @@ pub(crate) struct StoreArguments {
     host_policy: PolicyKind,
 
     /// Experts that are read ahead after every layer: predictions ranked behind those of `--per-request`, into the cache of
-    /// `--host-gib` or through the page cache. Where loads read past the page cache and no such cache is, nothing is read.
+    /// `--host-gib` or through the page cache. Where loads read past the page cache, `--host-gib` is required.
     #[arg(long, value_name = "N", value_parser = whole::<u16>(1..=1024))]
     read_ahead: Option<u16>,
 

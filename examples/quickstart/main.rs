@@ -45,9 +45,9 @@ struct Arguments {
     #[arg(long, value_name = "FILE", num_args = 1..)]
     text: Vec<PathBuf>,
 
-    /// Tokens of each prompt cut from a text file.
-    #[arg(long, value_name = "N", default_value_t = 128, requires = "text", value_parser = whole::<usize>(1..))]
-    prompt_tokens: usize,
+    /// Tokens of each prompt cut from a text file [default: 128, or as many as the model has positions for].
+    #[arg(long, value_name = "N", requires = "text", value_parser = whole::<usize>(1..))]
+    prompt_tokens: Option<usize>,
 
     /// Prompts cut from each text file.
     #[arg(long, value_name = "N", default_value_t = 4, requires = "text", value_parser = whole::<usize>(1..=65536))]
@@ -61,9 +61,9 @@ struct Arguments {
     #[arg(long, default_value_t = 0.8, value_parser = number(0.0..))]
     temperature: f64,
 
-    /// Seed of the sampling.
-    #[arg(long, default_value_t = 0, value_parser = whole::<u64>(0..))]
-    seed: u64,
+    /// Seed of the sampling [default: 0].
+    #[arg(long, value_parser = whole::<u64>(0..))]
+    seed: Option<u64>,
 
     /// Size of the offloaded run's cache relative to the experts of one token.
     #[arg(long, default_value_t = 2.0, value_parser = number(POSITIVE))]
@@ -109,7 +109,14 @@ fn main() -> ExitCode {
 }
 
 fn program() -> Result<()> {
-    let arguments = moe_examples::parse::<Arguments>();
+    quickstart(&moe_examples::parse())
+}
+
+fn quickstart(arguments: &Arguments) -> Result<()> {
+    ensure!(
+        arguments.temperature > 0.0 || arguments.seed.is_none(),
+        "--seed is of the sampling, and --temperature 0 always takes the likeliest token: leave out one of both"
+    );
     let checkpoint = open_checkpoint(arguments.model.as_deref())?;
     let files = Files::new().reads_model(checkpoint.folder()).reads_all("a text", &arguments.text);
     let files = files.writes_in("--out", &arguments.out, &["trace.safetensors", "report.html"]);
@@ -125,14 +132,20 @@ fn program() -> Result<()> {
         arguments.new_tokens,
         config.params().max_position_embeddings
     );
+    let prompt_tokens = arguments.prompt_tokens.unwrap_or(room.min(128));
+    ensure!(
+        prompt_tokens <= room,
+        "--prompt-tokens is {prompt_tokens}, beside --new-tokens {} the model has {room} positions",
+        arguments.new_tokens
+    );
     let prompts = if arguments.text.is_empty() {
         prompts::built_in(&tokenizer, room)?
     } else {
-        prompts::from_files(&arguments.text, &tokenizer, arguments.prompt_tokens.min(room), arguments.prompts_per_file)?
+        prompts::from_files(&arguments.text, &tokenizer, prompt_tokens, arguments.prompts_per_file)?
     };
     let sampling = match arguments.temperature {
         0.0 => Sampling::Greedy,
-        temperature => Sampling::TopP { temperature, top_p: 0.95, seed: arguments.seed },
+        temperature => Sampling::TopP { temperature, top_p: 0.95, seed: arguments.seed.unwrap_or(0) },
     };
 
     let folder = checkpoint.folder();
@@ -192,4 +205,29 @@ fn program() -> Result<()> {
     }
     ensure!(report.generation.exact, "the offloaded run differs from the resident one; see the table above");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_that_do_nothing_and_values_that_cannot_be_are_refused_before_any_run() {
+        for (line, expected) in [
+            ("--temperature 0 --seed 3", "--temperature 0 always takes the likeliest token: leave out one of both"),
+            (
+                "--text Cargo.toml --prompt-tokens 999",
+                "--prompt-tokens is 999, beside --new-tokens 128 the model has 128",
+            ),
+            ("--prompt-tokens 4", "required arguments were not provided:\n  --text <FILE>"),
+            ("--new-tokens 256", "--new-tokens is 256, the model has only 256 positions"),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let out = folder.path().display().to_string();
+            let line = ["quickstart", "--out", &out].into_iter().chain(line.split(' '));
+            let run = || quickstart(&Arguments::try_parse_from(line)?);
+            let error = format!("{:#}", run().unwrap_err());
+            assert!(error.contains(expected), "{expected}: {error}");
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use moe_trace::{Destination, WholeFile};
 
 use crate::print::take_standard_output;
@@ -17,6 +17,8 @@ use crate::print::take_standard_output;
 pub struct Files {
     inputs: Vec<Input>,
     outputs: Vec<(String, PathBuf)>,
+    /// Outputs that a pipe or a device cannot take, and why.
+    regular: Vec<(PathBuf, &'static str)>,
     /// Folders that outputs are written to; they are created where they do not exist.
     folders: Vec<(String, PathBuf)>,
 }
@@ -27,6 +29,15 @@ struct Input {
     path: PathBuf,
     /// New files below it would be read, too.
     whole: bool,
+}
+
+/// How an output harms an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Harm {
+    /// The output is the input, or a file of it.
+    Replaces,
+    /// The output would be a new file of the input.
+    Joins,
 }
 
 /// What tells a file from others.
@@ -100,6 +111,19 @@ impl Files {
         self
     }
 
+    /// Adds an output that a pipe or a device cannot take, if it was asked for; `why` says so in the message.
+    #[must_use]
+    pub fn writes_regular<'a>(
+        mut self,
+        option: &str,
+        path: impl Into<Option<&'a PathBuf>>,
+        why: &'static str,
+    ) -> Files {
+        let path = path.into();
+        self.regular.extend(path.map(|path| (path.clone(), why)));
+        self.writes(option, path)
+    }
+
     /// Adds outputs in a folder, which need not exist.
     #[must_use]
     pub fn writes_in(mut self, option: &str, folder: &Path, names: &[&str]) -> Files {
@@ -118,8 +142,16 @@ impl Files {
             // Pipes and devices are not destroyed by being written to.
             let Some(identity) = identity(path).with_context(|| cannot_write(option, path))? else { continue };
             for input in &self.inputs {
-                let names = || format!("{option} is {} that is read: {}", input.what, path.display());
-                ensure!(!input.has(path, &identity), names());
+                let what = &input.what;
+                match input.harm(path, &identity) {
+                    Some(Harm::Replaces) => bail!("{option} is {what} that is read: {}", path.display()),
+                    Some(Harm::Joins) => bail!(
+                        "{option} would become a part of {what} that is read: {}; write it outside of {}",
+                        path.display(),
+                        input.path.display()
+                    ),
+                    None => {}
+                }
             }
             ensure!(!is_of_shards(path), "{option} is a part of a folder of shards: {}", path.display());
             if let Some((other, _)) = known.iter().find(|(_, known)| *known == identity) {
@@ -141,7 +173,10 @@ impl Files {
 
     /// Finds out whether a file can be written, and leaves nothing behind.
     fn try_file(&self, path: &Path) -> Result<()> {
-        let Destination::Regular(target) = Destination::of(path)? else { return Ok(()) };
+        let Destination::Regular(target) = Destination::of(path)? else {
+            let refused = self.regular.iter().find(|(regular, _)| regular == path);
+            return refused.map_or(Ok(()), |(_, why)| Err(anyhow!("is not a regular file: {why}")));
+        };
         let folder = target.parent().unwrap_or(Path::new("."));
         let is_made = |(_, made): &(String, PathBuf)| !made.exists() && path.starts_with(made);
         if !folder.exists() && self.folders.iter().any(is_made) {
@@ -154,14 +189,16 @@ impl Files {
 }
 
 impl Input {
-    /// Whether an output is this input, or belongs to it.
-    fn has(&self, path: &Path, output: &Identity) -> bool {
-        let Ok(found) = fs::metadata(&self.path) else { return false };
-        if !found.is_dir() {
-            return identity(&self.path).is_ok_and(|input| input.as_ref() == Some(output));
-        }
-        let below = || Some(behind_links(path).ok()?.starts_with(fs::canonicalize(&self.path).ok()?));
-        (self.whole && below() == Some(true)) || (path.exists() && tree_has(&self.path, output, 0))
+    /// Returns how an output harms this input, if it does.
+    fn harm(&self, path: &Path, output: &Identity) -> Option<Harm> {
+        let found = fs::metadata(&self.path).ok()?;
+        let is_input = match found.is_dir() {
+            true => path.exists() && tree_has(&self.path, output, 0),
+            false => identity(&self.path).is_ok_and(|input| input.as_ref() == Some(output)),
+        };
+        let is_below = || Some(behind_links(path).ok()?.starts_with(fs::canonicalize(&self.path).ok()?));
+        let joins = || found.is_dir() && self.whole && is_below() == Some(true);
+        if is_input { Some(Harm::Replaces) } else { joins().then_some(Harm::Joins) }
     }
 }
 
@@ -280,9 +317,29 @@ mod tests {
         let files = folder.files().writes("--out", &folder.at("model/weights"));
         assert_eq!(folder.refused(&files), "--out is a file of the model that is read: model/weights");
         folder.files().writes("--json", &folder.at("model/figures.json")).check().unwrap();
-        let files = folder.files().reads_tree("the text", folder.at("model")).writes("--json", &folder.at("model/a/b"));
-        assert_eq!(folder.refused(&files), "--json is the text that is read: model/a/b");
+        let tree = || Files::new().reads_tree("the text", folder.at("model"));
+        let part = "--json would become a part of the text that is read: model/a/b; write it outside of model";
+        assert_eq!(folder.refused(&tree().writes("--json", &folder.at("model/a/b"))), part);
+        let file = "--json is the text that is read: model/weights";
+        assert_eq!(folder.refused(&tree().writes("--json", &folder.at("model/weights"))), file);
         assert_eq!(fs::read(folder.at("trace")).unwrap(), b"routing");
+    }
+
+    /// A pipe without a reader is refused at once where it could not be written to anyway.
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_is_no_regular_file() {
+        let folder = Folder::new();
+        let pipe = folder.at("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        folder.files().writes("OUTPUT", &pipe).check().unwrap();
+        let files = folder.files().writes_regular("OUTPUT", &pipe, "npz has a description beside it");
+        let expected = "OUTPUT: cannot write pipe: is not a regular file: npz has a description beside it";
+        assert_eq!(folder.refused(&files), expected);
+        let standard = PathBuf::from("/dev/stdout");
+        let files = Files::new().writes_regular("OUTPUT", &standard, "npz has a description beside it");
+        assert!(folder.refused(&files).ends_with("is not a regular file: npz has a description beside it"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use moe_trace::{
     ImportOptions, MemoryTrace, ModelConfig, Opened, Phase, RoutingSource, SequenceStream, Stack, open_or_import,
@@ -102,6 +102,30 @@ impl Foreign {
             max_unpacked: self.max_unpacked,
             strict: self.strict,
         })
+    }
+
+    /// Refuses all these options where no trace is read; `instead` says when one is.
+    ///
+    /// # Errors
+    /// The first option that is given.
+    pub fn refuse(&self, instead: &str) -> Result<()> {
+        let given = [
+            ("--from", self.from.is_some()),
+            ("--experts", self.experts.is_some()),
+            ("--top-k", self.top_k.is_some()),
+            ("--config", self.config.is_some()),
+            ("--token-phase", self.token_phase.is_some()),
+            ("--stack", self.stack.is_some()),
+            ("--model-layers", self.model_layers.is_some()),
+            ("--empty-id", !self.empty_id.is_empty()),
+            ("--max-unpacked", self.max_unpacked.is_some()),
+            ("--strict", self.strict),
+            ("--column", !self.column.is_empty()),
+        ];
+        match given.into_iter().find(|&(_, is_given)| is_given) {
+            Some((option, _)) => bail!("{option} says how a trace is read, {instead}"),
+            None => Ok(()),
+        }
     }
 
     /// Opens a trace, or reads a foreign file into memory and prints the warnings.

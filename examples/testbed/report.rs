@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use lrc_metrics::pearson;
-use moe_examples::{Files, Table, table, whole, write_csv, write_json, write_text};
+use moe_examples::{Files, Table, no_formula, table, whole, write_csv, write_json, write_text};
 use moe_testbed::{DroppingEffect, Effects, Experiment, PointSummary, Spread, Study};
 use serde::Serialize;
 
@@ -25,6 +25,10 @@ pub(crate) struct Arguments {
     /// Folder for the report: report.html, report.json, points.csv, runs.csv [default: that of the runs]
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Put a ' in front of names of points in the CSV files that a spreadsheet would take for formulas: those that begin
+    /// with = + - @, a tab or a carriage return
+    #[arg(long)]
+    csv_safe: bool,
 }
 
 /// Figures whose variation is split, and that dropping is asked about.
@@ -63,8 +67,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let text = report.text();
     moe_examples::outln!("{text}");
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
-    write_points(&out.join("points.csv"), &report.points)?;
-    write_runs(&out.join("runs.csv"), &study)?;
+    let name = if arguments.csv_safe { no_formula } else { str::to_owned };
+    write_points(&out.join("points.csv"), &report.points, name)?;
+    write_runs(&out.join("runs.csv"), &study, name)?;
     write_json(&out.join("report.json"), &report)?;
     let html = out.join("report.html");
     write_text(&html, &page::render(&report, &study, &text))?;
@@ -159,11 +164,11 @@ impl Report {
 }
 
 /// A line for every point and figure.
-fn write_points(path: &Path, points: &[PointSummary]) -> Result<()> {
+fn write_points(path: &Path, points: &[PointSummary], name: fn(&str) -> String) -> Result<()> {
     let header = ["point", "router", "scope", "capacity_factor", "figure", "mean", "deviation", "min", "max", "seeds"];
     let row = |point: &PointSummary, figure: &str, spread: &Spread| {
         [
-            point.point.clone(),
+            name(&point.point),
             point.router.clone(),
             point.scope.to_string(),
             point.capacity_factor.map_or(String::new(), |factor| factor.to_string()),
@@ -181,13 +186,13 @@ fn write_points(path: &Path, points: &[PointSummary]) -> Result<()> {
 }
 
 /// A line for every run and figure.
-fn write_runs(path: &Path, study: &Study) -> Result<()> {
+fn write_runs(path: &Path, study: &Study, name: fn(&str) -> String) -> Result<()> {
     let rows = study.runs.iter().flat_map(|run| {
         let seconds = [
             ("training_seconds".to_owned(), run.seconds.training),
             ("measuring_seconds".to_owned(), run.seconds.measuring),
         ];
-        let (point, seed) = (&run.config.point, run.config.seed());
+        let (point, seed) = (name(&run.config.point), run.config.seed());
         let figures = run.figures.by_name().into_iter().chain(seconds);
         figures.map(move |(figure, value)| [point.clone(), seed.to_string(), figure, value.to_string()])
     });
@@ -205,6 +210,24 @@ mod tests {
     }
 
     #[test]
+    fn names_that_begin_as_formulas_are_neutralised_on_demand() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("points.csv");
+        let point = PointSummary {
+            point: "=1+1".to_owned(),
+            router: "softmax".to_owned(),
+            scope: moe_testbed::BalanceScope::None,
+            capacity_factor: None,
+            training_seconds: 1.0,
+            figures: BTreeMap::from([("nmi".to_owned(), Spread::of(&[0.5, 0.5]).unwrap())]),
+        };
+        for (name, expected) in [(str::to_owned as fn(&str) -> String, "=1+1"), (no_formula, "'=1+1")] {
+            write_points(&path, std::slice::from_ref(&point), name).unwrap();
+            assert_eq!(&read(&path)[0][0], expected);
+        }
+    }
+
+    #[test]
     fn the_smoke_experiment_has_every_row() {
         let out = tempfile::tempdir().unwrap();
         let smoke = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testbed/smoke.toml"));
@@ -212,14 +235,14 @@ mod tests {
         run(2).unwrap();
         let figures = std::fs::read(out.path().join("softmax-global/seed-2/figures.json")).unwrap();
         std::fs::remove_file(out.path().join("softmax-global/seed-2/figures.json")).unwrap();
-        super::run(&Arguments { folder: out.path().to_owned(), window: None, out: None }).unwrap();
+        super::run(&Arguments { folder: out.path().to_owned(), window: None, out: None, csv_safe: false }).unwrap();
         let report = std::fs::read_to_string(out.path().join("report.json")).unwrap();
         assert!(report.contains("softmax-global/seed-2"), "an incomplete run is named");
 
         // The run that lost its figures is done again, alone, to the same bytes.
         run(1).unwrap();
         assert_eq!(std::fs::read(out.path().join("softmax-global/seed-2/figures.json")).unwrap(), figures);
-        super::run(&Arguments { folder: out.path().to_owned(), window: Some(4), out: None }).unwrap();
+        super::run(&Arguments { folder: out.path().to_owned(), window: Some(4), out: None, csv_safe: false }).unwrap();
 
         let expected: Vec<String> = Experiment::read(smoke).unwrap().names().map(str::to_owned).collect();
         let runs = read(&out.path().join("runs.csv"));

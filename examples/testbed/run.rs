@@ -47,6 +47,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let experiment_text = fs::read(&arguments.experiment)?;
     let prepared = experiment.prepare()?;
     let runs = experiment.runs(&prepared)?;
+    if let Some(mix) = runs.first().and_then(|run| run.data.folders.as_ref()) {
+        let text = arguments.experiment.parent().unwrap_or(Path::new("")).join(&mix.path);
+        Files::new().reads_tree("the text", text).writes_in("--out", &folder, &[EXPERIMENT]).check()?;
+    }
     let jobs = arguments.jobs.map_or(processors(), usize::from).min(runs.len());
     let workers = usize::from(arguments.workers);
     for domain in &prepared.tokens.domains {

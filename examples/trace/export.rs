@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use moe_examples::{Files, no_formula, progress_bar};
 use moe_trace::{Geometry, ImportReport, RoutingSource, Sequence, exporter, exporters};
@@ -20,7 +20,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FORMAT")]
     to: Option<String>,
     /// Put a ' in front of names that a spreadsheet would take for formulas: those that begin with = + - @, a tab or a
-    /// carriage return.
+    /// carriage return. For csv alone.
     #[arg(long)]
     csv_safe: bool,
     #[command(flatten)]
@@ -34,10 +34,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         format!("{} has no ending to tell the format by, give --to one of {}", arguments.output.display(), known())
     })?;
     let exporter = exporter(&name).with_context(|| format!("no format `{name}`; give --to one of {}", known()))?;
+    ensure!(!arguments.csv_safe || name == "csv", "--csv-safe changes names in CSV files, leave it out for {name}");
     let description = (name == "npz").then(|| arguments.output.with_extension("meta.json"));
     let files =
         Files::new().reads_trace(&arguments.input).reads_all("the file of --config", arguments.foreign.config());
-    files.writes("OUTPUT", &arguments.output).writes("OUTPUT's description", &description).check()?;
+    let files = match &description {
+        Some(_) => {
+            files.writes_regular("OUTPUT", &arguments.output, "npz has a description beside it, in NAME.meta.json")
+        }
+        None => files.writes("OUTPUT", &arguments.output),
+    };
+    files.writes("OUTPUT's description", &description).check()?;
     let source = open(&arguments.input, &arguments.foreign)?;
     let source: &dyn RoutingSource = match arguments.csv_safe {
         true => &WithoutFormulas::new(source),

@@ -117,6 +117,11 @@ fn values_that_cannot_be_are_refused_with_what_is_allowed() {
         ("slice trace.safetensors cut.safetensors --layers 0,0", "0 comes twice, give it once"),
         ("export trace.safetensors ./out", "/out has no ending to tell the format by, give --to one of csv"),
         ("export trace.safetensors ./out --to xml", "no format `xml`; give --to one of csv"),
+        (
+            "export trace.safetensors ./out --to npz --csv-safe",
+            "--csv-safe changes names in CSV files, leave it out for npz",
+        ),
+        ("export trace.safetensors ./out --to jsonl --csv-safe", "leave it out for jsonl"),
         ("convert trace.safetensors ./shards --shard-tokens 0", "give a whole number of at least 1"),
     ] {
         let error = failure(folder.path(), line);
