@@ -4,7 +4,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use moe_trace::{Destination, WholeFile};
 
 use crate::print::take_standard_output;
@@ -175,7 +175,13 @@ impl Files {
     fn try_file(&self, path: &Path) -> Result<()> {
         let Destination::Regular(target) = Destination::of(path)? else {
             let refused = self.regular.iter().find(|(regular, _)| regular == path);
-            return refused.map_or(Ok(()), |(_, why)| Err(anyhow!("is not a regular file: {why}")));
+            if let Some((_, why)) = refused {
+                bail!("is not a regular file: {why}");
+            }
+            if is_named_pipe(path) {
+                crate::errln!("note: {} is a pipe: writing waits until it has a reader", path.display());
+            }
+            return Ok(());
         };
         let folder = target.parent().unwrap_or(Path::new("."));
         let is_made = |(_, made): &(String, PathBuf)| !made.exists() && path.starts_with(made);
@@ -250,6 +256,20 @@ fn behind_links(path: &Path) -> Result<PathBuf> {
         },
         Err(error) => Err(error.into()),
     }
+}
+
+/// Returns true for a pipe that may have no reader yet. Opening the pipe to find out would end a reader that is there.
+#[cfg(unix)]
+fn is_named_pipe(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    // A shell has connected the pipes there.
+    let is_connected = path.starts_with("/dev/fd") || path.starts_with("/proc");
+    !is_connected && fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo())
+}
+
+#[cfg(not(unix))]
+fn is_named_pipe(_: &Path) -> bool {
+    false
 }
 
 /// Finds out whether a folder can be written to, or made, and leaves nothing behind.

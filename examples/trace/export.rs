@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use moe_examples::{Files, no_formula, progress_bar};
+use moe_examples::{Files, no_formula, print_warnings, progress_bar};
 use moe_trace::{Geometry, ImportReport, RoutingSource, Sequence, exporter, exporters};
 
 use super::input::{Foreign, open};
@@ -55,6 +55,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         .write(source, &arguments.output, &|_| bar.inc(1))
         .with_context(|| format!("cannot export {}", arguments.input.display()))?;
     bar.finish_and_clear();
+    if !exporter.keeps_warnings() && !source.import_report().is_empty() {
+        moe_examples::errln!("warning: {name} cannot keep how the following was known; jsonl, npz and plain can");
+        print_warnings(source.import_report());
+    }
     moe_examples::outln!("{}: {} sequences as {name}", arguments.output.display(), source.len());
     Ok(())
 }

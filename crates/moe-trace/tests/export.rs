@@ -4,7 +4,7 @@
 
 use moe_trace::{
     DomainId, EMPTY_SLOT, Geometry, ImportOptions, MemoryTrace, MoeLayer, RoutingSource, SequenceBuf, Stack, TraceFile,
-    detect_importer, exporter, exporters, import,
+    WarningKind, detect_importer, exporter, exporters, import,
 };
 use proptest::prelude::*;
 
@@ -103,6 +103,43 @@ proptest! {
         prop_assert_eq!((read.domains(), read.model()), (trace.domains(), trace.model()));
         exporter("plain").unwrap().write(&trace, &path, &|_| {}).unwrap();
         prop_assert_eq!(std::fs::read(&path).unwrap(), first);
+    }
+}
+
+/// What an import inferred is no fact after an export: the warnings come back, unless an option answers them.
+#[test]
+fn inferred_facts_stay_inferred_over_an_export() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    std::fs::write(at("rows.csv"), "token,layer,expert\n0,0,1\n1,0,2\n").unwrap();
+    let trace = import(at("rows.csv"), &ImportOptions::default()).unwrap();
+    let kinds = |trace: &dyn RoutingSource| -> Vec<String> {
+        trace.import_report().warnings().iter().map(|warning| warning.kind.to_string()).collect()
+    };
+    let inferred = ["phase-assumed", "experts-inferred"];
+    assert_eq!(kinds(&trace), inferred);
+    for name in ["jsonl", "npz", "plain", "csv", "npy"] {
+        let path = at(&format!("t.{name}"));
+        let exporter = exporter(name).unwrap();
+        exporter.write(&trace, &path, &|_| {}).unwrap();
+        assert_eq!(exporter.keeps_warnings(), ["jsonl", "npz", "plain"].contains(&name));
+        if !exporter.keeps_warnings() {
+            continue;
+        }
+        if name == "plain" {
+            assert_eq!(kinds(&TraceFile::open(&path).unwrap()), inferred);
+            continue;
+        }
+        let read = |experts| import(&path, &ImportOptions { experts, ..ImportOptions::default() }).unwrap();
+        let mut found = kinds(&read(None));
+        found.sort();
+        assert_eq!(found, ["experts-inferred", "phase-assumed"], "{name}");
+        // The first file is named, and another number of experts may be said.
+        let first = read(None).import_report().clone();
+        let experts = first.warnings().iter().find(|warning| warning.kind == WarningKind::EXPERTS_INFERRED).unwrap();
+        assert_eq!(experts.file.as_deref(), Some("rows.csv"), "{name}");
+        let told = read(Some(8));
+        assert_eq!((told.geometry().experts(), kinds(&told)), (8, vec!["phase-assumed".to_owned()]), "{name}");
     }
 }
 

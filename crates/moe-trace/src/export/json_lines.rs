@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Exporter;
 use super::rows::{Has, for_each};
-use crate::{Result, RoutingSource, TraceError, WholeFile};
+use crate::{ImportReport, Result, RoutingSource, TraceError, WholeFile};
 
 /// A line of type `meta`, then one object a token and layer; empty slots are `null`.
 pub(super) struct JsonLines;
@@ -19,6 +19,8 @@ struct Meta<'a> {
     model: Option<&'a str>,
     experts: usize,
     top_k: usize,
+    #[serde(skip_serializing_if = "ImportReport::is_empty")]
+    import_warnings: &'a ImportReport,
 }
 
 #[derive(Serialize)]
@@ -48,12 +50,22 @@ impl Exporter for JsonLines {
         "JSON lines, an object a token and layer; without logits, text, empty sequences"
     }
 
+    fn keeps_warnings(&self) -> bool {
+        true
+    }
+
     fn write(&self, source: &dyn RoutingSource, path: &Path, progress: &dyn Fn(usize)) -> Result<()> {
         let has = Has::of(source)?;
         let failed = TraceError::writing(path);
         let mut file = WholeFile::create(path).map_err(&failed)?;
         let geometry = source.geometry();
-        let meta = Meta { r#type: "meta", model: source.model(), experts: geometry.experts(), top_k: geometry.top_k() };
+        let meta = Meta {
+            r#type: "meta",
+            model: source.model(),
+            experts: geometry.experts(),
+            top_k: geometry.top_k(),
+            import_warnings: source.import_report(),
+        };
         let mut line = serde_json::to_vec(&meta).expect("strings and integers always serialize");
         line.push(b'\n');
         file.write_all(&line).map_err(&failed)?;

@@ -26,6 +26,12 @@ pub trait Exporter: Sync {
     /// What is written, in one line; what the format cannot hold.
     fn description(&self) -> &'static str;
 
+    /// Returns true if the file keeps the warnings of an import that the source came from, so that reading it back says them
+    /// again. Otherwise what was inferred looks as if it were known.
+    fn keeps_warnings(&self) -> bool {
+        false
+    }
+
     /// Writes a source; `progress` is called with the number of each sequence that is done.
     ///
     /// # Errors

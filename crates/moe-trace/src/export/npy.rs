@@ -51,6 +51,10 @@ impl Exporter for Npz {
         "NumPy arrays experts, seq_id and pos as streamlx has them, with NAME.meta.json; ids only, without empty sequences"
     }
 
+    fn keeps_warnings(&self) -> bool {
+        true
+    }
+
     fn write(&self, source: &dyn RoutingSource, path: &Path, progress: &dyn Fn(usize)) -> Result<()> {
         let geometry = source.geometry();
         let lengths = (0..source.len()).map(|index| source.sequence_len(index)).collect::<Result<Vec<usize>>>()?;
@@ -92,10 +96,13 @@ impl Exporter for Npz {
         }
         zip.finish().map_err(&zipped)?;
         let layers: Vec<u32> = geometry.moe_layers().iter().map(|layer| layer.model_layer).collect();
-        let description = serde_json::json!({
+        let mut description = serde_json::json!({
             "schema_version": 1, "model": source.model(), "n_experts": geometry.experts(), "k": geometry.top_k(),
             "n_moe_layers": layers.len(), "layer_ids": layers, "tokens": tokens, "sequences": source.len(),
         });
+        if !source.import_report().is_empty() {
+            description["import_warnings"] = serde_json::json!(source.import_report());
+        }
         let description = serde_json::to_vec_pretty(&description).expect("strings and integers always serialize");
         let beside = path.with_extension("meta.json");
         write_whole(&beside, &description).map_err(TraceError::writing(&beside))?;

@@ -22,6 +22,10 @@ impl Exporter for Plain {
         "plain safetensors: the tensors of a trace file, geometry in string metadata; without the layers' numbers"
     }
 
+    fn keeps_warnings(&self) -> bool {
+        true
+    }
+
     fn write(&self, source: &dyn RoutingSource, path: &Path, progress: &dyn Fn(usize)) -> Result<()> {
         let mut columns = Columns::new(source.geometry());
         for index in 0..source.len() {
@@ -31,6 +35,8 @@ impl Exporter for Plain {
         let domains = serde_json::to_string(source.domains()).expect("strings always serialize");
         // Sorted, so that equal traces give equal files.
         let mut metadata = BTreeMap::from([("experts", source.geometry().experts().to_string()), ("domains", domains)]);
+        let warnings = source.import_report();
+        metadata.extend((!warnings.is_empty()).then(|| ("import_warnings", json!(warnings).to_string())));
         metadata.extend(source.model().map(|model| ("model", model.to_owned())));
 
         columns.tensors(|mut tensors| {

@@ -121,8 +121,14 @@ impl Header {
             Some("decode") => Phase::Decode,
             Some(other) => return Err(field(path, "metadata phase", other, "expected prefill or decode")),
         };
+        let import_warnings = match metadata.get("import_warnings") {
+            Some(json) => serde_json::from_str(json).map_err(|error| {
+                field(path, "metadata import_warnings", json, &format!("expected a JSON list: {error}"))
+            })?,
+            None => ImportReport::default(),
+        };
         let model = metadata.get("model").map(String::as_str);
-        let header = Header { phase, domains, ..Header::new(&geometry, &[], model) };
+        let header = Header { phase, domains, import_warnings, ..Header::new(&geometry, &[], model) };
         Ok((header, geometry))
     }
 }

@@ -11,13 +11,13 @@ use super::records::{self, Record};
 use super::row_sequences::open;
 use super::rows::{self, Claims, Row, RowSource, are_enough, names, spare};
 use super::{ImportOptions, Importer, Input, Sample};
-use crate::{Place, Result, SequenceStream, TraceError};
+use crate::{ImportReport, Place, Result, SequenceStream, TraceError};
 
 /// One object a line, or one array of objects: `token`, `layer` and `experts` (a list, `null` or -1 for an empty slot) or `expert`.
 ///
 /// Optional: `weights` or `weight`, `sequence`, `slot`, `stack`, `phase`, `domain`, `token_id`, `prediction`, with the
 /// meaning and other names that they have in delimited text. An object with `"type": "meta"` says `model`, `experts`
-/// (their number) and `top_k`.
+/// (their number), `top_k`, and `import_warnings` of an earlier import.
 pub(super) struct JsonRows;
 
 impl Importer for JsonRows {
@@ -110,7 +110,13 @@ impl Rows {
         };
         let (experts, top_k) = (count("experts")?, count("top_k")?);
         let model = object.get("model").and_then(Value::as_str).map(str::to_owned);
+        let warnings: ImportReport = match object.get("import_warnings") {
+            Some(value) => serde_json::from_value(value.clone())
+                .map_err(|_| self.lines.error("import_warnings", &value.to_string(), "expected a list of warnings"))?,
+            None => ImportReport::default(),
+        };
         let claims = &mut self.claims;
+        claims.warnings.merge(&warnings);
         claims.experts = experts.or(claims.experts);
         claims.top_k = top_k.or(claims.top_k);
         claims.model = model.or(claims.model.take());

@@ -99,6 +99,26 @@ impl ImportOptions {
         self.top_k.or(self.config.as_ref().map(|config| config.top_k))
     }
 
+    /// Returns those warnings of an earlier import, which an exported file keeps, that these options do not answer.
+    pub(super) fn still_open(&self, kept: &ImportReport) -> ImportReport {
+        let answered = [
+            (WarningKind::EXPERTS_INFERRED, self.known_experts().is_some()),
+            (WarningKind::TOP_K_INFERRED, self.known_top_k().is_some()),
+        ];
+        let answered = answered.into_iter().filter_map(|(kind, is_answered)| is_answered.then_some(kind));
+        kept.without(&answered.collect::<Vec<_>>())
+    }
+
+    /// Returns the number of experts that a file claims, unless an earlier import inferred it and the user says one.
+    pub(super) fn claimed_experts(&self, claimed: Option<usize>, kept: &ImportReport) -> Option<usize> {
+        claimed.filter(|_| self.known_experts().is_none() || !kept.has(&WarningKind::EXPERTS_INFERRED))
+    }
+
+    /// Returns the top-k that a file claims, unless an earlier import inferred it and the user says one.
+    pub(super) fn claimed_top_k(&self, claimed: Option<usize>, kept: &ImportReport) -> Option<usize> {
+        claimed.filter(|_| self.known_top_k().is_none() || !kept.has(&WarningKind::TOP_K_INFERRED))
+    }
+
     /// Checks that what the user says is what the file says of itself, where both say something.
     pub(super) fn agree(&self, path: &Path, field: &str, said: Option<usize>, claimed: Option<usize>) -> Result<()> {
         match (said, claimed) {

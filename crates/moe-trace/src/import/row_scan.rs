@@ -130,8 +130,11 @@ impl Scan {
             self.layers.keys().map(|&(is_decoder, model_layer)| (stack(is_decoder), model_layer)).collect();
         let moe_layers = moe_layers(input.path(), options, &layers, &mut self.report)?;
         let claims = source.claims();
-        let experts = self.ids.experts(input.path(), options, claims.experts, &mut self.report)?;
-        let top_k = self.ids.top_k(input.path(), options, claims.top_k, &mut self.report)?;
+        let experts = options.claimed_experts(claims.experts, &claims.warnings);
+        let experts = self.ids.experts(input.path(), options, experts, &mut self.report)?;
+        let top_k = options.claimed_top_k(claims.top_k, &claims.warnings);
+        let top_k = self.ids.top_k(input.path(), options, top_k, &mut self.report)?;
+        self.report.merge(&options.still_open(&claims.warnings));
         Geometry::new(moe_layers, experts, top_k)
     }
 

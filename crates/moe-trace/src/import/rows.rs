@@ -4,7 +4,7 @@ use super::ImportOptions;
 use super::fields::Said;
 use super::numbers::whole;
 use super::token_table::TokenKey;
-use crate::{EMPTY_SLOT, Phase, Place, Result, Stack, TraceError};
+use crate::{EMPTY_SLOT, ImportReport, Phase, Place, Result, Stack, TraceError};
 
 /// One row: an expert of a token in a layer, or all experts of a token in a layer.
 #[derive(Debug, Default)]
@@ -146,6 +146,8 @@ pub(super) struct Claims {
     pub(super) model: Option<String>,
     pub(super) experts: Option<usize>,
     pub(super) top_k: Option<usize>,
+    /// Warnings of the import that the file was exported from.
+    pub(super) warnings: ImportReport,
 }
 
 /// Rows of a file in their order.

@@ -69,6 +69,8 @@ struct Description {
     model: Option<String>,
     n_experts: Option<usize>,
     layer_ids: Option<Vec<u32>>,
+    #[serde(default)]
+    import_warnings: ImportReport,
 }
 
 impl Description {
@@ -118,7 +120,9 @@ fn geometry(
         }
     }
     options.must_have_top_k(path, top_k)?;
-    let experts = seen.experts(path, options, description.n_experts, report)?;
+    let experts = options.claimed_experts(description.n_experts, &description.import_warnings);
+    let experts = seen.experts(path, options, experts, report)?;
+    report.merge(&options.still_open(&description.import_warnings));
     let stack = options.stack();
     let layers = model_layers.into_iter().map(|model_layer| MoeLayer { model_layer, stack }).collect();
     Geometry::new(layers, experts, top_k)
