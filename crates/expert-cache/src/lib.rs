@@ -95,6 +95,7 @@
 mod advisor;
 mod budget;
 mod cache;
+mod cache_identity;
 mod convention;
 pub mod curve;
 mod error;

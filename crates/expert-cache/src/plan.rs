@@ -1,5 +1,6 @@
 //! What a cache decides for one request.
 
+use crate::cache_identity::OfCache;
 use crate::{CacheError, ExpertKey, Result, SlotId};
 
 /// An expert that is resident already.
@@ -24,6 +25,8 @@ pub struct Load {
     pub(crate) evictions: (u32, u32),
     /// The number of its plan, and its place there.
     pub(crate) plan: (u64, u32),
+    /// The cache of its plan.
+    pub(crate) cache: OfCache,
 }
 
 /// An expert that leaves.
@@ -69,6 +72,7 @@ pub struct Substitute {
 pub struct Plan {
     /// Different for all plans of a cache.
     number: u64,
+    cache: OfCache,
     pub(crate) hits: Vec<Hit>,
     pub(crate) loads: Vec<Load>,
     /// Those of the first load, then those of the second, and so on.
@@ -111,14 +115,11 @@ impl Plan {
     /// ```
     ///
     /// # Errors
-    /// [`CacheError::OtherPlan`] if the load is of another plan, such as an earlier one of this cache, or one that was taken
-    /// back.
+    /// [`CacheError::OtherPlan`] if the load is of another plan: of another cache, or of its clone, of an earlier request of
+    /// this cache, or of a request that was taken back.
     pub fn evicted(&self, load: &Load) -> Result<&[Eviction]> {
-        if self.loads.get(load.plan.1 as usize) == Some(load) {
-            Ok(self.of(load))
-        } else {
-            Err(CacheError::OtherPlan { expert: load.key.index() })
-        }
+        let own = self.loads.get(load.plan.1 as usize).filter(|own| *own == load && own.cache.is(load.cache));
+        own.map(|own| self.of(own)).ok_or(CacheError::OtherPlan { expert: load.key.index() })
     }
 
     /// Experts that leave for a load that is known to be of this plan.
@@ -170,16 +171,16 @@ impl Plan {
     }
 
     /// Begins an empty plan.
-    pub(crate) fn begin(&mut self, number: u64) {
+    pub(crate) fn begin(&mut self, cache: OfCache, number: u64) {
         self.clear();
-        self.number = number;
+        (self.cache, self.number) = (cache, number);
     }
 
     /// Adds a load whose evictions are those from `first` on.
     pub(crate) fn push_load(&mut self, key: ExpertKey, slot: SlotId, first: usize) -> Load {
         let place = |index: usize| u32::try_from(index).expect("a pool has at most 2^24 experts");
         let evictions = (place(first), place(self.evictions.len()));
-        let load = Load { key, slot, evictions, plan: (self.number, place(self.loads.len())) };
+        let load = Load { key, slot, evictions, plan: (self.number, place(self.loads.len())), cache: self.cache };
         self.loads.push(load);
         load
     }

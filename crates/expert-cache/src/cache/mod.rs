@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use moe_trace::{ExpertSet, Phase};
 
+use crate::cache_identity::CacheIdentity;
 use crate::guard::PhaseGuard;
 use crate::prefetch::PrefetchMarks;
 use crate::residency::Residency;
@@ -50,6 +51,7 @@ pub enum Oversize {
 /// ```
 #[derive(Clone, Debug)]
 pub struct ExpertCache<P> {
+    identity: CacheIdentity,
     policy: P,
     oversize: Oversize,
     misses: MissPolicy,
@@ -147,7 +149,10 @@ impl<P: EvictionPolicy> ExpertCache<P> {
         let (mut plan, mut prefetches) = (Plan::default(), Plan::default());
         plan.reserve(universe);
         prefetches.reserve(universe);
+        let identity = CacheIdentity::new();
+        prefetches.begin(identity.mark(), 1);
         Ok(ExpertCache {
+            identity,
             policy,
             oversize,
             misses: MissPolicy::Load,
@@ -300,8 +305,8 @@ impl<P: EvictionPolicy> ExpertCache<P> {
         self.policy.step(&request);
         self.marks.advance();
         self.clock += 1;
-        self.plan.begin(2 * self.clock);
-        self.prefetches.begin(2 * self.clock + 1);
+        self.plan.begin(self.identity.mark(), 2 * self.clock);
+        self.prefetches.begin(self.identity.mark(), 2 * self.clock + 1);
         self.judge(&request);
         self.pinned.copy_from(request.wanted());
         if !matches!(self.misses, MissPolicy::Load) {

@@ -206,6 +206,29 @@ fn plans_and_loads_are_used_once_and_with_each_other() {
     assert_eq!(cache.slot(prefetch.key), None);
 }
 
+/// Two caches that decide alike have equal plans, and still each plan knows its own loads alone.
+#[test]
+fn a_load_of_another_cache_is_of_no_plan_even_if_its_fields_are_equal() {
+    let make = || ExpertCache::new(Lru::new(UNIVERSE), UNIVERSE, 2, Oversize::Waves).unwrap();
+    let (mut one, mut other) = (make(), make());
+    // Prefetches before the first request are told apart, too.
+    let first = one.prefetch(ExpertKey(7), Phase::Decode, 1).unwrap().unwrap();
+    assert_eq!(other.prefetch(ExpertKey(7), Phase::Decode, 1).unwrap(), Some(first));
+    assert!(one.prefetches().evicted(&first).is_ok() && other.prefetches().evicted(&first).is_err());
+    let mut clone = one.clone();
+    for wanted in [[2, 3], [2, 4]] {
+        let load = *one.request(&set(&wanted)).unwrap().loads().last().unwrap();
+        for cache in [&mut other, &mut clone] {
+            let plan = cache.request(&set(&wanted)).unwrap();
+            assert_eq!((plan, plan.loads().last()), (one.plan(), Some(&load)));
+            assert!(matches!(plan.evicted(&load), Err(CacheError::OtherPlan { .. })));
+            assert!(plan.evicted(plan.loads().last().unwrap()).is_ok());
+            assert!(one.plan().evicted(plan.loads().last().unwrap()).is_err());
+        }
+        assert!(one.plan().evicted(&load).is_ok());
+    }
+}
+
 #[test]
 fn slots_are_told_and_a_late_quota_is_refused() {
     let mut cache = ExpertCache::new(Lru::new(UNIVERSE), UNIVERSE, 3, Oversize::Waves).unwrap();
