@@ -96,6 +96,44 @@ mod signals {
 mod tests {
     use super::*;
 
+    const FOLDER: &str = "MOE_EXAMPLES_CUT_FOLDER";
+
+    /// Not a test of its own: a program that reads a sequence whose pages are gone.
+    #[cfg(unix)]
+    #[test]
+    fn the_child_reads_a_sequence_that_is_cut() {
+        use moe_trace::RoutingSource;
+        let Some(folder) = std::env::var_os(FOLDER) else { return };
+        let path = std::path::Path::new(&folder).join("trace.safetensors");
+        let code = run(|| {
+            let trace = moe_trace::open(&path)?;
+            let sequence = trace.sequence(0)?;
+            std::fs::File::options().write(true).open(&path)?.set_len(100)?;
+            let used: usize =
+                (0..sequence.len()).map(|token| sequence.experts(token, moe_trace::LayerId(0)).count()).sum();
+            crate::outln!("read {used} experts");
+            Ok(())
+        });
+        std::process::exit(if code == ExitCode::SUCCESS { 0 } else { 2 });
+    }
+
+    /// What reading a lost page raises is an error of the program, not its death.
+    #[cfg(unix)]
+    #[test]
+    fn a_page_that_is_lost_ends_the_program_with_an_error() {
+        use moe_trace::{Geometry, SequenceStream, Synthetic, SyntheticOptions, write_trace};
+        let folder = tempfile::tempdir().unwrap();
+        let dials = SyntheticOptions { sequences: 1, tokens: 1 << 16, ..SyntheticOptions::default() };
+        let trace = Synthetic::new(Geometry::decoder(1, 16, 2).unwrap(), dials).collect().unwrap();
+        write_trace(folder.path().join("trace.safetensors"), &trace).unwrap();
+        let mut program = std::process::Command::new(std::env::current_exe().unwrap());
+        program.args(["run::tests::the_child_reads_a_sequence_that_is_cut", "--exact", "--nocapture"]);
+        let ended = program.env(FOLDER, folder.path()).output().unwrap();
+        let errors = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{errors}");
+        assert!(errors.contains("Error: a file became shorter while it was read; wait for its writer"), "{errors}");
+    }
+
     #[test]
     fn a_cause_that_repeats_the_line_before_is_left_out() {
         let cause = || anyhow::anyhow!("expected `:` at line 1");

@@ -250,14 +250,98 @@ fn the_child_is_the_program() {
     std::process::exit(i32::from(code != std::process::ExitCode::SUCCESS));
 }
 
-/// Runs a line as a process of its own. Returns its exit code and what it says on standard error.
+/// A line as a process of its own.
 #[cfg(unix)]
-fn child(folder: &Path, line: &str, output: Option<&str>) -> (Option<i32>, String) {
+fn process(folder: &Path, line: &str, output: Option<&str>) -> std::process::Command {
     let mut program = std::process::Command::new(std::env::current_exe().unwrap());
     program.args(["tests::the_child_is_the_program", "--exact", "--test-threads=1", "--nocapture"]);
     program.current_dir(folder).env(CHILD, line).envs(output.map(|output| (OUTPUT, output)));
-    let ended = program.output().unwrap();
+    program
+}
+
+/// Runs a line as a process of its own. Returns its exit code and what it says on standard error.
+#[cfg(unix)]
+fn child(folder: &Path, line: &str, output: Option<&str>) -> (Option<i32>, String) {
+    let ended = process(folder, line, output).output().unwrap();
     (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
+}
+
+#[cfg(unix)]
+fn make_pipe(path: &Path) {
+    assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+/// Waits until something is there.
+#[cfg(unix)]
+fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    for _ in 0..2000 {
+        if let Some(found) = look() {
+            return found;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("not within 20 s");
+}
+
+/// The description beside the archive is a pipe without a reader, so the program waits while the archive is half written.
+#[cfg(unix)]
+#[test]
+fn signals_remove_temporaries_and_end_the_program_as_the_signal_does() {
+    use std::os::unix::process::ExitStatusExt;
+    let (folder, _) = folder();
+    let path = folder.path();
+    make_pipe(&path.join("t.meta.json"));
+    std::fs::File::create(path.join("printed")).unwrap();
+    let temporary = || {
+        let names = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.into_iter().find(|name| name.starts_with("t.npz.") && name.ends_with(".tmp"))
+    };
+    for (name, number) in [("INT", 2), ("TERM", 15)] {
+        let mut program = process(path, "export trace.safetensors t.npz", Some("printed"));
+        let mut program = program.stdout(std::process::Stdio::null()).spawn().unwrap();
+        // The check of the outputs leaves its temporary for an instant only.
+        wait_for(|| {
+            let found = temporary()?;
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            (temporary()? == found).then_some(())
+        });
+        let kill = ["-s", name, &program.id().to_string()].map(str::to_owned);
+        assert!(std::process::Command::new("kill").args(kill).status().unwrap().success());
+        let ended = program.wait().unwrap();
+        assert_eq!((ended.signal(), temporary()), (Some(number), None), "{name}");
+        assert!(!path.join("t.npz").exists());
+    }
+}
+
+/// The reader of the output stops, so the program waits with the trace open, and the trace is cut then.
+#[cfg(unix)]
+#[test]
+fn a_trace_that_is_cut_during_the_work_ends_the_program_with_an_error() {
+    use std::io::Read;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let dials = SyntheticOptions { sequences: 400, tokens: 100, ..SyntheticOptions::default() };
+    let trace = Synthetic::new(Geometry::decoder(3, 16, 2).unwrap(), dials).collect().unwrap();
+    write_trace(path.join("trace.safetensors"), &trace).unwrap();
+    make_pipe(&path.join("rows"));
+    std::fs::File::create(path.join("printed")).unwrap();
+    let mut program = process(path, "export trace.safetensors rows --to csv", Some("printed"));
+    let program = program.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    // Opening ends when the program has opened the other end. The rows are longer than a pipe holds.
+    let mut rows = std::fs::File::open(path.join("rows")).unwrap();
+    let mut first = [0; 8];
+    rows.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"sequence");
+    std::fs::File::options().write(true).open(path.join("trace.safetensors")).unwrap().set_len(100).unwrap();
+    // A file is looked at once a millisecond at most.
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    let mut rest = Vec::new();
+    rows.read_to_end(&mut rest).unwrap();
+    let ended = program.wait_with_output().unwrap();
+    let errors = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{errors}");
+    let expected = ["has shrunk to 100 bytes from", "a file became shorter while it was read"];
+    assert!(expected.iter().any(|expected| errors.contains(expected)), "{errors}");
 }
 
 #[cfg(unix)]
