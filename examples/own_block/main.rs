@@ -14,7 +14,7 @@ use moe_trace::{ExpertId, LayerId, Phase};
 #[derive(Parser)]
 struct Arguments {
     /// Experts that are in memory.
-    #[arg(long, default_value_t = 4, value_parser = moe_examples::whole::<usize>(1..=16))]
+    #[arg(long, default_value_t = 4, value_parser = moescope_cli::whole::<usize>(1..=16))]
     slots: usize,
 }
 
@@ -35,11 +35,11 @@ impl Block {
 }
 
 fn main() -> ExitCode {
-    moe_examples::run(program)
+    moescope_cli::run(program)
 }
 
 fn program() -> Result<()> {
-    let arguments = moe_examples::parse::<Arguments>();
+    let arguments = moescope_cli::parse::<Arguments>();
     // A checkpoint; any names will do.
     let shape = ExpertShape { layers: 1, experts: 16, hidden: 64, intermediate: 128 };
     let names = |_: LayerId, expert: ExpertId| ["w1", "w3", "w2"].map(|name| format!("block.{}.{name}", expert.0));
@@ -58,6 +58,6 @@ fn program() -> Result<()> {
     for _ in 0..100 {
         block.forward(&Tensor::randn(0f32, 1.0, (1, 64), &Device::Cpu)?, Phase::Decode)?;
     }
-    moe_examples::outln!("{}", serde_json::to_string_pretty(&block.experts.report()?.total.decode)?);
+    moescope_cli::outln!("{}", serde_json::to_string_pretty(&block.experts.report()?.total.decode)?);
     Ok(std::fs::remove_file(file)?)
 }

@@ -18,16 +18,16 @@ use anyhow::{Context, Result, ensure};
 use candle_core::DType;
 use clap::Parser;
 use expert_cache::PolicyKind;
-use moe_examples::{
-    DeviceName, Files, POSITIVE, host_experts, mapped_experts, number, open_checkpoint, slots_of, whole, write_json,
-    write_text,
-};
 use moe_model::Sampling;
 use moe_offload::ExpertStore;
 use moe_trace::write_trace;
+use moescope_cli::{
+    DeviceName, Files, POSITIVE, host_experts, mapped_experts, number, open_checkpoint, slots_of, whole, write_json,
+    write_text,
+};
 
-use crate::prompts::Prompt;
 use crate::report::{Generation, Report};
+use moescope_cli::Prompt;
 
 /// Show how consistent a model's routing is and what that means for a small expert cache.
 ///
@@ -90,7 +90,7 @@ struct Arguments {
     out: PathBuf,
 
     /// Write all results to this file as JSON.
-    #[arg(long, value_name = "FILE", value_parser = moe_examples::output_path())]
+    #[arg(long, value_name = "FILE", value_parser = moescope_cli::output_path())]
     json: Option<PathBuf>,
 }
 
@@ -104,12 +104,12 @@ enum Store {
 }
 
 fn main() -> ExitCode {
-    moe_examples::set_threads(moe_examples::processors());
-    moe_examples::run(program)
+    moescope_cli::set_threads(moescope_cli::processors());
+    moescope_cli::run(program)
 }
 
 fn program() -> Result<()> {
-    quickstart(&moe_examples::parse())
+    quickstart(&moescope_cli::parse())
 }
 
 fn quickstart(arguments: &Arguments) -> Result<()> {
@@ -139,7 +139,7 @@ fn quickstart(arguments: &Arguments) -> Result<()> {
         arguments.new_tokens
     );
     let prompts = if arguments.text.is_empty() {
-        prompts::built_in(&tokenizer, room)?
+        moescope_cli::built_in_prompts(&tokenizer, room)?
     } else {
         prompts::from_files(&arguments.text, &tokenizer, prompt_tokens, arguments.prompts_per_file)?
     };
@@ -151,7 +151,7 @@ fn quickstart(arguments: &Arguments) -> Result<()> {
     let folder = checkpoint.folder();
     let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
 
-    moe_examples::outln!("1. Generate with all experts resident, and record the router");
+    moescope_cli::outln!("1. Generate with all experts resident, and record the router");
     let vb = checkpoint.var_builder(dtype, &device)?;
     let resident = Arc::new(moe_model::resident_experts(config, &vb)?);
     let generate =
@@ -163,12 +163,12 @@ fn quickstart(arguments: &Arguments) -> Result<()> {
     let trace_file = arguments.out.join("trace.safetensors");
     write_trace(&trace_file, &resident.trace)?;
 
-    moe_examples::outln!("2. Measure the trace");
+    moescope_cli::outln!("2. Measure the trace");
     let metrics = measure::metrics(&resident.trace)?;
     let hit_rates = measure::hit_rates(&metrics, config.geometry().top_k());
     let smallest_cache = measure::smallest_caches(&metrics, arguments.target);
 
-    moe_examples::outln!("3. Generate again with a cache of rho = {}", arguments.rho);
+    moescope_cli::outln!("3. Generate again with a cache of rho = {}", arguments.rho);
     let mapped = mapped_experts(&checkpoint)?;
     let bank =
         |store: Arc<dyn ExpertStore>| run::offloaded_bank(store, &device, capacity, arguments.policy, &resident.trace);
@@ -176,7 +176,7 @@ fn quickstart(arguments: &Arguments) -> Result<()> {
         Store::Host => {
             let store = Arc::new(host_experts(&mapped)?);
             let bank = bank(store.clone())?;
-            moe_examples::page_lock(&device, &store)?;
+            moescope_cli::page_lock(&device, &store)?;
             bank
         }
         Store::Disk => bank(Arc::new(mapped))?,
@@ -195,13 +195,13 @@ fn quickstart(arguments: &Arguments) -> Result<()> {
         generation: Generation::compare(arguments.policy, &resident, &offloaded, &bank, &simulated)?,
         samples: report::samples(&prompts, &resident, &tokenizer)?,
     };
-    moe_examples::outln!("\n{report}");
+    moescope_cli::outln!("\n{report}");
     let page = arguments.out.join("report.html");
     write_text(&page, &page::render(&report, &resident.trace, &tokenizer)?)?;
-    moe_examples::outln!("trace:  {}\nreport: {}", trace_file.display(), page.display());
+    moescope_cli::outln!("trace:  {}\nreport: {}", trace_file.display(), page.display());
     if let Some(path) = &arguments.json {
         write_json(path, &report)?;
-        moe_examples::outln!("JSON:   {}", path.display());
+        moescope_cli::outln!("JSON:   {}", path.display());
     }
     ensure!(report.generation.exact, "the offloaded run differs from the resident one; see the table above");
     Ok(())

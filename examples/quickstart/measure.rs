@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use lrc_metrics::{CurvePolicy, MetricsOptions, MetricsReport, TraceMetrics, accumulate, by_policy};
-use moe_examples::progress_bar;
 use moe_trace::{MemoryTrace, RoutingSource};
+use moescope_cli::progress_bar;
 use serde::Serialize;
 
 /// Windows of SRP; 4, 16 and 64 are the source paper's.

@@ -1,9 +1,9 @@
 //! The report as one self-contained HTML page.
 
 use anyhow::Result;
-use moe_examples::{Page, axes, window_axis};
 use moe_model::Tokenizer;
 use moe_trace::{LayerId, MemoryTrace, RoutingSource};
+use moescope_cli::{Page, axes, window_axis};
 use ndarray::Array2;
 use plotly::common::{ColorScale, ColorScalePalette, Mode, Title};
 use plotly::layout::Axis;

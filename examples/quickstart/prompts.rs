@@ -1,35 +1,10 @@
-//! Prompts of several domains.
+//! Prompts from files.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use moe_model::Tokenizer;
-use serde::Deserialize;
-
-/// A text to continue.
-pub(crate) struct Prompt {
-    /// What kind of text it is.
-    pub(crate) domain: String,
-    /// Its tokens.
-    pub(crate) tokens: Vec<u32>,
-}
-
-#[derive(Deserialize)]
-struct BuiltIn {
-    domain: String,
-    text: String,
-}
-
-/// The prompts of the default model, cut to `room` tokens.
-pub(crate) fn built_in(tokenizer: &Tokenizer, room: usize) -> Result<Vec<Prompt>> {
-    let prompts: Vec<BuiltIn> = serde_json::from_str(include_str!("../../models/default/prompts.json"))?;
-    let prompt = |BuiltIn { domain, text }| -> Result<Prompt> {
-        let mut tokens = tokenizer.encode(&text)?;
-        tokens.truncate(room);
-        Ok(Prompt { domain, tokens })
-    };
-    prompts.into_iter().map(prompt).collect()
-}
+use moescope_cli::Prompt;
 
 /// Up to `count` prompts of `length` tokens from each file, evenly spread over it.
 pub(crate) fn from_files(files: &[PathBuf], tokenizer: &Tokenizer, length: usize, count: usize) -> Result<Vec<Prompt>> {

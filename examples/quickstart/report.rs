@@ -6,14 +6,14 @@ use std::fmt;
 use anyhow::Result;
 use expert_cache::{Convention, PhaseCounts, PolicyKind};
 use lrc_metrics::{CurvePolicy, MetricsReport, by_policy};
-use moe_examples::{per_cent, table};
 use moe_model::Tokenizer;
 use moe_offload::{LayerCounters, OffloadedExperts};
+use moescope_cli::{per_cent, table};
 use serde::Serialize;
 
 use crate::measure::{HitRates, POLICIES};
-use crate::prompts::Prompt;
 use crate::run::Run;
+use moescope_cli::Prompt;
 
 /// Everything that quickstart found.
 #[derive(Serialize)]

@@ -6,12 +6,12 @@ use anyhow::Result;
 use candle_core::Device;
 use candle_nn::VarBuilder;
 use expert_cache::{EvictionPolicy, ExpertCache, Oversize, PhaseCounts, PolicyKind, Pool, Requests, Simulation};
-use moe_examples::progress_bar;
 use moe_model::{GenerateOptions, GenerateTimings, Olmoe, OlmoeConfig, Sampling, generate};
 use moe_offload::{ExpertBank, ExpertStore, OffloadOptions, OffloadedExperts};
 use moe_trace::{DomainId, LayerId, MemoryTrace, Recorder, RoutingSource};
+use moescope_cli::progress_bar;
 
-use crate::prompts::Prompt;
+use moescope_cli::Prompt;
 
 /// What one run of all prompts gave.
 pub(crate) struct Run {

@@ -2,7 +2,7 @@
 
     python llama_cpp_speed.py MODEL.gguf PROMPTS.json [--new 64] [--threads 2] [--rounds 5] [--repack]
 
-Each prompt is read and continued greedily, as `offload speed` does it, and the end of text does not end it. The times are
+Each prompt is read and continued greedily, as `moescope run` does it, and the end of text does not end it. The times are
 those that llama.cpp counts itself; of every prompt the best of the rounds counts. Decoding begins with the first new token,
 which prefilling gave, so one token less is decoded than llama.cpp says. Prints one JSON object. Needs xllamacpp.
 """

@@ -2,7 +2,7 @@
 
     python transformers_speed.py MODEL_FOLDER [--prompt 128] [--new 64] [--threads 2] [--rounds 5] [--dtype float32]
 
-Prints one JSON object; of every step the best of the rounds counts, as in `offload speed`.
+Prints one JSON object; of every step the best of the rounds counts, as in `moescope run`.
 """
 
 import argparse
