@@ -84,6 +84,23 @@ impl ImportOptions {
         }
     }
 
+    /// Refuses options that say what every row of the file says itself.
+    pub(super) fn check_untold(&self, path: &Path, lacks_phase: bool, lacks_stack: bool) -> Result<()> {
+        for (option, is_void, what) in [
+            (
+                "--token-phase",
+                self.phase.is_some() && !lacks_phase,
+                "phase of every token (trace convert --decode-from changes phases)",
+            ),
+            ("--stack", self.stack.is_some() && !lacks_stack, "stack of every layer"),
+        ] {
+            if is_void {
+                return Err(unused_option(path, option, format!("a file that says the {what}")));
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses all options that say something about the file, for a trace, which says everything itself.
     pub(super) fn check_unused(&self, path: &Path) -> Result<()> {
         self.given().next().map_or(Ok(()), |option| Err(unused_option(path, option, "a trace".to_owned())))

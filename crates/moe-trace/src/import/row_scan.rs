@@ -24,6 +24,10 @@ pub(super) struct Scan {
     pub(super) has_slots: bool,
     /// Whether rows say the phase of their tokens.
     pub(super) tells_phase: bool,
+    /// Whether a row does not say the phase of its token.
+    pub(super) lacks_phase: bool,
+    /// Whether a row does not say the stack of its layer.
+    pub(super) lacks_stack: bool,
     ids: IdsSeen,
     /// Fields that are not used, with the number of their first row.
     not_used: BTreeMap<&'static str, u64>,
@@ -52,6 +56,8 @@ impl Scan {
             has_steps: false,
             has_slots: false,
             tells_phase: false,
+            lacks_phase: false,
+            lacks_stack: false,
             ids: IdsSeen::default(),
             not_used: BTreeMap::new(),
             report: ImportReport::default(),
@@ -73,6 +79,8 @@ impl Scan {
             scan.has_steps |= row.step.is_some();
             scan.has_slots |= row.slot.is_some();
             scan.tells_phase |= row.phase.is_some();
+            scan.lacks_phase |= row.phase.is_none();
+            scan.lacks_stack |= row.encoder.is_none();
             if row.phase.is_none() && options.phase.is_none() {
                 untold.warn(WarningKind::PHASE_ASSUMED, PHASE_REMEDY, || {
                     (Some(source.place()), "the phase is missing, the token is taken as prefilled".to_owned())

@@ -26,6 +26,9 @@ pub(super) fn open<S: RowSource + 'static>(
     if let Some((column, name)) = options.columns.iter().find(|(_, name)| !first.has(name)) {
         return Err(first.error("--column", &format!("{column}={name}"), "the file has no value of this name"));
     }
+    if !scan.layers.is_empty() {
+        options.check_untold(input.path(), scan.lacks_phase, scan.lacks_stack)?;
+    }
     let geometry = scan.geometry(input, options, &first)?;
     let domain_of = (0..).map(DomainId).zip(&scan.domains).map(|(id, name)| (name.clone(), id)).collect();
     Ok(Box::new(Rows {

@@ -1,7 +1,8 @@
 //! What had to be inferred is said, kept with the trace, and an error where the user wants it so.
 
 use moe_trace::{
-    ImportOptions, ImportReport, MemoryTrace, Phase, RoutingSource, ShardedWriter, TraceView, WarningKind, write_trace,
+    ImportOptions, ImportReport, MemoryTrace, Phase, RoutingSource, ShardedWriter, Stack, TraceView, WarningKind,
+    write_trace,
 };
 
 use crate::{failure, read};
@@ -127,4 +128,26 @@ fn a_file_without_a_token_is_refused() {
         failure("token,layer,expert\n", &ImportOptions::default()),
         "f: no token of a routed sequence in 19 bytes, read as csv"
     );
+}
+
+#[test]
+fn options_that_the_file_makes_void_are_refused() {
+    let options = |phase, stack| ImportOptions { experts: Some(4), phase, stack, ..ImportOptions::default() };
+    let (decode, encoder) = (Some(Phase::Decode), Some(Stack::Encoder));
+    let rows = |second: &str| format!("token,layer,stack,phase,expert\n0,0,decoder,prefill,1\n1,0,{second},2\n");
+    let told = rows("decoder,decode");
+    assert_eq!(
+        failure(&told, &options(decode, None)),
+        "f: a file that says the phase of every token (trace convert --decode-from changes phases) does not use \
+         --token-phase: leave it out"
+    );
+    assert_eq!(
+        failure(&told, &options(None, encoder)),
+        "f: a file that says the stack of every layer does not use --stack: leave it out"
+    );
+    // One token without a phase is enough to use the option.
+    let trace = read(&rows("decoder,"), &options(decode, None)).unwrap();
+    assert_eq!(trace.sequences()[0].phases, [0, 1]);
+    let trace = read("token,layer,expert\n0,0,1\n", &options(None, encoder)).unwrap();
+    assert_eq!(trace.geometry().moe_layers()[0].stack, Stack::Encoder);
 }
