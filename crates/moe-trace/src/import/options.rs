@@ -90,7 +90,7 @@ impl ImportOptions {
             (
                 "--token-phase",
                 self.phase.is_some() && !lacks_phase,
-                "phase of every token (trace convert --decode-from changes phases)",
+                "phase of every token (moescope trace convert --decode-from changes phases)",
             ),
             ("--stack", self.stack.is_some() && !lacks_stack, "stack of every layer"),
         ] {

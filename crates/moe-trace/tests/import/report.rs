@@ -138,7 +138,7 @@ fn options_that_the_file_makes_void_are_refused() {
     let told = rows("decoder,decode");
     assert_eq!(
         failure(&told, &options(decode, None)),
-        "f: a file that says the phase of every token (trace convert --decode-from changes phases) does not use \
+        "f: a file that says the phase of every token (moescope trace convert --decode-from changes phases) does not use \
          --token-phase: leave it out"
     );
     assert_eq!(
