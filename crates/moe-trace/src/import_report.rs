@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Place, Result, TraceError};
+use crate::{Place, Result, RoutingSource, TraceError};
 
 /// A kind of warning, by a name that stays the same over versions.
 ///
@@ -55,6 +55,8 @@ impl WarningKind {
     pub const UNROUTED_TOKENS: WarningKind = WarningKind::new("unrouted-tokens");
     /// The run that was recorded did not compute some experts that the router chose.
     pub const EXPERTS_DROPPED: WarningKind = WarningKind::new("experts-dropped");
+    /// The trace is a copy of a capture that was not complete.
+    pub const CAPTURE_INCOMPLETE: WarningKind = WarningKind::new("capture-incomplete");
     /// Tokens look made up, as those of a warm-up.
     pub const WARM_UP_SUSPECTED: WarningKind = WarningKind::new("warm-up-suspected");
 
@@ -89,7 +91,7 @@ pub struct Warning {
     /// What was seen and what it was taken for.
     pub seen: String,
     /// How to say otherwise: options of the programs, which have the names of the fields of
-    /// [`ImportOptions`](crate::ImportOptions).
+    /// `ImportOptions`.
     pub remedy: String,
     /// How often it was seen.
     pub count: u64,
@@ -134,6 +136,18 @@ impl ImportReport {
     pub const fn none() -> &'static ImportReport {
         const NONE: &ImportReport = &ImportReport { warnings: Vec::new() };
         NONE
+    }
+
+    /// Returns what a copy of a source must keep: its warnings, and its notices as a warning, because a copy of a capture that
+    /// is not complete looks like a whole one.
+    pub fn of_copy(source: &dyn RoutingSource) -> ImportReport {
+        let mut report = source.import_report().clone();
+        for notice in source.notices() {
+            report.warn(WarningKind::CAPTURE_INCOMPLETE, "finish the capture and copy it again", || {
+                (None, format!("the capture that was copied: {notice}"))
+            });
+        }
+        report
     }
 
     /// Adds a warning; `remedy` says how to say otherwise, and `seen` where something was seen and what. Of a kind that

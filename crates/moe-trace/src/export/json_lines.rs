@@ -64,7 +64,7 @@ impl Exporter for JsonLines {
             model: source.model(),
             experts: geometry.experts(),
             top_k: geometry.top_k(),
-            import_warnings: source.import_report(),
+            import_warnings: &ImportReport::of_copy(source),
         };
         let mut line = serde_json::to_vec(&meta).expect("strings and integers always serialize");
         line.push(b'\n');

@@ -7,7 +7,7 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 use super::Exporter;
-use crate::{Result, RoutingSource, TraceError, WholeFile, write_whole};
+use crate::{ImportReport, Result, RoutingSource, TraceError, WholeFile, write_whole};
 
 /// The ids of one sequence, u16 `[tokens, layers, top_k]`, 0xFFFF for an empty slot.
 pub(super) struct Npy;
@@ -100,8 +100,9 @@ impl Exporter for Npz {
             "schema_version": 1, "model": source.model(), "n_experts": geometry.experts(), "k": geometry.top_k(),
             "n_moe_layers": layers.len(), "layer_ids": layers, "tokens": tokens, "sequences": source.len(),
         });
-        if !source.import_report().is_empty() {
-            description["import_warnings"] = serde_json::json!(source.import_report());
+        let warnings = ImportReport::of_copy(source);
+        if !warnings.is_empty() {
+            description["import_warnings"] = serde_json::json!(warnings);
         }
         let description = serde_json::to_vec_pretty(&description).expect("strings and integers always serialize");
         let beside = path.with_extension("meta.json");

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::Exporter;
 use crate::format::Columns;
-use crate::{Result, RoutingSource, TraceError, WholeFile};
+use crate::{ImportReport, Result, RoutingSource, TraceError, WholeFile};
 
 /// `experts` `[tokens, layers, top_k]` and the other tensors of a trace file; metadata `experts`, `domains`, `model`.
 pub(super) struct Plain;
@@ -35,7 +35,7 @@ impl Exporter for Plain {
         let domains = serde_json::to_string(source.domains()).expect("strings always serialize");
         // Sorted, so that equal traces give equal files.
         let mut metadata = BTreeMap::from([("experts", source.geometry().experts().to_string()), ("domains", domains)]);
-        let warnings = source.import_report();
+        let warnings = ImportReport::of_copy(source);
         metadata.extend((!warnings.is_empty()).then(|| ("import_warnings", json!(warnings).to_string())));
         metadata.extend(source.model().map(|model| ("model", model.to_owned())));
 

@@ -10,7 +10,9 @@ use super::header::{
 };
 use super::narrow::narrowest;
 use super::reader::NO_DOMAIN;
-use crate::{EMPTY_SLOT, Geometry, Result, RoutingSource, SequenceBuf, TokenText, TraceError, write_whole};
+use crate::{
+    EMPTY_SLOT, Geometry, ImportReport, Result, RoutingSource, SequenceBuf, TokenText, TraceError, write_whole,
+};
 
 /// Writes a source as one trace file. The file is complete or absent.
 ///
@@ -20,7 +22,7 @@ use crate::{EMPTY_SLOT, Geometry, Result, RoutingSource, SequenceBuf, TokenText,
 /// What reading the source finds; [`TraceError::DomainLimit`], [`TraceError::Io`], [`TraceError::Safetensors`].
 pub fn write_trace(path: impl AsRef<Path>, source: &dyn RoutingSource) -> Result<()> {
     let mut header = Header::new(source.geometry(), source.domains(), source.model());
-    header.import_warnings = source.import_report().clone();
+    header.import_warnings = ImportReport::of_copy(source);
     let mut columns = Columns::new(source.geometry());
     for index in 0..source.len() {
         columns.push(&source.sequence(index)?.to_buf())?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use moe_trace::{MemoryTrace, Phase, RoutingSource, WarningKind};
+use moe_trace::{ImportReport, MemoryTrace, Phase, RoutingSource, WarningKind};
 
 use super::input::{Foreign, open};
 use super::output::{Output, write};
@@ -41,7 +41,7 @@ fn decode_from(source: &dyn RoutingSource, first: usize) -> Result<MemoryTrace> 
     let about_phases = [WarningKind::PHASE_ASSUMED, WarningKind::NO_DECODED_TOKENS];
     let mut trace = MemoryTrace::new(source.geometry().clone())
         .with_domains(source.domains())
-        .with_import_report(source.import_report().without(&about_phases));
+        .with_import_report(ImportReport::of_copy(source).without(&about_phases));
     if let Some(model) = source.model() {
         trace = trace.with_model(model);
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use moe_trace::{Geometry, ImportReport, RoutingSource, Sequence, exporter, exporters};
+use moe_trace::{Geometry, ImportReport, Notice, RoutingSource, Sequence, exporter, exporters};
 use moescope_cli::{Files, no_formula, print_warnings, progress_bar};
 
 use super::input::{Foreign, open};
@@ -57,9 +57,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         .write(source, &arguments.output, &|_| bar.inc(1))
         .with_context(|| format!("cannot export {}", arguments.input.display()))?;
     bar.finish_and_clear();
-    if !exporter.keeps_warnings() && !source.import_report().is_empty() {
+    let warnings = ImportReport::of_copy(source);
+    if !exporter.keeps_warnings() && !warnings.is_empty() {
         moescope_cli::errln!("warning: {name} cannot keep how the following was known; jsonl, npz and plain can");
-        print_warnings(source.import_report());
+        print_warnings(&warnings);
     }
     moescope_cli::outln!("{}: {} sequences as {name}", arguments.output.display(), source.len());
     Ok(())
@@ -101,5 +102,9 @@ impl RoutingSource for WithoutFormulas {
 
     fn import_report(&self) -> &ImportReport {
         self.source.import_report()
+    }
+
+    fn notices(&self) -> &[Notice] {
+        self.source.notices()
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::ProgressBar;
-use moe_trace::{Geometry, ImportReport, RoutingSource, Sequence, SequenceStream, ShardedWriter, write_trace};
+use moe_trace::{Geometry, ImportReport, Notice, RoutingSource, Sequence, SequenceStream, ShardedWriter, write_trace};
 use moescope_cli::{Files, collect, progress_bar, spinner, whole};
 
 use super::input::Foreign;
@@ -103,6 +103,10 @@ impl RoutingSource for Watched<'_> {
     fn import_report(&self) -> &ImportReport {
         self.source.import_report()
     }
+
+    fn notices(&self) -> &[Notice] {
+        self.source.notices()
+    }
 }
 
 /// Appends all sequences of a source to shards.
@@ -119,7 +123,7 @@ pub(crate) fn append(source: &dyn RoutingSource, writer: &mut ShardedWriter) -> 
         bar.inc(1);
     }
     bar.finish_and_clear();
-    writer.add_import_report(source.import_report());
+    writer.add_import_report(&ImportReport::of_copy(source));
     Ok(())
 }
 

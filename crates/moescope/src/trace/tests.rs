@@ -204,6 +204,15 @@ fn captures_that_are_not_whole_are_told() {
     trace(path, "info ./shards --json ./info").unwrap();
     let info: serde_json::Value = serde_json::from_slice(&std::fs::read(path.join("info")).unwrap()).unwrap();
     assert_eq!(info["notices"][0]["unknown_shards"]["files"][0], "shard-00001.safetensors");
+    // A copy does not look like a whole capture.
+    for copy in ["convert ./shards copy.safetensors", "convert ./shards copy.safetensors --decode-from 1"] {
+        trace(path, copy).unwrap();
+        let report = moe_trace::open(path.join("copy.safetensors")).unwrap().import_report().clone();
+        assert!(report.has(&moe_trace::WarningKind::CAPTURE_INCOMPLETE), "{copy}: {report}");
+        assert!(report.to_string().contains("shard-00001.safetensors"), "{copy}: {report}");
+    }
+    trace(path, "export ./shards ./copy --to jsonl").unwrap();
+    assert!(std::fs::read_to_string(path.join("copy")).unwrap().contains(r#""kind":"capture-incomplete""#));
     let appended = failure(path, "cat ./shards trace.safetensors --append --shard-tokens 7");
     assert!(appended.contains("no entry of the index names this shard"), "{appended}");
 
