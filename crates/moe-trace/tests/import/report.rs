@@ -146,7 +146,7 @@ fn options_that_the_file_makes_void_are_refused() {
         "f: a file that says the stack of every layer does not use --stack: leave it out"
     );
     // One token without a phase is enough to use the option.
-    let trace = read(&rows("decoder,"), &options(decode, None)).unwrap();
+    let trace = read(rows("decoder,"), &options(decode, None)).unwrap();
     assert_eq!(trace.sequences()[0].phases, [0, 1]);
     let trace = read("token,layer,expert\n0,0,1\n", &options(None, encoder)).unwrap();
     assert_eq!(trace.geometry().moe_layers()[0].stack, Stack::Encoder);
