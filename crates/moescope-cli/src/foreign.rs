@@ -14,17 +14,18 @@ use crate::output::{print_notices, print_warnings, spinner};
 
 /// What a foreign file does not say about itself.
 #[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Files of other recorders")]
 pub struct Foreign {
     /// Format of a foreign file; detected from its content by default.
     #[arg(long, value_name = "FORMAT")]
     pub from: Option<String>,
 
     /// Experts a layer, where the file does not say [default: the largest id + 1].
-    #[arg(long, value_parser = whole::<usize>(1..=65535))]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=65535))]
     pub experts: Option<usize>,
 
     /// Experts a token, where the file does not say.
-    #[arg(long, value_parser = whole::<usize>(1..=65535))]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=65535))]
     pub top_k: Option<usize>,
 
     /// The model's config.json: which layers have experts, and how many.

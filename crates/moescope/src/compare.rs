@@ -21,11 +21,11 @@ pub(crate) struct Arguments {
     trace: PathBuf,
 
     /// Bytes of the recorded run's cache, which all layers share.
-    #[arg(long, value_parser = crate::plan::parse_bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = crate::plan::parse_bytes)]
     cache: u64,
 
     /// Policy of the recorded run.
-    #[arg(long, default_value = "lru")]
+    #[arg(long, value_name = "POLICY", default_value = "lru")]
     policy: PolicyKind,
 }
 

@@ -22,22 +22,22 @@ pub(crate) struct Arguments {
     /// Folder with one sub-folder of UTF-8 text files a domain
     data: PathBuf,
     /// Seed of the split
-    #[arg(long, default_value_t = 0, value_parser = whole::<u64>(0..))]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<u64>(0..))]
     seed: u64,
     /// Share of each domain's text that is held out
-    #[arg(long, default_value_t = 0.05, value_parser = number(HELD_OUT))]
+    #[arg(long, value_name = "N", default_value_t = 0.05, value_parser = number(HELD_OUT))]
     held_out: f64,
     /// Longest n-gram, up to 8 bytes
-    #[arg(long, default_value_t = 8, value_parser = whole::<usize>(1..=ByteNgram::MAX_ORDER as u64))]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = whole::<usize>(1..=ByteNgram::MAX_ORDER as u64))]
     order: usize,
     /// Tokens that the model reads at most [default: its positions]
-    #[arg(long, value_parser = whole::<usize>(2..))]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(2..))]
     length: Option<usize>,
     /// Threads
-    #[arg(long, default_value_t = 2, value_parser = whole::<usize>(1..=1024))]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole::<usize>(1..=1024))]
     workers: usize,
     /// File that receives the figures
-    #[arg(long, value_parser = moescope_cli::output_path())]
+    #[arg(long, value_name = "FILE", value_parser = moescope_cli::output_path())]
     json: Option<PathBuf>,
 }
 

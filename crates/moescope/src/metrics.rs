@@ -22,11 +22,11 @@ pub(crate) struct Arguments {
     trace: PathBuf,
 
     /// Window lengths in tokens [default: those of 4,16,64,256 that fit into a sequence].
-    #[arg(long, value_delimiter = ',', value_parser = whole::<usize>(1..))]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = whole::<usize>(1..))]
     m: Option<Vec<usize>>,
 
     /// MoE layers to look at, counted from 0: numbers and ranges like 0,3..5 (3 and 4) or 3..=5; all by default.
-    #[arg(long, value_parser = distinct_numbers)]
+    #[arg(long, value_name = "LIST", value_parser = distinct_numbers)]
     layers: Option<Numbers>,
 
     /// Also treat all selected layers as one cache.

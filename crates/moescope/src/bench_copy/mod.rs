@@ -19,7 +19,7 @@ use self::plain::Plain;
 /// Experts and slots are of the shape and type given; each round loads and copies every expert once, and the best round
 /// counts. On a GPU first from pageable, then from page-locked memory.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  moescope bench-copy --device cpu --weights q4_0")]
+#[command(after_help = "Example:\n  moescope bench-copy --device cpu --type q4_0")]
 pub(crate) struct Arguments {
     /// Device of the slots: cpu, cuda, or cuda:N with the number of a GPU.
     #[arg(long, value_name = "DEVICE", default_value_t)]
@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     intermediate: usize,
 
     /// Type of the weights.
-    #[arg(long, default_value = "f16")]
+    #[arg(long = "type", value_name = "TYPE", default_value = "f16")]
     weights: WeightType,
 
     /// Experts in host memory.

@@ -27,7 +27,7 @@ pub(crate) struct Arguments {
     traces: Vec<PathBuf>,
 
     /// Cache sizes: slots a layer over the experts of a token [default: those of 1,2,3,4 that a layer has experts for]
-    #[arg(long, value_delimiter = ',', value_parser = number(1.0..))]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = number(1.0..))]
     rho: Option<Vec<f64>>,
 
     /// Window of SRP and SCH, in tokens
@@ -60,11 +60,11 @@ pub(crate) struct Arguments {
     intermediate: usize,
 
     /// Type of the weights
-    #[arg(long = "type", default_value = "f32")]
+    #[arg(long = "type", value_name = "TYPE", default_value = "f32")]
     weight_type: WeightType,
 
     /// Times that every run is repeated; of every step the best counts
-    #[arg(long, default_value_t = 2, value_parser = whole::<usize>(1..))]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole::<usize>(1..))]
     rounds: usize,
 
     /// Write all figures to this file as JSON

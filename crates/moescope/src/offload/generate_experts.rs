@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
 
     /// Type of the weights: f32, f16, bf16, or a block type of GGUF files (`q8_0`, `q4_0`, `q6_k`, `q4_k`, ...); those with a
     /// k need rows of a multiple of 256 weights.
-    #[arg(long = "type", default_value = "q8_0")]
+    #[arg(long = "type", value_name = "TYPE", default_value = "q8_0")]
     weight_type: WeightType,
 
     /// Make only the first layers [default: all].
@@ -29,7 +29,7 @@ pub(crate) struct Arguments {
     layers: Option<usize>,
 
     /// Seed of the weights: the same seed gives the same bytes.
-    #[arg(long, default_value_t = 0, value_parser = whole::<u64>(0..))]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<u64>(0..))]
     seed: u64,
 
     /// GGUF file to write.

@@ -23,7 +23,7 @@ pub(crate) struct Arguments {
 
     /// Type of the weights: f32, f16, bf16, or a block type of GGUF files (`q8_0`, `q4_0`, `q6_k`, `q4_k`, ...); those with a
     /// k need rows of a multiple of 256 weights.
-    #[arg(long = "type", default_value = "q8_0")]
+    #[arg(long = "type", value_name = "TYPE", default_value = "q8_0")]
     weight_type: WeightType,
 
     /// GGUF file to write.

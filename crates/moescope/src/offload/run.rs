@@ -58,22 +58,22 @@ pub(crate) struct Arguments {
     tokens: usize,
 
     /// Quantize the model's experts first, to `q8_0` for example.
-    #[arg(long = "type", conflicts_with = "weights")]
+    #[arg(long = "type", value_name = "TYPE", conflicts_with = "weights")]
     weight_type: Option<WeightType>,
 
     #[command(flatten)]
     store: StoreArguments,
 
     /// Cache sizes: slots a layer over the experts of a token [default: those of 1,1.5,2,3,4 that a layer has experts for].
-    #[arg(long, value_delimiter = ',', value_parser = number(1.0..))]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = number(1.0..))]
     rho: Option<Vec<f64>>,
 
     /// Policies to try, any of docs/policies.md; those that look ahead know the trace.
-    #[arg(long, value_delimiter = ',', default_value = "lru,lfu,belady")]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "lru,lfu,belady")]
     policies: Vec<PolicyKind>,
 
     /// Prefetchers to try: none, previous-token, next-layer, markov, history-PASSES, oracle-ACCURACY.
-    #[arg(long, value_delimiter = ',', default_value = "none")]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "none")]
     prefetchers: Vec<PrefetcherKind>,
 
     /// What misses do.
@@ -93,7 +93,7 @@ pub(crate) struct Arguments {
     new_tokens: usize,
 
     /// Times that every run is repeated; of every step the best counts, or where experts are read past the page cache, the mean.
-    #[arg(long, default_value_t = 5, value_parser = whole::<usize>(1..))]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = whole::<usize>(1..))]
     rounds: usize,
 
     /// Run the first case once more, and write what its threads did to this file as a Chrome trace, for Perfetto or
@@ -371,7 +371,7 @@ mod tests {
     #[test]
     fn values_that_cannot_be_and_options_that_do_nothing_are_refused_before_any_run() {
         for (line, expected) in [
-            ("--rho=-1", "invalid value '-1' for '--rho <RHO>': give a number of at least 1"),
+            ("--rho=-1", "invalid value '-1' for '--rho <LIST>': give a number of at least 1"),
             ("--rho 1e9", "--rho is 1000000000, with 32 experts per layer and 4 per token it must be at most 8.00"),
             ("--rho 2,2", "--rho has 2 twice, give it once"),
             ("--rounds 0", "give a whole number of at least 1"),

@@ -59,16 +59,21 @@ pub(crate) struct Arguments {
     goal: Goal,
 
     /// Bytes of slots that there are [default: enough for all experts].
-    #[arg(long, value_parser = parse_bytes, conflicts_with = "bytes")]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, conflicts_with = "bytes")]
     budget: Option<u64>,
 
     /// Policies to try; those that know the future (belady, belady-bypass, look-ahead-N)
     /// are the bounds to compare with.
-    #[arg(long, value_delimiter = ',', default_value = "lru,lfru-32,s3-fifo,belady,belady-bypass")]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "lru,lfru-32,s3-fifo,belady,belady-bypass"
+    )]
     policies: Vec<PolicyKind>,
 
     /// Prefetchers to try: none, previous-token, next-layer, markov, history-PASSES; oracle-ACCURACY is a bound.
-    #[arg(long, value_delimiter = ',', default_value = "none,markov")]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "none,markov")]
     prefetchers: Vec<PrefetcherKind>,
 
     /// Experts that a prefetcher may ask for after each layer [default: those of a token].
@@ -76,11 +81,11 @@ pub(crate) struct Arguments {
     prefetched_experts: Option<usize>,
 
     /// Layouts to try.
-    #[arg(long, value_delimiter = ',', default_value = "uniform,allocated,global")]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "uniform,allocated,global")]
     layouts: Vec<Layout>,
 
     /// Slots a layer to try [default: 1 to all experts].
-    #[arg(long, value_delimiter = ',', value_parser = whole::<usize>(1..=65535))]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = whole::<usize>(1..=65535))]
     slots: Vec<usize>,
 
     /// Who computes an expert while it is loaded.
@@ -92,11 +97,11 @@ pub(crate) struct Arguments {
     sequences: Option<usize>,
 
     /// Resamples of the bootstrap.
-    #[arg(long, default_value_t = 1000, value_parser = whole::<usize>(1..=SpeedBootstrap::MOST_RESAMPLES as u64))]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = whole::<usize>(1..=SpeedBootstrap::MOST_RESAMPLES as u64))]
     resamples: usize,
 
     /// Seed of the bootstrap.
-    #[arg(long, default_value_t = 0, value_parser = whole::<u64>(0..))]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<u64>(0..))]
     seed: u64,
 
     /// Write everything to this file as JSON.

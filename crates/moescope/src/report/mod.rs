@@ -32,23 +32,23 @@ pub(crate) struct Arguments {
     trace: PathBuf,
 
     /// Window lengths in tokens [default: those of 2,4,8,16,32,64,128,256 that fit into a sequence].
-    #[arg(long, value_delimiter = ',', value_parser = whole::<usize>(1..))]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = whole::<usize>(1..))]
     m: Option<Vec<usize>>,
 
     /// Window length of the plots that show one, one of --m [default: 16, or the longest below].
-    #[arg(long, value_parser = whole::<usize>(1..))]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1..))]
     at: Option<usize>,
 
     /// Resamples of the bootstrap.
-    #[arg(long, default_value_t = 1000, value_parser = whole::<usize>(1..=Bootstrap::MOST_RESAMPLES as u64))]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = whole::<usize>(1..=Bootstrap::MOST_RESAMPLES as u64))]
     resamples: usize,
 
     /// Confidence of the intervals.
-    #[arg(long, default_value_t = 0.95, value_parser = number(SHARE))]
+    #[arg(long, value_name = "N", default_value_t = 0.95, value_parser = number(SHARE))]
     confidence: f64,
 
     /// Seed of the bootstrap.
-    #[arg(long, default_value_t = 0, value_parser = whole::<u64>(0..))]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<u64>(0..))]
     seed: u64,
 
     /// Put a ' in front of names of domains in the CSV files that a spreadsheet would take for formulas: those that begin
@@ -57,7 +57,7 @@ pub(crate) struct Arguments {
     csv_safe: bool,
 
     /// Folder for the page and the CSV files.
-    #[arg(long, default_value = "consistency")]
+    #[arg(long, value_name = "FOLDER", default_value = "consistency")]
     out: PathBuf,
 
     #[command(flatten)]

@@ -21,10 +21,10 @@ pub(crate) struct Arguments {
     /// Folder of the runs, as `run` left it; complete runs count, others are named
     folder: PathBuf,
     /// Window length of SRP and SCH in tables and plots [default: 16, or the longest measured]
-    #[arg(long, value_parser = whole::<usize>(1..))]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1..))]
     window: Option<usize>,
     /// Folder for the report: report.html, report.json, points.csv, runs.csv [default: that of the runs]
-    #[arg(long)]
+    #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
     /// Put a ' in front of names of points in the CSV files that a spreadsheet would take for formulas: those that begin
     /// with = + - @, a tab or a carriage return

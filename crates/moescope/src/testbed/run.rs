@@ -21,16 +21,16 @@ pub(crate) struct Arguments {
     /// File of the experiment
     experiment: PathBuf,
     /// Folder of its runs, which go on if they are there [default: target/testbed/NAME]
-    #[arg(long)]
+    #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
     /// Device to train on: cpu, cuda, or cuda:N with the number of a GPU; only on the CPU does a run make the same bytes
     #[arg(long, value_name = "DEVICE", default_value_t)]
     device: DeviceName,
     /// Runs at once; changes nothing of the results [default: number of processors]
-    #[arg(long, value_parser = whole::<u16>(1..=65535))]
+    #[arg(long, value_name = "N", value_parser = whole::<u16>(1..=65535))]
     jobs: Option<u16>,
     /// Threads of each run; changes nothing of the results
-    #[arg(long, default_value_t = 1, value_parser = whole::<u16>(1..=65535))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<u16>(1..=65535))]
     workers: u16,
     /// Check everything and list the runs, but do not begin
     #[arg(long)]

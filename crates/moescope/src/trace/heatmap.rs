@@ -20,16 +20,16 @@ pub(crate) struct Arguments {
     #[arg(value_parser = moescope_cli::output_path())]
     output: PathBuf,
     /// Sequence to draw.
-    #[arg(long, default_value_t = 0, value_parser = whole::<usize>(0..))]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<usize>(0..))]
     sequence: usize,
     /// MoE layer to draw, counted from 0.
-    #[arg(long, default_value_t = 0, value_parser = whole::<u16>(0..=65535))]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<u16>(0..=65535))]
     layer: u16,
     /// First token to draw.
-    #[arg(long, default_value_t = 0, value_parser = whole::<usize>(0..))]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<usize>(0..))]
     start: usize,
     /// How many tokens are drawn at most.
-    #[arg(long, default_value_t = 256, value_parser = whole::<usize>(1..))]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = whole::<usize>(1..))]
     tokens: usize,
     #[command(flatten)]
     foreign: Foreign,

@@ -19,16 +19,16 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     output: Output,
     /// Sequences by number, like 0,3..5 (3 and 4) or 3..=5, in the order wanted.
-    #[arg(long, value_parser = numbers)]
+    #[arg(long, value_name = "LIST", value_parser = numbers)]
     sequences: Option<Numbers>,
     /// Sequences of this domain; can be given several times.
-    #[arg(long)]
+    #[arg(long, value_name = "NAME")]
     domain: Vec<String>,
     /// Tokens of this phase: prefill or decode. Every run of them becomes a sequence of its own.
     #[arg(long, value_parser = phase)]
     phase: Option<Phase>,
     /// MoE layers, counted from 0, in the order wanted.
-    #[arg(long, value_parser = distinct_numbers)]
+    #[arg(long, value_name = "LIST", value_parser = distinct_numbers)]
     layers: Option<Numbers>,
     #[command(flatten)]
     foreign: Foreign,

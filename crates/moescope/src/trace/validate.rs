@@ -16,7 +16,7 @@ pub(crate) struct Arguments {
     /// Trace to read.
     input: PathBuf,
     /// How many errors are shown.
-    #[arg(long, default_value_t = 10, value_parser = whole::<usize>(0..))]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = whole::<usize>(0..))]
     show: usize,
     #[command(flatten)]
     foreign: Foreign,

@@ -10,7 +10,7 @@ use moescope_cli::{DeviceName, HELD_OUT, POSITIVE, number, whole};
 /// Sequences of a step, at most.
 const MOST_SEQUENCES: u64 = 1 << 20;
 
-/// Trains a small Mixture-of-Experts language model and writes it as a Hugging Face folder.
+/// Train a small Mixture-of-Experts language model and write it as a Hugging Face folder.
 ///
 /// The run is decided by its options and the text: the same command makes the same bytes. Interrupted runs go on with
 /// --resume from the last checkpoint, OUT/training.safetensors.
@@ -22,64 +22,64 @@ pub(crate) struct Options {
     /// Folder with one sub-folder of UTF-8 text files a domain
     pub(crate) data: PathBuf,
     /// Folder for the model
-    #[arg(long)]
+    #[arg(long, value_name = "FOLDER")]
     pub(crate) out: PathBuf,
     /// Device to train on: cpu, cuda, or cuda:N with the number of a GPU; only on the CPU does a run make the same bytes
     #[arg(long, value_name = "DEVICE", default_value_t)]
     pub(crate) device: DeviceName,
     /// Optimizer steps
-    #[arg(long, default_value_t = 1000, value_parser = whole::<u64>(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = whole::<u64>(1..))]
     pub(crate) steps: u64,
     /// Sequences a step
-    #[arg(long, default_value_t = 32, value_parser = whole::<usize>(1..=MOST_SEQUENCES))]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = whole::<usize>(1..=MOST_SEQUENCES))]
     pub(crate) batch: usize,
     /// Sequences that go through the model at once
-    #[arg(long, default_value_t = 8, value_parser = whole::<usize>(1..=MOST_SEQUENCES))]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = whole::<usize>(1..=MOST_SEQUENCES))]
     pub(crate) micro_batch: usize,
     /// Tokens a sequence; also the longest sequence that the model can read
-    #[arg(long, default_value_t = 256, value_parser = whole::<usize>(2..=1 << 24))]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = whole::<usize>(2..=1 << 24))]
     pub(crate) length: usize,
     /// Highest learning rate
-    #[arg(long, default_value_t = 3e-3, value_parser = number(POSITIVE))]
+    #[arg(long, value_name = "N", default_value_t = 3e-3, value_parser = number(POSITIVE))]
     pub(crate) lr: f64,
     /// Steps of warm-up
-    #[arg(long, default_value_t = 100, value_parser = whole::<u64>(0..))]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = whole::<u64>(0..))]
     pub(crate) warm_up: u64,
     /// Weight of the load-balance loss
-    #[arg(long, default_value_t = 0.01, value_parser = number(0.0..))]
+    #[arg(long, value_name = "N", default_value_t = 0.01, value_parser = number(0.0..))]
     pub(crate) balance: f64,
     /// Seed of the split, the weights and the order of the text
-    #[arg(long, default_value_t = 0, value_parser = whole::<u64>(0..))]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<u64>(0..))]
     pub(crate) seed: u64,
     /// Share of each domain's text that is held out
-    #[arg(long, default_value_t = 0.05, value_parser = number(HELD_OUT))]
+    #[arg(long, value_name = "N", default_value_t = 0.05, value_parser = number(HELD_OUT))]
     pub(crate) held_out: f64,
     /// Tokens of the byte-level BPE
-    #[arg(long, default_value_t = 3072, value_parser = whole::<usize>(257..=65536))]
+    #[arg(long, value_name = "N", default_value_t = 3072, value_parser = whole::<usize>(257..=65536))]
     pub(crate) vocabulary: usize,
     /// Decoder layers
-    #[arg(long, default_value_t = 4, value_parser = whole::<usize>(1..=1024))]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = whole::<usize>(1..=1024))]
     pub(crate) layers: usize,
     /// Width of the residual stream
-    #[arg(long, default_value_t = 128, value_parser = whole::<usize>(2..=65536))]
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = whole::<usize>(2..=65536))]
     pub(crate) hidden: usize,
     /// Attention heads
-    #[arg(long, default_value_t = 4, value_parser = whole::<usize>(1..=1024))]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = whole::<usize>(1..=1024))]
     pub(crate) heads: usize,
     /// Experts a layer
-    #[arg(long, default_value_t = 32, value_parser = whole::<usize>(1..=65535))]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = whole::<usize>(1..=65535))]
     pub(crate) experts: usize,
     /// Experts a token uses in a layer
-    #[arg(long, default_value_t = 4, value_parser = whole::<usize>(1..=65535))]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = whole::<usize>(1..=65535))]
     pub(crate) top_k: usize,
     /// Width inside an expert
-    #[arg(long, default_value_t = 64, value_parser = whole::<usize>(1..=1 << 20))]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = whole::<usize>(1..=1 << 20))]
     pub(crate) expert_width: usize,
     /// Threads; each computes a micro-batch of its own
-    #[arg(long, default_value_t = 2, value_parser = whole::<usize>(0..=1024))]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole::<usize>(0..=1024))]
     pub(crate) workers: usize,
     /// Steps between checkpoints
-    #[arg(long, default_value_t = 100, value_parser = whole::<u64>(1..))]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = whole::<u64>(1..))]
     pub(crate) checkpoint_every: u64,
     /// Go on from the last checkpoint
     #[arg(long)]
