@@ -143,6 +143,21 @@ fn inferred_facts_stay_inferred_over_an_export() {
     }
 }
 
+/// A warning that every import finds in the sequences counts once.
+#[test]
+fn what_sequences_show_is_not_said_twice_after_an_export() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    std::fs::write(at("rows.csv"), "token,layer,phase,expert\n0,0,prefill,1\n1,0,prefill,2\n").unwrap();
+    let options = ImportOptions { experts: Some(4), ..ImportOptions::default() };
+    let trace = import(at("rows.csv"), &options).unwrap();
+    exporter("jsonl").unwrap().write(&trace, &at("t.jsonl"), &|_| {}).unwrap();
+    let read = import(at("t.jsonl"), &ImportOptions::default()).unwrap();
+    let found: Vec<_> =
+        read.import_report().warnings().iter().map(|warning| (warning.kind.name(), warning.count)).collect();
+    assert_eq!(found, [("no-decoded-tokens", 1)]);
+}
+
 #[test]
 fn an_array_holds_one_sequence() {
     let directory = tempfile::tempdir().unwrap();

@@ -116,11 +116,14 @@ impl ImportOptions {
         self.top_k.or(self.config.as_ref().map(|config| config.top_k))
     }
 
-    /// Returns those warnings of an earlier import, which an exported file keeps, that these options do not answer.
+    /// Returns those warnings of an earlier import, which an exported file keeps, that these options do not answer. Warnings
+    /// that every import finds in the sequences themselves are left out, because they come again.
     pub(super) fn still_open(&self, kept: &ImportReport) -> ImportReport {
         let answered = [
             (WarningKind::EXPERTS_INFERRED, self.known_experts().is_some()),
             (WarningKind::TOP_K_INFERRED, self.known_top_k().is_some()),
+            (WarningKind::NO_DECODED_TOKENS, true),
+            (WarningKind::WARM_UP_SUSPECTED, true),
         ];
         let answered = answered.into_iter().filter_map(|(kind, is_answered)| is_answered.then_some(kind));
         kept.without(&answered.collect::<Vec<_>>())
