@@ -116,6 +116,7 @@ impl Rows {
             model: claim("moe_trace_model"),
             experts: number("moe_trace_experts")?,
             top_k: number("moe_trace_top_k")?,
+            ..Claims::default()
         };
         let spare = spare(&columns, options);
         let columns = columns.into_iter().map(str::to_owned).collect();
@@ -198,6 +199,10 @@ impl RowSource for Rows {
 
     fn has(&self, name: &str) -> bool {
         self.columns.iter().any(|column| column == name)
+    }
+
+    fn fields(&self) -> Vec<&str> {
+        self.columns.iter().map(String::as_str).collect()
     }
 
     fn claims(&self) -> &Claims {
