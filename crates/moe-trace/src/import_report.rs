@@ -37,6 +37,12 @@ impl WarningKind {
     pub const POSITIONS_AGAIN: WarningKind = WarningKind::new("positions-again");
     /// Tokens could belong to several requests.
     pub const REQUESTS_UNCLEAR: WarningKind = WarningKind::new("requests-unclear");
+    /// Numbers between the first and the last token of a sequence are no token's.
+    pub const TOKENS_MISSING: WarningKind = WarningKind::new("tokens-missing");
+    /// A token has rows, but none in some layer.
+    pub const CELLS_MISSING: WarningKind = WarningKind::new("cells-missing");
+    /// A token has fewer experts in some layer than top-k, and nothing says that slots are empty.
+    pub const SLOTS_MISSING: WarningKind = WarningKind::new("slots-missing");
     /// The first tokens of a sequence are missing.
     pub const START_MISSING: WarningKind = WarningKind::new("start-missing");
     /// Several processes recorded the same experts; they count once.

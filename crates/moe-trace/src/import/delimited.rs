@@ -125,7 +125,7 @@ impl Rows {
     }
 
     /// The fields of experts or weights in the row, with their column.
-    fn fields<'a>(&'a self, values: &'a Values) -> Result<Vec<(Column, &'a str)>> {
+    fn values<'a>(&'a self, values: &'a Values) -> Result<Vec<(Column, &'a str)>> {
         Ok(match values {
             Values::One(column) => vec![(*column, self.table.text(*column)?)],
             Values::Each(columns) => {
@@ -193,7 +193,7 @@ impl RowSource for Rows {
         row.token_id = self.optional(columns.token_id, "expected a token id")?;
         row.prediction = self.optional(columns.prediction, "expected a token id")?;
         row.experts.clear();
-        for (column, field) in self.fields(&columns.experts)? {
+        for (column, field) in self.values(&columns.experts)? {
             row.experts.push(match field {
                 "" => EMPTY_SLOT,
                 _ => {
@@ -205,7 +205,7 @@ impl RowSource for Rows {
         }
         row.weights.clear();
         if let Some(values) = &columns.weights {
-            for (column, field) in self.fields(values)? {
+            for (column, field) in self.values(values)? {
                 if !field.is_empty() || row.experts.get(row.weights.len()) == Some(&EMPTY_SLOT) {
                     let weight = if field.is_empty() { Ok(0.0) } else { field.parse::<f32>() };
                     let finite = weight.ok().filter(|weight| weight.is_finite());
@@ -223,6 +223,10 @@ impl RowSource for Rows {
 
     fn has(&self, name: &str) -> bool {
         self.table.find(name).is_some()
+    }
+
+    fn fields(&self) -> Vec<&str> {
+        self.table.columns().map(|(_, name)| name).collect()
     }
 
     fn claims(&self) -> &Claims {

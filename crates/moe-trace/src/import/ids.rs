@@ -106,9 +106,10 @@ impl IdsSeen {
     }
 
     fn warn(&self, largest: usize, place: &Place, report: &mut ImportReport) {
-        let stands_alone = self.second.is_none_or(|second| second < largest / 2);
+        let below = |quarters: usize| self.second.is_none_or(|second| second * 4 <= largest * quarters);
         let others = self.second.map_or("there is no other".to_owned(), |id| format!("the next largest is {id}"));
-        let suspected = if i64::try_from(largest).is_ok_and(|id| EMPTY_MARKS.contains(&id)) && stands_alone {
+        let is_mark = i64::try_from(largest).is_ok_and(|id| EMPTY_MARKS.contains(&id));
+        let suspected = if is_mark && below(3) || largest >= SMALLEST_JUMP && below(2) {
             Some(format!("id {largest} stands far above all others ({others}), as marks of empty slots do"))
         } else if largest >= 8 && largest.is_power_of_two() {
             Some(format!(
@@ -138,6 +139,9 @@ pub(super) fn slot(id: i64, options: &ImportOptions) -> Option<u16> {
     }
     u16::try_from(id).ok().filter(|&id| usize::from(id) < Geometry::MAX_EXPERTS)
 }
+
+/// The smallest id whose distance from all others is no accident of a short file.
+const SMALLEST_JUMP: usize = 32;
 
 /// What -1 is in unsigned integers of 8, 16 and 32 bits, and the largest number of 64 bits as an array gives it.
 const EMPTY_MARKS: [i64; 4] = [255, 65_535, 4_294_967_295, i64::MAX];

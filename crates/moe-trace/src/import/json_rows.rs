@@ -40,7 +40,7 @@ impl Importer for JsonRows {
     fn open(&self, input: &Input, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
         open(input, options, || {
             let (lines, claims) = (JsonLines::open(input)?, Claims::default());
-            Ok(Rows { lines, options: options.clone(), named: BTreeSet::new(), claims, spare: None })
+            Ok(Rows { lines, options: options.clone(), named: BTreeSet::new(), claims, spare: None, last: Map::new() })
         })
     }
 }
@@ -95,6 +95,8 @@ struct Rows {
     claims: Claims,
     /// Fields of the first row that may stand for another one, which is there under another name.
     spare: Option<Vec<&'static str>>,
+    /// The object that was read last.
+    last: Map<String, Value>,
 }
 
 impl Rows {
@@ -144,11 +146,16 @@ impl RowSource for Rows {
         Record { options: &self.options, find, error }.read(row, fields)?;
         let found = || spare(&object.keys().map(String::as_str).collect::<Vec<_>>(), &self.options);
         row.said.not_used.extend(&*self.spare.get_or_insert_with(found));
+        self.last = object;
         Ok(true)
     }
 
     fn has(&self, name: &str) -> bool {
         self.named.contains(name)
+    }
+
+    fn fields(&self) -> Vec<&str> {
+        self.last.keys().map(String::as_str).collect()
     }
 
     fn claims(&self) -> &Claims {

@@ -8,6 +8,7 @@ mod delimited;
 mod diagnosis;
 mod fields;
 mod granite;
+mod holes;
 mod ids;
 mod input;
 mod json_rows;

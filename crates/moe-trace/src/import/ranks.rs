@@ -92,6 +92,8 @@ impl Ranks {
                 joined.copy_ids(at, table, row);
             }
             for layer in 0..geometry.layers() {
+                let came = rows.iter().map(|&(_, row, table)| table.slots_that_came(row, layer)).sum();
+                joined.came(at, layer, came);
                 let parts = rows.iter().filter_map(|&(rank, row, table)| {
                     let experts = table.cell(row, layer);
                     experts.iter().any(|&id| id != EMPTY_SLOT).then_some(Part { rank, row, table, experts })
@@ -115,7 +117,9 @@ impl Ranks {
                 "the experts of {joined} cells (a token in a layer) are put together from several ranks, in the order of \
                  their weights or, without weights, of their ranks"
             );
-            report.warn(WarningKind::RANKS_JOINED, "--column slot=rank if it is the expert's slot", || (None, seen));
+            let remedy =
+                "--column slot=rank if it is the expert's slot, --column sequence=rank if each has its own requests";
+            report.warn(WarningKind::RANKS_JOINED, remedy, || (None, seen));
         }
     }
 

@@ -6,7 +6,7 @@ use super::ids::IdsSeen;
 use super::model_layers::moe_layers;
 use super::options::PHASE_REMEDY;
 use super::ranks::Ranks;
-use super::rows::{Row, RowSource};
+use super::rows::{Row, RowSource, names, unread};
 use super::token_table::TokenKey;
 use super::{ImportOptions, Input};
 use crate::{Geometry, ImportReport, Place, Result, Stack, TraceError, WarningKind};
@@ -72,6 +72,7 @@ impl Scan {
             if row.said.left_out.is_some() {
                 continue;
             }
+            refuse_twice(&row, source)?;
             scan.layer(&row, source, options)?;
             for id in row.used() {
                 scan.ids.id(usize::from(id), || source.place());
@@ -190,7 +191,7 @@ impl Scan {
             Some(cell) if cell.sequence == row.sequence && cell.key == key && cell.layer == layer => {
                 let repeats = row.used().any(|id| cell.experts.contains(&id));
                 if repeats || row.whole && row.slot.is_none() {
-                    return Err(again(row, source, Some(source.place_of(cell.first))));
+                    return Err(again(row, source, Some(source.place_of(cell.first)), options));
                 }
                 cell.experts.extend(row.used());
                 cell.width = cell.width.max(row.slot.unwrap_or(cell.width).saturating_add(row.experts.len()));
@@ -268,21 +269,41 @@ impl CellsOfRanks {
     }
 }
 
+/// Refuses a row that has an expert twice.
+fn refuse_twice<S: RowSource>(row: &Row, source: &S) -> Result<()> {
+    let mut used = row.used().collect::<Vec<_>>();
+    used.sort_unstable();
+    let Some(pair) = used.windows(2).find(|pair| pair[0] == pair[1]) else { return Ok(()) };
+    let limit = format!(
+        "it stands twice among the experts of token {} in layer {}: a router chooses an expert once; if the id marks an empty \
+         slot, give --empty-id {}",
+        row.token, row.layer, pair[0]
+    );
+    Err(source.error("expert", &pair[0].to_string(), &limit))
+}
+
 /// The error of a token that has experts of a layer already.
-pub(super) fn again<S: RowSource>(row: &Row, source: &S, before: Option<Place>) -> TraceError {
+pub(super) fn again<S: RowSource>(row: &Row, source: &S, before: Option<Place>, options: &ImportOptions) -> TraceError {
     let before = before.map_or_else(String::new, |place| format!(" in {place}"));
-    let pass = match row.step {
-        Some(step) => format!(" of pass {step}"),
-        None => String::new(),
+    let (pass, counts) = match row.step {
+        Some(step) => (format!(" of pass {step}"), ""),
+        None => {
+            let counts =
+                "if token counts within a forward pass, name the column that counts passes (--column step=NAME); ";
+            (String::new(), counts)
+        }
     };
-    let counts = if row.step.is_none() {
-        "if token counts within a forward pass, name the column that counts passes (--column step=NAME); "
+    let fields = source.fields();
+    let requests = if names("sequence", options).iter().any(|name| fields.contains(&name.as_str())) {
+        String::new()
     } else {
-        ""
+        let unread = unread(&fields, options);
+        let could = if unread.is_empty() { String::new() } else { format!("; not used are {}", unread.join(", ")) };
+        format!("if it is a token of another request, name the column of requests (--column sequence=NAME{could}); ")
     };
     let limit = format!(
-        "it{pass} came before{before} in layer {}: {counts}if several processes write the file, name the column of their \
-         ranks (--column rank=NAME)",
+        "it{pass} came before{before} in layer {}: {requests}{counts}if several processes write the file, name the column of \
+         their ranks (--column rank=NAME)",
         row.layer
     );
     source.error("token", &row.token.to_string(), &limit)

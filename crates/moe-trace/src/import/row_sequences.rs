@@ -1,10 +1,11 @@
 //! Sequences of the rows of a file.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use super::holes::Holes;
 use super::ranks::{Contradiction, Ranks};
 use super::row_scan::{Scan, again};
-use super::rows::{Row, RowSource};
+use super::rows::{Row, RowSource, names};
 use super::steps::{self, Counting, Unclear};
 use super::token_table::{Refusal, TokenKey, TokenTable};
 use super::{ImportOptions, Input};
@@ -43,6 +44,7 @@ pub(super) fn open<S: RowSource + 'static>(
         sequence: None,
         domain: None,
         tables: BTreeMap::new(),
+        left_out: BTreeSet::new(),
         last_cell: None,
         finished: HashSet::new(),
         ranks: Ranks::default(),
@@ -63,6 +65,8 @@ struct Rows<S> {
     sequence: Option<String>,
     domain: Option<DomainId>,
     tables: BTreeMap<i64, TokenTable>,
+    /// Numbers of tokens whose rows the file leaves out, since the sequence before.
+    left_out: BTreeSet<i64>,
     /// Rank, token and layer of the row before.
     last_cell: Option<(i64, TokenKey, usize)>,
     finished: HashSet<String>,
@@ -113,7 +117,9 @@ impl<S: RowSource> Rows<S> {
         let phase = row.phase.unwrap_or(self.options.phase());
         let came = table.find(row.key()).map(|at| (at, source.place_of(table.place(at))));
         let refused = |refusal| match refusal {
-            Refusal::Taken | Refusal::Twice => again(row, source, came.as_ref().map(|(_, place)| place.clone())),
+            Refusal::Taken | Refusal::Twice => {
+                again(row, source, came.as_ref().map(|(_, place)| place.clone()), &self.options)
+            }
             Refusal::Phase => source.error("phase", "another", "expected that of the token's first row"),
             Refusal::Sparse => {
                 source.error("token", &row.token.to_string(), "most cells of the tokens before are missing")
@@ -128,6 +134,8 @@ impl<S: RowSource> Rows<S> {
             return Err(refused(Refusal::Taken));
         }
         self.last_cell = cell;
+        // A row of all experts says of every slot what it has; only a list that is too short leaves slots out.
+        table.came(at, layer, if row.whole && !has_used(row) { self.geometry.top_k() } else { row.experts.len() });
         for (index, &expert) in row.experts.iter().enumerate() {
             let slot = match row.slot {
                 Some(slot) => slot.checked_add(index).filter(|&slot| slot < self.geometry.top_k()),
@@ -151,12 +159,24 @@ impl<S: RowSource> Rows<S> {
         let tables = std::mem::take(&mut self.tables);
         let table = self.ranks.join(&self.geometry, tables, self.scan.has_slots);
         let table = table.map_err(|contradiction| self.contradicts(&contradiction))?;
+        let left_out = std::mem::take(&mut self.left_out);
+        let mut report = std::mem::take(&mut self.report);
+        let sequence = self.sequence.as_deref().unwrap_or_default();
+        let holes = Holes { geometry: &self.geometry, sequence, table: &table, left_out: &left_out };
+        holes.warn_of_cells(&mut report, |row| self.source.place_of(row));
+        let mut gaps = ImportReport::default();
+        holes.warn_of_gaps(&mut gaps, |row| self.source.place_of(row));
+        self.report = report;
         let sequence = if self.scan.has_steps {
             let tells_phase = self.scan.tells_phase || self.options.phase.is_some();
             let (sequence, counting) = steps::finish(table, tells_phase).map_err(|unclear| self.unclear(&unclear))?;
             self.say(counting);
+            if counting != Counting::InPass {
+                self.report.merge(&gaps);
+            }
             sequence
         } else {
+            self.report.merge(&gaps);
             table.finish()
         };
         Ok(SequenceBuf { domain: self.domain, ..sequence })
@@ -164,7 +184,13 @@ impl<S: RowSource> Rows<S> {
 
     fn contradicts(&self, found: &Contradiction) -> TraceError {
         let limit = found.limit(&self.source.place_of(found.other_place));
-        let limit = format!("{limit}, or give --column slot=rank if it is the expert's slot");
+        let fields = self.source.fields();
+        let rank = names("rank", &self.options).into_iter().find(|name| fields.contains(&name.as_str()));
+        let rank = rank.as_deref().unwrap_or("rank");
+        let limit = format!(
+            "{limit}; if each rank has requests of its own, give --column sequence={rank}; if {rank} is the expert's slot, give \
+             --column slot={rank}"
+        );
         self.source.error_at(self.source.place_of(found.place), "rank", &found.rank.to_string(), &limit)
     }
 
@@ -192,6 +218,11 @@ impl<S: RowSource> Rows<S> {
     }
 }
 
+/// Whether a row has an expert.
+fn has_used(row: &Row) -> bool {
+    row.used().next().is_some()
+}
+
 impl<S: RowSource> SequenceStream for Rows<S> {
     fn geometry(&self) -> &Geometry {
         &self.geometry
@@ -211,9 +242,9 @@ impl<S: RowSource> SequenceStream for Rows<S> {
 
     fn next_sequence(&mut self) -> Result<Option<SequenceBuf>> {
         while !self.ended && self.source.next(&mut self.row)? {
-            if self.row.said.left_out.is_none()
-                && let Some(sequence) = self.take()?
-            {
+            if self.row.said.left_out.is_some() {
+                self.left_out.insert(self.row.token);
+            } else if let Some(sequence) = self.take()? {
                 return Ok(Some(sequence));
             }
         }

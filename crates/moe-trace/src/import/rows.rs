@@ -1,7 +1,7 @@
 //! Tables with named columns: what a row can say.
 
 use super::ImportOptions;
-use super::fields::Said;
+use super::fields::{Role, Said, role};
 use super::numbers::whole;
 use super::token_table::TokenKey;
 use crate::{EMPTY_SLOT, ImportReport, Phase, Place, Result, Stack, TraceError};
@@ -116,6 +116,21 @@ pub(super) fn spare(found: &[&str], options: &ImportOptions) -> Vec<&'static str
     spare
 }
 
+/// Names of `found` that are read as no column and have no other role.
+pub(super) fn unread(found: &[&str], options: &ImportOptions) -> Vec<String> {
+    let is_slot = |name: &str| {
+        let number = name.strip_prefix("expert_").or(name.strip_prefix("weight_"));
+        number.is_some_and(|number| number.parse::<usize>().is_ok())
+    };
+    let is_read = |name: &str| {
+        is_slot(name)
+            || is_mapped(name, options)
+            || COLUMNS.iter().any(|names| names.contains(&name))
+            || role(name, options).is_some_and(|(_, role)| role != Role::NotUsed)
+    };
+    found.iter().filter(|name| !is_read(name)).map(|&name| name.to_owned()).collect()
+}
+
 /// Whether the user reads this column of the file as a column by its name.
 fn is_mapped(name: &str, options: &ImportOptions) -> bool {
     options.columns.iter().any(|(_, mapped)| mapped == name)
@@ -157,6 +172,9 @@ pub(super) trait RowSource {
 
     /// Whether a row so far had a value under this name.
     fn has(&self, name: &str) -> bool;
+
+    /// Names of the file's columns, or of the fields of the row that was read last.
+    fn fields(&self) -> Vec<&str>;
 
     /// What the file has said so far about all rows.
     fn claims(&self) -> &Claims;

@@ -33,6 +33,8 @@ pub(super) struct TokenTable {
     places: Vec<u64>,
     phases: Vec<u8>,
     experts: Vec<u16>,
+    /// Slots of each token and layer of which some row says something, if only that they are empty.
+    came: Vec<u16>,
     weights: Vec<f32>,
     token_ids: Vec<Option<u32>>,
     predictions: Vec<Option<u32>>,
@@ -67,6 +69,7 @@ impl TokenTable {
             places: Vec::new(),
             phases: Vec::new(),
             experts: Vec::new(),
+            came: Vec::new(),
             weights: Vec::new(),
             token_ids: Vec::new(),
             predictions: Vec::new(),
@@ -110,6 +113,7 @@ impl TokenTable {
         self.places.push(place);
         self.phases.push(phase.code());
         self.experts.resize(slots, EMPTY_SLOT);
+        self.came.resize((row + 1) * self.layers, 0);
         self.weights.resize(slots, 0.0);
         self.token_ids.push(None);
         self.predictions.push(None);
@@ -129,6 +133,17 @@ impl TokenTable {
     /// The slots of a token in a layer.
     pub(super) fn cell(&self, row: usize, layer: usize) -> &[u16] {
         &self.experts[(row * self.layers + layer) * self.top_k..][..self.top_k]
+    }
+
+    /// Notes that a row says something of so many slots of a token in a layer.
+    pub(super) fn came(&mut self, row: usize, layer: usize, slots: usize) {
+        let came = &mut self.came[row * self.layers + layer];
+        *came = came.saturating_add(u16::try_from(slots).unwrap_or(u16::MAX));
+    }
+
+    /// Slots of a token in a layer of which some row says something, if only that they are empty.
+    pub(super) fn slots_that_came(&self, row: usize, layer: usize) -> usize {
+        usize::from(self.came[row * self.layers + layer])
     }
 
     /// The weights of a token's slots in a layer, if every cell so far had one.

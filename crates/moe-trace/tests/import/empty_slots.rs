@@ -136,3 +136,19 @@ fn what_the_user_says_must_be_what_the_file_says() {
     let zero = ImportOptions { top_k: Some(0), ..ImportOptions::default() };
     assert_eq!(failure("token,layer,expert\n0,0,1\n", &zero), "--top-k is 0, allowed are 1..=65535");
 }
+
+#[test]
+fn an_id_that_stands_far_above_all_others_is_suspected() {
+    let report = |second: u32, lone: u32| {
+        let text = format!("token,layer,phase,expert\n0,0,decode,{second}\n1,0,decode,{lone}\n");
+        read(text, &ImportOptions::default()).unwrap().import_report().clone()
+    };
+    for (second, lone) in [(31, 99), (127, 255), (159, 255), (63, 128)] {
+        let report = report(second, lone);
+        assert!(report.has(&WarningKind::EMPTY_ID_SUSPECTED), "{lone} above {second}: {report}");
+    }
+    for (second, id) in [(254, 255), (60, 99), (3, 31)] {
+        let report = report(second, id);
+        assert!(!report.has(&WarningKind::EMPTY_ID_SUSPECTED), "{id} above {second}: {report}");
+    }
+}

@@ -7,6 +7,7 @@ mod big_moe_on_edge;
 mod dialects;
 mod empty_slots;
 mod granite;
+mod holes;
 mod ranks;
 mod report;
 mod rows;

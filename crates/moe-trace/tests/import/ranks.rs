@@ -72,7 +72,8 @@ fn copies_of_tensor_parallel_ranks_count_once() {
     assert_eq!(
         changed,
         "f, line 9: rank is 1, rank 0 has some of the same experts, and others (line 8): ranks have equal experts, or parts \
-         without a common one; keep the rows of one rank, or give --column slot=rank if it is the expert's slot"
+         without a common one; keep the rows of one rank; if each rank has requests of its own, give --column \
+         sequence=rank; if rank is the expert's slot, give --column slot=rank"
     );
     let missing = failure(text.replace("\n1,5,0", "\n,5,0"), &ImportOptions::default());
     assert_eq!(missing, "f, line 13: rank is missing, other rows have it");
@@ -81,7 +82,8 @@ fn copies_of_tensor_parallel_ranks_count_once() {
 #[test]
 fn copies_without_a_rank_are_refused() {
     let rows = "token,layer,expert\n0,0,3\n0,0,1\n0,0,3\n0,0,1\n";
-    let expected = "f, line 4: token is 0, it came before in line 2 in layer 0: if token counts within a forward pass, name \
+    let expected = "f, line 4: token is 0, it came before in line 2 in layer 0: if it is a token of another request, \
+                    name the column of requests (--column sequence=NAME); if token counts within a forward pass, name \
                     the column that counts passes (--column step=NAME); if several processes write the file, name the \
                     column of their ranks (--column rank=NAME)";
     assert_eq!(failure(rows, &ImportOptions::default()), expected);

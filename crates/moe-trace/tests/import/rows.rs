@@ -131,7 +131,7 @@ fn errors_in_tables_name_line_column_and_value() {
     let cell = "token,layer,expert\n0,0,3\n0,1,1\n0,0,2\n";
     let message = failure(cell, &ImportOptions::default());
     assert!(
-        message.starts_with("f, line 4: token is 0, it came before in line 2 in layer 0: if token counts"),
+        message.starts_with("f, line 4: token is 0, it came before in line 2 in layer 0: if it is a token of another"),
         "{message}"
     );
     let missing = ImportOptions { columns: vec![("layer".into(), "block".into())], ..ImportOptions::default() };

@@ -32,8 +32,8 @@ fn tokens_that_count_within_a_pass_make_one_sequence() {
     assert_eq!(read(lists(true), &said).unwrap().sequences()[0].phases, [0; 7], "the user says the phase");
 
     let message = failure(lists(false), &ImportOptions::default());
-    let expected = "f, line 5: token is 0, it came before in line 4 in layer 0: if token counts within a forward pass, name the \
-                    column that counts passes (--column step=NAME)";
+    let expected = "f, line 5: token is 0, it came before in line 4 in layer 0: if it is a token of another request, name the column of \
+                    requests (--column sequence=NAME); if token counts within a forward pass, name the column that counts passes (--column step=NAME)";
     assert!(message.starts_with(expected), "{message}");
 }
 
