@@ -4,7 +4,12 @@ use expert_cache::curve::CurvePolicy;
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
-use crate::{DomainLoad, DomainSrp, MetricsReport, SrpReport, report::matrix};
+use crate::{
+    domains::{DomainLoad, DomainSrp},
+    experts::LayerLoad,
+    srp::SrpReport,
+    trace::{MetricsReport, matrix},
+};
 
 /// Pearson correlation of two series.
 ///
@@ -181,7 +186,7 @@ impl DomainLoad {
     /// # References
     /// arXiv 2505.16056, section 3.
     pub fn correlation(&self) -> Array2<f64> {
-        let rates = |layers: &Vec<crate::LayerLoad>| {
+        let rates = |layers: &Vec<LayerLoad>| {
             let used = self.all.iter().zip(layers).filter(|(all, _)| all.is_used());
             used.flat_map(|(_, layer)| layer.activation_rates.iter().copied()).collect::<Vec<_>>()
         };
@@ -194,7 +199,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{LayerLoad, LayerSrp, SrpValue};
+    use crate::srp::{LayerSrp, SrpValue};
 
     proptest! {
         /// `(n sum xy - sum x sum y) / sqrt(...)`, and independence of scale and offset.

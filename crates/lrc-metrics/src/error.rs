@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use crate::VocabularyToken;
+use crate::experts::VocabularyToken;
 
 /// Result of this crate.
 pub type Result<T, E = MetricError> = std::result::Result<T, E>;

@@ -32,85 +32,40 @@
 //! ```
 
 mod accumulate;
-mod bit_queue;
-mod bootstrap;
-mod by_domain;
-pub mod by_policy;
-mod coactivation;
 mod correlation;
-mod curve_resamples;
-mod curves;
+mod domains;
 mod error;
-mod figures;
-mod group_row;
-mod groups;
-mod histogram;
-mod layer_snapshot;
-mod live_sequence;
-mod load;
-mod load_resamples;
+mod experts;
+mod intervals;
 mod misses;
 mod monitor;
-mod monitor_epoch;
-mod monitor_options;
-mod nan;
-mod null_router;
 #[doc(hidden)]
 pub mod oracle;
-mod position;
-mod prefetch;
-mod priority_cache;
 mod random;
-mod reference_counts;
-mod reference_routing;
-mod report;
-mod resampled;
-mod saturation;
-mod selection;
-mod sequence_key;
-mod serialized;
-mod specialization;
 mod srp;
-mod srp_report;
-mod srp_resamples;
-mod threshold;
-mod threshold_resamples;
-mod trace_intervals;
-mod trace_metrics;
-mod trace_resamples;
-mod use_counts;
-mod vocabulary;
+mod trace;
 
-pub use accumulate::{Accumulator, accumulate};
-pub use bootstrap::Bootstrap;
-pub use by_domain::{ByDomain, DomainSrp};
-pub use coactivation::Coactivation;
+pub use accumulate::{Accumulator, Merge, accumulate};
 pub use correlation::{ModelCorrelations, correlate, correlation_matrix, pearson};
-pub use curves::Curves;
+pub use domains::{
+    ByDomain, DomainLoad, DomainSrp, LayerAgreement, ReferenceRouting, RoutingAgreement, domain_specialization,
+};
 pub use error::{MetricError, Result};
 pub use expert_cache::Convention;
 pub use expert_cache::curve::{ColdStart, CurvePolicy, HitCurve};
-pub use figures::Figures;
-pub use groups::Merge;
-pub use layer_snapshot::LayerSnapshot;
-pub use load::{LayerLoad, LoadBalance};
-pub use misses::{MissDecomposition, decompose_misses, relative_to, static_curve};
-pub use monitor::Monitor;
-pub use monitor_options::MonitorOptions;
-pub use position::{PositionSrp, StartSrp};
-pub use prefetch::{PrefetchDecomposition, PrefetchEffect};
-pub use reference_counts::RoutingAgreement;
-pub use reference_routing::{LayerAgreement, ReferenceRouting};
-pub use report::{ExpertReport, HitRates, LayerReport, MetricsReport, ModelReport, PoolReport};
-pub use resampled::{Intervals, Resampled};
-pub use saturation::Saturation;
-pub use specialization::{DomainLoad, domain_specialization};
-pub use srp::Srp;
-pub use srp_report::{LayerSrp, SrpReport};
-pub use threshold::{SrpValue, srp_lower_bound};
-pub use trace_intervals::{MetricsIntervals, TraceIntervals};
-pub use trace_metrics::{MetricsOptions, TraceMetrics};
-pub use vocabulary::{ExpertVocabulary, TokenShare, Vocabulary, VocabularyToken};
+pub use experts::{
+    Coactivation, ExpertVocabulary, LayerLoad, LoadBalance, Saturation, TokenShare, Vocabulary, VocabularyToken,
+};
+pub use intervals::{Bootstrap, Figures, Intervals, MetricsIntervals, Resampled, TraceIntervals};
+pub use misses::{
+    MissDecomposition, PrefetchDecomposition, PrefetchEffect, decompose_misses, relative_to, static_curve,
+};
+pub use monitor::{LayerSnapshot, Monitor, MonitorOptions};
+pub use srp::{LayerSrp, PositionSrp, Srp, SrpReport, SrpValue, StartSrp, srp_lower_bound};
+pub use trace::{
+    Curves, ExpertReport, HitRates, LayerReport, MetricsOptions, MetricsReport, ModelReport, PoolReport, TraceMetrics,
+    by_policy,
+};
 
 /// The examples of the guides are tests.
 #[cfg(doctest)]
