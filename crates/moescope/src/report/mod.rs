@@ -100,11 +100,46 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     figures::add(&measured, &mut page);
     let path = arguments.out.join(PAGE);
     write_text(&path, &page.finish())?;
-    if arguments.csv_safe {
-        let names = measured.names.iter_mut().chain(measured.domains.iter_mut().map(|(name, _)| name));
-        names.for_each(|name| *name = no_formula(name));
-    }
-    tables::write(&measured, &arguments.out)?;
+    let name = if arguments.csv_safe { no_formula } else { str::to_owned };
+    let names = measured.names.iter_mut().chain(measured.domains.iter_mut().map(|(name, _)| name));
+    names.for_each(|domain| *domain = name(domain));
+    tables::write(&measured, &arguments.out, name)?;
     moescope_cli::outln!("wrote {}", path.display());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    /// A recording with a name that a spreadsheet takes for a formula, without a number of experts and phases.
+    #[test]
+    fn page_and_csv_files_say_what_was_inferred_of_the_trace() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let rows: String = (0..9).map(|token| format!("{token},0,{}\n", token % 4)).collect();
+        std::fs::write(path("=x.csv"), format!("token,layer,expert\n{rows}")).unwrap();
+        let (trace, out) = (path("=x.csv"), path("out"));
+        let about = |more: &[&str]| {
+            let line = ["report", &trace, "--m", "2", "--resamples", "10", "--out", &out];
+            run(&Line::try_parse_from(line.into_iter().chain(more.iter().copied())).unwrap().arguments).unwrap();
+            std::fs::read_to_string(folder.path().join("out/about.csv")).unwrap()
+        };
+        let plain = about(&[]);
+        assert!(plain.starts_with("kind,what\nphase-assumed,\"=x.csv, line 2: "), "{plain}");
+        assert!(plain.contains("\nexperts-inferred,\"=x.csv, line 5: "), "{plain}");
+        assert_eq!(about(&["--csv-safe"]), plain.replace("\"=x.csv", "\"'=x.csv"));
+        let page = std::fs::read_to_string(folder.path().join("out/consistency.html")).unwrap();
+        assert!(page.contains("<h2>About the trace</h2>") && page.contains("<td>experts-inferred</td>"));
+        // Nothing is to be said of a trace that says everything.
+        assert_eq!(about(&["--experts", "4", "--token-phase", "decode"]), "kind,what\n");
+    }
 }

@@ -90,9 +90,10 @@ const CURVES: [&str; 9] =
 const EXPERTS: [&str; 6] = ["layer", "expert", "activation_rate", "m", "srp", "domain_specialization"];
 const DOMAINS: [&str; 3] = ["domain", "other", "correlation"];
 
-/// Writes about.csv, srp.csv, starts.csv, curves.csv, experts.csv and domains.csv.
-pub(crate) fn write(measured: &Measured, folder: &Path) -> Result<()> {
-    write_csv(&folder.join("about.csv"), &["kind", "what"], measured.provenance.rows())?;
+/// Writes about.csv, srp.csv, starts.csv, curves.csv, experts.csv and domains.csv; `name` writes what a file or a trace names.
+pub(crate) fn write(measured: &Measured, folder: &Path, name: fn(&str) -> String) -> Result<()> {
+    let about = measured.provenance.rows().into_iter().map(|[kind, what]| [kind, name(&what)]);
+    write_csv(&folder.join("about.csv"), &["kind", "what"], about)?;
     write_csv(&folder.join("srp.csv"), &SRP, srp_rows(measured))?;
     let starts = measured.starts.iter().map(|&WindowStart { start, windows, srp }| StartRow {
         start,
