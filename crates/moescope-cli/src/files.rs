@@ -263,7 +263,7 @@ fn behind_links(path: &Path) -> Result<PathBuf> {
 fn is_named_pipe(path: &Path) -> bool {
     use std::os::unix::fs::FileTypeExt;
     // A shell has connected the pipes there.
-    let is_connected = path.starts_with("/dev/fd") || path.starts_with("/proc");
+    let is_connected = ["/dev/fd", "/dev/stdout", "/dev/stderr", "/proc"].iter().any(|there| path.starts_with(there));
     !is_connected && fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo())
 }
 

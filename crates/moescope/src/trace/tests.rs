@@ -355,6 +355,7 @@ fn a_closed_pipe_is_no_error_a_full_disk_is_one_and_files_are_written_all_the_sa
     assert!(std::fs::metadata(path.join("info")).unwrap().len() > 0);
     let (code, errors) = child(path, "export trace.safetensors - --to csv", None);
     assert_eq!((code, errors.contains("Error")), (Some(0), false), "{errors}");
+    assert!(!errors.contains("waits until it has a reader"), "{errors}");
 
     // Only root may make the device that is always full, and not on every file system.
     let full = path.join("full");
