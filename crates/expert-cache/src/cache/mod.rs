@@ -50,7 +50,7 @@ pub enum Oversize {
 /// # Ok::<(), expert_cache::CacheError>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct ExpertCache<P> {
+pub struct ExpertCache<P = Box<dyn EvictionPolicy>> {
     identity: CacheIdentity,
     policy: P,
     oversize: Oversize,
@@ -94,7 +94,7 @@ impl ExpertCache<Box<dyn EvictionPolicy>> {
         capacity: usize,
         oversize: Oversize,
         future: Option<&Arc<Requests>>,
-    ) -> Result<ExpertCache<Box<dyn EvictionPolicy>>> {
+    ) -> Result<ExpertCache> {
         ExpertCache::new(kind.build(shape, capacity, future)?, shape.universe(), capacity, oversize)
     }
 }
