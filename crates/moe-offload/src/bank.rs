@@ -3,7 +3,8 @@
 use candle_core::Tensor;
 use moe_trace::LayerId;
 
-use crate::{Result, Routes};
+use crate::error::Result;
+use crate::routes::Routes;
 
 /// Runs the experts of a model's MoE layers.
 ///

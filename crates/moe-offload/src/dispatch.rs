@@ -5,7 +5,8 @@ use std::ops::Range;
 use candle_core::{CpuStorage, Storage, Tensor};
 use moe_trace::{EMPTY_SLOT, ExpertId, LayerId};
 
-use crate::{OffloadError, Result, Routes};
+use crate::error::{OffloadError, Result};
+use crate::routes::Routes;
 
 /// The tokens of one call, sorted by expert: what an [`ExpertBank`](crate::ExpertBank) makes of its routes first.
 ///
@@ -169,13 +170,4 @@ fn first_not_finite(rows: &Tensor) -> Result<Option<usize>> {
         _ => None,
     };
     Ok(at.map(|at| at / rows.dims()[1].max(1)))
-}
-
-/// Rows of `hidden` in the order given.
-pub(crate) fn gather(hidden: &Tensor, rows: &[u32]) -> Result<Tensor> {
-    if rows.len() == hidden.dim(0)? && (0..).zip(rows).all(|(row, &wanted)| row == wanted) {
-        return Ok(hidden.clone());
-    }
-    let rows = Tensor::from_slice(rows, rows.len(), hidden.device())?;
-    Ok(hidden.index_select(&rows, 0)?)
 }

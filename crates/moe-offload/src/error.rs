@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use moe_trace::{ExpertId, LayerId};
 
+use crate::expert::ExpertTypes;
+use crate::weights::WeightType;
+
 /// Result of this crate.
 pub type Result<T, E = OffloadError> = std::result::Result<T, E>;
 
@@ -132,7 +135,7 @@ pub enum OffloadError {
         found: Vec<usize>,
     },
     /// A weight has a type that cannot be computed with.
-    #[error("{name} has dtype {dtype}, supported are {}", crate::WeightType::ALL.map(crate::WeightType::name).join(", "))]
+    #[error("{name} has dtype {dtype}, supported are {}", WeightType::ALL.map(WeightType::name).join(", "))]
     Dtype {
         /// Name of the tensor.
         name: String,
@@ -140,7 +143,7 @@ pub enum OffloadError {
         dtype: String,
     },
     /// A name that no weight type has.
-    #[error("{name} is no weight type, known are {}", crate::WeightType::ALL.map(crate::WeightType::name).join(", "))]
+    #[error("{name} is no weight type, known are {}", WeightType::ALL.map(WeightType::name).join(", "))]
     WeightTypeName {
         /// The name.
         name: String,
@@ -149,7 +152,7 @@ pub enum OffloadError {
     #[error("rows of {columns} weights are no multiple of the {block} of a block of {weights}")]
     Blocks {
         /// The weight type.
-        weights: crate::WeightType,
+        weights: WeightType,
         /// Weights of a row.
         columns: usize,
         /// Weights of a block.
@@ -266,11 +269,11 @@ pub enum OffloadError {
         /// The pool's first layer.
         first: LayerId,
         /// How its experts are stored.
-        expected: crate::ExpertTypes,
+        expected: ExpertTypes,
         /// A layer that differs.
         layer: LayerId,
         /// How its experts are stored.
-        found: crate::ExpertTypes,
+        found: ExpertTypes,
     },
     /// A device that experts cannot be cached on.
     #[error("experts cannot be cached on {device}: this build has slots for the CPU only")]
@@ -389,9 +392,9 @@ pub enum OffloadError {
         /// MoE layer.
         layer: LayerId,
         /// Types of its first expert.
-        first: crate::ExpertTypes,
+        first: ExpertTypes,
         /// Types of another one.
-        other: crate::ExpertTypes,
+        other: ExpertTypes,
     },
     /// A number in a GGUF header that no file has.
     #[error("{path}: {field} is {value}, allowed are {allowed}")]

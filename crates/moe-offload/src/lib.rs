@@ -47,106 +47,42 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod ask_ahead;
 mod bank;
-#[cfg(target_arch = "x86_64")]
-mod block_dot;
-mod block_matmul;
-mod block_matrix;
-mod capacity;
-mod counters;
-mod cpu_slots;
-#[cfg(any(test, feature = "cuda"))]
-mod cuda;
+mod checkpoint;
 mod dispatch;
-mod divergence;
-mod engine;
 mod error;
-mod exactness;
-mod execute;
 mod expert;
-mod expert_groups;
-mod expert_types;
-mod file_reads;
-mod gguf;
-mod gguf_experts;
-mod gguf_parts;
-mod host;
-mod host_cache;
-mod host_memory;
-mod host_meter;
-mod host_requests;
-mod host_simulation;
-mod lend;
-mod mapped;
-mod matvec;
 mod measure;
-mod meter;
-mod miss_seconds;
-mod offloaded;
-mod options;
-mod os;
-mod prefetches;
-mod products;
-mod projection;
-mod quantized;
-mod random;
-mod read_ahead;
-mod replay;
+mod memory;
 mod report;
 mod resident;
 mod routes;
-mod slot_order;
+mod runtime;
 mod slots;
 mod store;
-#[cfg(test)]
-mod stress;
-mod tensor_table;
-mod timeline;
-mod times;
-mod transfers;
-mod weight_location;
-mod weight_type;
-mod wishes;
-mod write_gguf;
+mod weights;
 
 pub use bank::ExpertBank;
-pub use block_matrix::BlockMatrix;
-pub use capacity::{Capacity, free_bytes};
-pub use counters::{HostCounters, LayerCounters, PhaseCounters, PrefetchCounters, ReadAheadCounters};
-pub use cpu_slots::CpuSlots;
-#[cfg(any(test, feature = "cuda"))]
-pub use cuda::{CopiedBytes, Pinning};
-#[cfg(feature = "cuda")]
-pub use cuda::{CudaLoader, CudaSlots, cuda_device};
+pub use checkpoint::WeightLocation;
 pub use dispatch::{Dispatch, Group};
-pub use divergence::Divergence;
 pub use error::{OffloadError, Result};
-pub use exactness::Exactness;
-pub use expert::{ExpertShape, ExpertWeights};
-pub use expert_types::ExpertTypes;
-pub use file_reads::FileReads;
-pub use host::HostStore;
-pub use host_cache::HostCache;
-pub use host_simulation::{HostSimulation, HostTraffic};
-pub use lend::{Lend, Lent, ProjectionBytes};
-pub use mapped::MappedStore;
-pub use measure::{measure, measure_disk};
-pub use miss_seconds::MissSeconds;
-pub use offloaded::OffloadedExperts;
-pub use options::OffloadOptions;
-pub use projection::Projection;
-pub use quantized::QuantizedExperts;
-pub use random::RandomExperts;
-pub use read_ahead::ReadAhead;
-pub use replay::{Replay, ReplayReport, ReplayedPass, ReplayedPhase};
-pub use report::{BankReport, HostReport, HostReports, Latency, LayerReport, PhaseReport};
+pub use expert::{ExpertShape, ExpertTypes, ExpertWeights, Lend, Lent, ProjectionBytes};
+pub use measure::{Divergence, MissSeconds, Replay, ReplayReport, ReplayedPass, ReplayedPhase, measure, measure_disk};
+pub use memory::FileReads;
+pub use report::{
+    Activity, BankReport, HostCounters, HostReport, HostReports, Latency, LayerCounters, LayerReport, PhaseCounters,
+    PhaseReport, PrefetchCounters, ReadAheadCounters, RunTimeline, TimelineEvent,
+};
 pub use resident::ResidentExperts;
 pub use routes::Routes;
-pub use slots::{ExpertSlots, SlotGroup};
-pub use store::ExpertStore;
-pub use timeline::{Activity, RunTimeline, TimelineEvent};
-pub use transfers::Transfers;
-pub use weight_location::WeightLocation;
-pub use weight_type::WeightType;
-pub use write_gguf::write_gguf;
+pub use runtime::{Capacity, Exactness, OffloadOptions, OffloadedExperts, Transfers};
+#[cfg(any(test, feature = "cuda"))]
+pub use slots::{CopiedBytes, Pinning};
+pub use slots::{CpuSlots, ExpertSlots, SlotGroup, free_bytes};
+#[cfg(feature = "cuda")]
+pub use slots::{CudaLoader, CudaSlots, cuda_device};
+pub use store::{
+    ExpertStore, HostCache, HostSimulation, HostStore, HostTraffic, MappedStore, QuantizedExperts, RandomExperts,
+    ReadAhead, write_gguf,
+};
+pub use weights::{BlockMatrix, Projection, WeightType};

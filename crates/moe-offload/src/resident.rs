@@ -3,9 +3,12 @@
 use candle_core::Tensor;
 use moe_trace::{ExpertId, LayerId};
 
+use crate::bank::ExpertBank;
 use crate::dispatch::Dispatch;
-use crate::expert_groups::forward_each;
-use crate::{ExpertBank, ExpertStore, ExpertWeights, OffloadError, Result, Routes};
+use crate::error::{OffloadError, Result};
+use crate::expert::{ExpertWeights, forward_each};
+use crate::routes::Routes;
+use crate::store::ExpertStore;
 
 /// An [`ExpertBank`] that holds all experts where they are computed: the baseline.
 #[derive(Clone, Debug)]

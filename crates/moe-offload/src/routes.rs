@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use moe_trace::Phase;
 
-use crate::{OffloadError, Result};
+use crate::error::{OffloadError, Result};
 
 /// Experts and weights chosen for the tokens of one call.
 #[derive(Clone, Debug)]

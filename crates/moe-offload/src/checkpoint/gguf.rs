@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::{OffloadError, Result, WeightType};
+use crate::error::{OffloadError, Result};
+use crate::weights::WeightType;
 
 /// Bytes that tensors are aligned to if the metadata say nothing else.
 pub(crate) const ALIGNMENT: usize = 32;
@@ -24,18 +25,18 @@ const MAX_DEPTH: usize = 4;
 
 /// Shape, type and place of a tensor in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct GgufTensor {
+pub(super) struct GgufTensor {
     /// The slowest dimension first.
-    pub(crate) dims: Vec<usize>,
+    pub(super) dims: Vec<usize>,
     /// Number of its type.
-    pub(crate) type_id: u32,
+    pub(super) type_id: u32,
     /// First byte in the file.
-    pub(crate) start: usize,
+    pub(super) start: usize,
 }
 
 impl GgufTensor {
     /// Type of the weights, `None` if experts do not have it.
-    pub(crate) fn weight_type(&self) -> Option<WeightType> {
+    pub(super) fn weight_type(&self) -> Option<WeightType> {
         WeightType::ALL.into_iter().find(|known| known.gguf_id() == self.type_id)
     }
 
@@ -56,11 +57,11 @@ impl GgufTensor {
 
 /// What the header of a file says.
 #[derive(Debug)]
-pub(crate) struct GgufHeader {
+pub(super) struct GgufHeader {
     /// Tensors by name.
-    pub(crate) tensors: BTreeMap<String, GgufTensor>,
+    pub(super) tensors: BTreeMap<String, GgufTensor>,
     /// Whole numbers of the metadata that are [known](KNOWN_NUMBERS), by their known key.
-    pub(crate) numbers: BTreeMap<&'static str, u64>,
+    pub(super) numbers: BTreeMap<&'static str, u64>,
 }
 
 /// Keys of the whole numbers that are kept, without the name of the architecture in front.
@@ -87,7 +88,7 @@ fn known_number(key: &[u8]) -> Option<&'static str> {
 /// # Errors
 /// [`OffloadError::GgufField`], [`OffloadError::GgufTruncated`], [`OffloadError::GgufDuplicate`],
 /// [`OffloadError::GgufAlignment`], [`OffloadError::GgufOverlap`].
-pub(crate) fn header(path: &Path, file: &[u8]) -> Result<GgufHeader> {
+pub(super) fn header(path: &Path, file: &[u8]) -> Result<GgufHeader> {
     let mut header = Header { path, file, at: 0 };
     let magic = header.take("the magic number", MAGIC.len())?;
     if magic != MAGIC {

@@ -11,8 +11,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use moe_trace::{ExpertId, LayerId};
 
-use crate::tensor_table::TensorTable;
-use crate::{ExpertShape, OffloadError, Result, WeightLocation};
+use super::tensor_table::TensorTable;
+use super::weight_location::WeightLocation;
+use crate::error::{OffloadError, Result};
+use crate::expert::ExpertShape;
 
 /// The experts of the blocks that have some.
 #[derive(Debug)]

@@ -5,17 +5,17 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::gguf::GgufHeader;
-use crate::{OffloadError, Result};
+use super::gguf::GgufHeader;
+use crate::error::{OffloadError, Result};
 
 /// Digits of a number in a name.
 const DIGITS: usize = 5;
 
 /// Which part of how many a file is; parts count from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Part {
-    pub(crate) part: u64,
-    pub(crate) parts: u64,
+pub(super) struct Part {
+    pub(super) part: u64,
+    pub(super) parts: u64,
 }
 
 /// The name of a part, cut at its number.
@@ -52,7 +52,7 @@ impl<'a> PartName<'a> {
 ///
 /// # Errors
 /// [`OffloadError::GgufSplit`] if both say different things, or the metadata say what cannot be.
-pub(crate) fn part_of(path: &Path, header: &GgufHeader) -> Result<Option<Part>> {
+pub(super) fn part_of(path: &Path, header: &GgufHeader) -> Result<Option<Part>> {
     let number = |key| header.numbers.get(key).copied();
     let named = PartName::of(path).map(|name| name.part).filter(|part| part.parts > 1);
     let told = match (number("split.no"), number("split.count")) {
@@ -79,7 +79,7 @@ pub(crate) fn part_of(path: &Path, header: &GgufHeader) -> Result<Option<Part>> 
 ///
 /// # Errors
 /// [`OffloadError::GgufSplit`] for a name that does not tell the names of the others; [`OffloadError::GgufMissingPart`].
-pub(crate) fn siblings(path: &Path, Part { part, parts }: Part) -> Result<Vec<PathBuf>> {
+pub(super) fn siblings(path: &Path, Part { part, parts }: Part) -> Result<Vec<PathBuf>> {
     let Some(name) = PartName::of(path) else {
         let problem = format!(
             "it is part {part} of {parts}, and its name does not tell where the others are: name them \
@@ -102,7 +102,7 @@ pub(crate) fn siblings(path: &Path, Part { part, parts }: Part) -> Result<Vec<Pa
 ///
 /// # Errors
 /// [`OffloadError::GgufSplit`].
-pub(crate) fn check_complete(files: &[(&Path, &GgufHeader)]) -> Result<()> {
+pub(super) fn check_complete(files: &[(&Path, &GgufHeader)]) -> Result<()> {
     let mut seen: Vec<Option<Part>> = Vec::with_capacity(files.len());
     for &(path, header) in files {
         seen.push(part_of(path, header)?);

@@ -9,9 +9,12 @@ use std::sync::Arc;
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 
-use crate::file_reads::UncachedFile;
-use crate::gguf::GgufHeader;
-use crate::{OffloadError, Result, WeightLocation, WeightType, gguf, gguf_parts};
+use super::gguf::GgufHeader;
+use super::weight_location::WeightLocation;
+use super::{gguf, gguf_parts};
+use crate::error::{OffloadError, Result};
+use crate::memory::UncachedFile;
+use crate::weights::WeightType;
 
 /// A mapped file; it stays open, so that its length can be asked for.
 #[derive(Debug)]
@@ -155,7 +158,7 @@ impl TensorTable {
     }
 
     /// A number of the metadata of a GGUF file.
-    pub(crate) fn number(&self, key: &str) -> Option<u64> {
+    pub(super) fn number(&self, key: &str) -> Option<u64> {
         self.numbers.get(key).map(|&(value, _)| value)
     }
 
@@ -163,7 +166,7 @@ impl TensorTable {
     ///
     /// # Errors
     /// [`OffloadError::GgufMetadata`].
-    pub(crate) fn check_number(&self, key: &'static str, found: usize, fits: impl Fn(u64) -> bool) -> Result<()> {
+    pub(super) fn check_number(&self, key: &'static str, found: usize, fits: impl Fn(u64) -> bool) -> Result<()> {
         match self.numbers.get(key) {
             Some(&(value, file)) if !fits(value) => {
                 let path = self.files[file].path.clone();
@@ -174,12 +177,12 @@ impl TensorTable {
     }
 
     /// Names of all tensors.
-    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
     }
 
     /// Shape of a tensor, the slowest dimension first.
-    pub(crate) fn dims(&self, name: &str) -> Option<&[usize]> {
+    pub(super) fn dims(&self, name: &str) -> Option<&[usize]> {
         self.entries.get(name).map(|entry| &*entry.dims)
     }
 

@@ -8,9 +8,9 @@ use moe_trace::ExpertId;
 /// Llama 4 use, is refused as [`Transposed`](crate::OffloadError::Transposed) wherever its shape tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeightLocation {
-    pub(crate) tensor: String,
-    pub(crate) part: usize,
-    pub(crate) parts: usize,
+    pub(super) tensor: String,
+    pub(super) part: usize,
+    pub(super) parts: usize,
 }
 
 impl WeightLocation {
@@ -78,7 +78,10 @@ mod tests {
     use moe_trace::LayerId;
 
     use super::*;
-    use crate::{ExpertShape, ExpertStore, MappedStore, Projection, Result};
+    use crate::error::Result;
+    use crate::expert::ExpertShape;
+    use crate::store::{ExpertStore, MappedStore};
+    use crate::weights::Projection;
 
     /// Opens a file of two stacked tensors of counting numbers.
     fn open(shape: ExpertShape, gate_up: (usize, usize, usize), down: (usize, usize, usize)) -> Result<MappedStore> {

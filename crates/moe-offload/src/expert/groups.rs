@@ -5,14 +5,14 @@ use std::ops::Deref;
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use crate::dispatch::gather;
-use crate::{ExpertWeights, Result};
+use super::weights::ExpertWeights;
+use crate::error::Result;
 
 /// Weights times tokens from which on threads share experts: below, waking them takes longer.
 const SHARED_PRODUCTS: usize = 1 << 23;
 
 /// An expert and the rows of a batch that it serves.
-pub(crate) type ExpertGroup<'a, E> = (E, &'a [u32]);
+pub(super) type ExpertGroup<'a, E> = (E, &'a [u32]);
 
 /// Sends rows of `hidden` through the experts; returns the output of each, which no sharing changes.
 pub(crate) fn forward_each<E>(hidden: &Tensor, groups: &[ExpertGroup<'_, E>]) -> Result<Vec<Tensor>>
@@ -43,13 +43,24 @@ fn are_shared_by(threads: usize, experts: usize, rows: usize, products: Option<u
         && products.is_some_and(|products| products >= SHARED_PRODUCTS)
 }
 
+/// Returns the rows of `hidden` in the given order.
+pub(crate) fn gather(hidden: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    if rows.len() == hidden.dim(0)? && (0..).zip(rows).all(|(row, &wanted)| row == wanted) {
+        return Ok(hidden.clone());
+    }
+    let rows = Tensor::from_slice(rows, rows.len(), hidden.device())?;
+    Ok(hidden.index_select(&rows, 0)?)
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::{DType, Device};
     use moe_trace::{ExpertId, LayerId};
 
     use super::*;
-    use crate::{ExpertShape, ExpertStore, RandomExperts, WeightType};
+    use crate::expert::shape::ExpertShape;
+    use crate::store::{ExpertStore, RandomExperts};
+    use crate::weights::WeightType;
 
     const SHAPE: ExpertShape = ExpertShape { layers: 1, experts: 8, hidden: 256, intermediate: 192 };
 

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use crate::{BlockMatrix, ExpertWeights, OffloadError, Result};
+use super::weights::ExpertWeights;
+use crate::error::{OffloadError, Result};
+use crate::weights::BlockMatrix;
 
 /// Bytes of the three projections of an expert, each row by row.
 #[derive(Clone, Copy, Debug)]
@@ -154,7 +156,11 @@ mod tests {
     use moe_trace::{ExpertId, LayerId};
 
     use super::*;
-    use crate::{ExpertShape, ExpertStore, ExpertTypes, FileReads, MappedStore, RandomExperts, WeightType, write_gguf};
+    use crate::expert::shape::ExpertShape;
+    use crate::expert::types::ExpertTypes;
+    use crate::memory::FileReads;
+    use crate::store::{ExpertStore, MappedStore, RandomExperts, write_gguf};
+    use crate::weights::WeightType;
 
     const SHAPE: ExpertShape = ExpertShape { layers: 1, experts: 4, hidden: 1056, intermediate: 992 };
 
@@ -182,7 +188,10 @@ mod tests {
             // The memory of the third is read to again while somebody still holds what it had.
             for expert in [1, 2, 3, 3, 0] {
                 let held = (expert == 3).then(|| weights.clone());
-                assert_eq!(weights.load(&store, LayerId(0), ExpertId(expert)).unwrap(), straight);
+                assert_eq!(
+                    (&store as &dyn ExpertStore).load_into(LayerId(0), ExpertId(expert), &mut weights).unwrap(),
+                    straight
+                );
                 let mut found = Vec::new();
                 weights
                     .with_bytes(&mut |bytes| {

@@ -5,7 +5,7 @@ use std::fmt;
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
-use crate::WeightType;
+use crate::weights::WeightType;
 
 /// Types of an expert's projections: quantized models often keep one of them, and that only in some layers, in more bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

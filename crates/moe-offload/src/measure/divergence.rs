@@ -3,7 +3,7 @@
 use candle_core::{D, DType, Tensor};
 use serde::Serialize;
 
-use crate::{OffloadError, Result};
+use crate::error::{OffloadError, Result};
 
 /// The difference between the logits of two runs on the same tokens.
 ///

@@ -13,12 +13,16 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use crate::host_memory::PAGE;
-use crate::offloaded::new_slots;
-use crate::{
-    ExpertBank, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, FileReads, Lend, Lent, MappedStore, OffloadError,
-    OffloadOptions, OffloadedExperts, ResidentExperts, Result, Routes, Transfers, WeightType, os,
-};
+use crate::bank::ExpertBank;
+use crate::error::{OffloadError, Result};
+use crate::expert::{ExpertShape, ExpertTypes, ExpertWeights, Lend, Lent};
+use crate::memory::{FileReads, PAGE, os};
+use crate::resident::ResidentExperts;
+use crate::routes::Routes;
+use crate::runtime::{OffloadOptions, OffloadedExperts, Transfers};
+use crate::slots::new_slots;
+use crate::store::{ExpertStore, MappedStore};
+use crate::weights::WeightType;
 
 /// Experts that are timed, at most.
 const EXPERTS: usize = 256;

@@ -2,7 +2,7 @@
 
 use expert_cache::{CacheError, CostModel, ExpertKey, MissCost, Request};
 
-use crate::Result;
+use crate::error::Result;
 
 /// Prices misses by a cost model: a load and an expert computed on the device, or an expert computed on the host.
 ///

@@ -10,7 +10,9 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use crate::{ExpertBank, OffloadError, Result, Routes};
+use crate::bank::ExpertBank;
+use crate::error::{OffloadError, Result};
+use crate::routes::Routes;
 
 /// Rows of hidden states that tokens take in turn.
 const ROWS: u32 = 64;

@@ -1,12 +1,13 @@
 //! Reading checkpoint files without leaving them in memory.
 
 use std::fs::File;
-use std::io::{ErrorKind, Result};
+use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::path::Path;
 
-use crate::host_memory::{HostMemory, PAGE};
-use crate::os;
+use super::host_memory::{HostMemory, PAGE};
+use super::os;
+use crate::error::Result;
 
 /// How loads read experts from checkpoint files.
 ///
@@ -43,7 +44,7 @@ fn around(part: &Range<usize>) -> Range<usize> {
 pub(crate) struct ReadBuffer(Option<HostMemory>);
 
 impl ReadBuffer {
-    fn bytes(&mut self, len: usize) -> crate::Result<&mut [u8]> {
+    fn bytes(&mut self, len: usize) -> Result<&mut [u8]> {
         let memory = match self.0.take() {
             Some(memory) if memory.len() >= len => memory,
             _ => HostMemory::zeros(len.max(PAGE))?,
@@ -61,7 +62,7 @@ pub(crate) struct UncachedFile {
 }
 
 impl UncachedFile {
-    pub(crate) fn open(path: &Path) -> Result<UncachedFile> {
+    pub(crate) fn open(path: &Path) -> io::Result<UncachedFile> {
         match os::open_direct(path) {
             Ok(file) => Ok(UncachedFile { file, buffered: false }),
             Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {
@@ -72,7 +73,7 @@ impl UncachedFile {
     }
 
     /// Reads a part of the file somewhere into `memory`, which has [room](room_for); returns where it begins.
-    pub(crate) fn read_to(&self, memory: &mut HostMemory, part: &Range<usize>) -> Result<usize> {
+    pub(crate) fn read_to(&self, memory: &mut HostMemory, part: &Range<usize>) -> io::Result<usize> {
         let around = around(part);
         self.fill(&mut memory[..around.len()], around.start, part.end - around.start)?;
         Ok(part.start - around.start)
@@ -80,7 +81,7 @@ impl UncachedFile {
 
     /// Fills `buffer`, which begins with the byte at `start`, at least up to `needed` bytes; place, length and memory of a read
     /// past the page cache must be multiples of a page.
-    fn fill(&self, buffer: &mut [u8], start: usize, needed: usize) -> Result<()> {
+    fn fill(&self, buffer: &mut [u8], start: usize, needed: usize) -> io::Result<()> {
         let mut filled = 0;
         while filled < needed {
             match os::read_at(&self.file, &mut buffer[filled..], (start + filled) as u64) {
@@ -102,7 +103,7 @@ impl UncachedFile {
 pub(crate) fn read_parts<'b, const N: usize>(
     parts: [(&UncachedFile, Range<usize>); N],
     buffer: &'b mut ReadBuffer,
-) -> crate::Result<[Result<&'b [u8]>; N]> {
+) -> Result<[io::Result<&'b [u8]>; N]> {
     let mut rest = buffer.bytes(parts.iter().map(|(_, range)| around(range).len()).sum())?;
     Ok(parts.map(|(file, range)| {
         let around = around(&range);

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use memmap2::{MmapMut, MmapRaw};
 
-use crate::{OffloadError, Result, os};
+use super::os;
+use crate::error::{OffloadError, Result};
 
 /// Bytes of the pages that large memory should have.
 const HUGE_PAGE: usize = 2 << 20;

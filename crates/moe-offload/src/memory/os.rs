@@ -27,27 +27,27 @@ pub(crate) fn will_need(_: &Mmap, _: usize, _: usize) -> Result<()> {
 /// Asks for pages of `huge` bytes as far as `len` bytes from `start` fill them, and for none behind: what fills none must not
 /// take one. Both are hints: where they are refused, pages are as they are.
 #[cfg(target_os = "linux")]
-pub(crate) fn ask_for_huge_pages(map: &MmapMut, start: usize, len: usize, huge: usize) {
+pub(super) fn ask_for_huge_pages(map: &MmapMut, start: usize, len: usize, huge: usize) {
     let filled = len / huge * huge;
     let _ = map.advise_range(memmap2::Advice::HugePage, start, filled);
     let _ = map.advise_range(memmap2::Advice::NoHugePage, start + filled, map.len() - start - filled);
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn ask_for_huge_pages(_: &MmapMut, _: usize, _: usize, _: usize) {}
+pub(super) fn ask_for_huge_pages(_: &MmapMut, _: usize, _: usize, _: usize) {}
 
 /// Opens a file to be read past the page cache.
 ///
 /// # Errors
 /// `InvalidInput` or `Unsupported` where the file system or the operating system cannot do that.
 #[cfg(target_os = "linux")]
-pub(crate) fn open_direct(path: &Path) -> Result<File> {
+pub(super) fn open_direct(path: &Path) -> Result<File> {
     use rustix::fs::{Mode, OFlags, open};
     Ok(open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECT, Mode::empty())?.into())
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn open_direct(_: &Path) -> Result<File> {
+pub(super) fn open_direct(_: &Path) -> Result<File> {
     Err(std::io::ErrorKind::Unsupported.into())
 }
 
@@ -68,12 +68,12 @@ pub(crate) fn forget(_: &File, _: u64, _: Option<usize>) -> Result<()> {
 
 /// Reads at a place of a file, without a place that the file remembers.
 #[cfg(unix)]
-pub(crate) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize> {
+pub(super) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize> {
     std::os::unix::fs::FileExt::read_at(file, buffer, offset)
 }
 
 #[cfg(windows)]
-pub(crate) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize> {
+pub(super) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize> {
     std::os::windows::fs::FileExt::seek_read(file, buffer, offset)
 }
 
@@ -85,5 +85,5 @@ pub(crate) fn page_size() -> usize {
 
 #[cfg(all(windows, feature = "cuda"))]
 pub(crate) fn page_size() -> usize {
-    crate::host_memory::PAGE
+    super::host_memory::PAGE
 }

@@ -2,20 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{HostCounters, PhaseCounters, PrefetchCounters, ReadAheadCounters};
-
-/// How long something took.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Latency {
-    /// How often.
-    pub samples: u64,
-    /// The median.
-    pub p50_seconds: f64,
-    /// Ninety-nine of a hundred took no longer.
-    pub p99_seconds: f64,
-    /// The longest.
-    pub max_seconds: f64,
-}
+use super::counters::{HostCounters, PhaseCounters, PrefetchCounters, ReadAheadCounters};
+use super::latency::Latency;
 
 /// A layer in one phase.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -3,8 +3,20 @@
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 
-use crate::Latency;
+/// How long something took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    /// How often.
+    pub samples: u64,
+    /// The median.
+    pub p50_seconds: f64,
+    /// Ninety-nine of a hundred took no longer.
+    pub p99_seconds: f64,
+    /// The longest.
+    pub max_seconds: f64,
+}
 
 /// Nanoseconds, to two digits.
 #[derive(Debug)]

@@ -8,12 +8,14 @@ use candle_core::{Device, Tensor};
 use expert_cache::{Eviction, ExpertKey, Request, SlotId};
 use moe_trace::{ExpertId, LayerId, Phase};
 
-use crate::dispatch::{Dispatch, gather};
-use crate::engine::{Engine, State};
-use crate::expert_groups::are_shared;
-use crate::slot_order::{Arrival, Job, Place, Reason, Residence};
-use crate::timeline::Activity;
-use crate::{OffloadError, Result, SlotGroup, Transfers};
+use super::engine::{Engine, State};
+use super::slot_order::{Arrival, Job, Place, Reason, Residence};
+use super::transfers::Transfers;
+use crate::dispatch::Dispatch;
+use crate::error::{OffloadError, Result};
+use crate::expert::{are_shared, gather};
+use crate::report::Activity;
+use crate::slots::SlotGroup;
 
 /// An expert that a call reads from its slot.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +28,7 @@ struct Read {
 
 /// What a call notes; its lists are kept for the next.
 #[derive(Debug, Default)]
-pub(crate) struct Scratch {
+pub(super) struct Scratch {
     /// Experts not yet read.
     pending: Vec<Read>,
     /// Those that are read now.
@@ -52,21 +54,21 @@ impl Scratch {
 }
 
 /// A call of one layer, with the turn of its pool.
-pub(crate) struct Call<'a> {
-    pub(crate) engine: &'a Engine,
-    pub(crate) transfers: Transfers,
+pub(super) struct Call<'a> {
+    pub(super) engine: &'a Engine,
+    pub(super) transfers: Transfers,
     /// How long to wait for a load, where other threads load.
-    pub(crate) patience: Option<Duration>,
+    pub(super) patience: Option<Duration>,
     /// Whether the host may compute experts.
-    pub(crate) host: bool,
-    pub(crate) pool: usize,
+    pub(super) host: bool,
+    pub(super) pool: usize,
     /// Key of the layer's first expert.
-    pub(crate) first_key: u32,
-    pub(crate) layer: LayerId,
-    pub(crate) phase: Phase,
-    pub(crate) dispatch: &'a Dispatch,
+    pub(super) first_key: u32,
+    pub(super) layer: LayerId,
+    pub(super) phase: Phase,
+    pub(super) dispatch: &'a Dispatch,
     /// Tokens, `[tokens, hidden]`.
-    pub(crate) hidden: &'a Tensor,
+    pub(super) hidden: &'a Tensor,
 }
 
 /// What came of a call so far.
@@ -83,7 +85,7 @@ struct Progress<'s> {
 
 impl Call<'_> {
     /// Plans and executes a request; returns the output of each group of tokens.
-    pub(crate) fn serve(&self, request: &Request<'_>, scratch: &mut Scratch) -> Result<Vec<Tensor>> {
+    pub(super) fn serve(&self, request: &Request<'_>, scratch: &mut Scratch) -> Result<Vec<Tensor>> {
         let state = self.plan(request, scratch)?;
         let outputs = self.dispatch.groups().iter().map(|_| None).collect();
         let nothing = Duration::ZERO;

@@ -2,9 +2,9 @@
 
 use candle_core::Device;
 use expert_cache::Partition;
-use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
 
-use crate::{OffloadError, Result};
+use crate::error::{OffloadError, Result};
+use crate::slots::free_bytes;
 
 /// Room for experts on the compute device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub enum Capacity {
 
 impl Capacity {
     /// Slots of each pool, given the bytes of an expert of each; a pool never has more than it has experts.
-    pub(crate) fn slots(&self, partition: &Partition, expert_bytes: &[u64], device: &Device) -> Result<Vec<usize>> {
+    pub(super) fn slots(&self, partition: &Partition, expert_bytes: &[u64], device: &Device) -> Result<Vec<usize>> {
         let pools = partition.pools();
         let bytes = match self {
             Capacity::Slots(slots) => return Ok(vec![*slots; pools.len()]),
@@ -49,33 +49,6 @@ impl Capacity {
         });
         Ok(slots.collect())
     }
-}
-
-/// Bytes that are free on a device; in host memory those that the process may still take, whether the machine or its
-/// control group is the tighter limit. What the page cache holds counts as free.
-///
-/// # Errors
-/// [`OffloadError::Device`] for a device that this build has no slots for.
-pub fn free_bytes(device: &Device) -> Result<u64> {
-    match device {
-        Device::Cpu => {
-            let mut system = System::new()?;
-            system.refresh_memory();
-            let group = group_bytes(&mut system).unwrap_or(u64::MAX);
-            Ok(system.available_memory().min(group))
-        }
-        #[cfg(feature = "cuda")]
-        Device::Cuda(_) => crate::CudaLoader::of(device)?.free_bytes(),
-        _ => Err(OffloadError::Device { device: format!("{:?}", device.location()) }),
-    }
-}
-
-/// Bytes that the control group of this process allows, but for those that its processes hold.
-fn group_bytes(system: &mut System) -> Option<u64> {
-    let pid = sysinfo::get_current_pid().ok()?;
-    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, ProcessRefreshKind::nothing());
-    let limits = system.process(pid)?.cgroup_limits()?;
-    Some(limits.total_memory.saturating_sub(limits.rss))
 }
 
 #[cfg(test)]

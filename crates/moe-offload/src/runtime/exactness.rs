@@ -2,7 +2,7 @@
 
 use expert_cache::{MissPolicy, Oversize, PolicyKind};
 
-use crate::{OffloadError, Result};
+use crate::error::{OffloadError, Result};
 
 /// How closely outputs agree with those of [`ResidentExperts`](crate::ResidentExperts).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -20,12 +20,12 @@ pub enum Exactness {
 impl Exactness {
     /// Whether experts may be computed in host memory; `alike` where the device computes as the host does, being the
     /// same.
-    pub(crate) fn allows_host(self, alike: bool) -> bool {
+    pub(super) fn allows_host(self, alike: bool) -> bool {
         self == Exactness::Tolerant || alike
     }
 
     /// Refuses choices that compute otherwise than the resident bank.
-    pub(crate) fn check(
+    pub(super) fn check(
         self,
         alike: bool,
         oversize: Oversize,

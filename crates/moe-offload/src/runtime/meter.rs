@@ -5,13 +5,12 @@ use std::time::Duration;
 use expert_cache::Plan;
 use moe_trace::Phase;
 
-use crate::slot_order::Reason;
-use crate::times::Times;
-use crate::{LayerCounters, LayerReport, PhaseCounters, PhaseReport, ReadAheadCounters};
+use super::slot_order::Reason;
+use crate::report::{LayerCounters, LayerReport, PhaseCounters, PhaseReport, ReadAheadCounters, Times};
 
 /// Counters and histograms of one layer.
 #[derive(Debug, Default)]
-pub(crate) struct LayerMeter {
+pub(super) struct LayerMeter {
     counters: LayerCounters,
     prefill: PhaseTimes,
     decode: PhaseTimes,
@@ -25,7 +24,7 @@ struct PhaseTimes {
 }
 
 impl LayerMeter {
-    pub(crate) fn counters(&self) -> &LayerCounters {
+    pub(super) fn counters(&self) -> &LayerCounters {
         &self.counters
     }
 
@@ -37,7 +36,7 @@ impl LayerMeter {
     }
 
     /// A load has ended.
-    pub(crate) fn loaded(&mut self, reason: Reason, success: bool, bytes: u64, time: Duration) {
+    pub(super) fn loaded(&mut self, reason: Reason, success: bool, bytes: u64, time: Duration) {
         let (loaded_bytes, seconds, failed, times) = match reason {
             Reason::Prefetch => {
                 let counters = &mut self.counters.prefetch;
@@ -59,7 +58,7 @@ impl LayerMeter {
     }
 
     /// A call has ended, well or not.
-    pub(crate) fn spent(&mut self, phase: Phase, compute: Duration, stall: Duration, bypass: Duration) {
+    pub(super) fn spent(&mut self, phase: Phase, compute: Duration, stall: Duration, bypass: Duration) {
         let (counters, times) = self.of(phase);
         counters.compute_seconds += compute.as_secs_f64();
         counters.stall_seconds += stall.as_secs_f64();
@@ -68,26 +67,26 @@ impl LayerMeter {
     }
 
     /// A plan was executed.
-    pub(crate) fn served(&mut self, phase: Phase, plan: &Plan) {
+    pub(super) fn served(&mut self, phase: Phase, plan: &Plan) {
         self.of(phase).0.counts.add(plan);
     }
 
     /// A call has failed.
-    pub(crate) fn failed(&mut self, phase: Phase) {
+    pub(super) fn failed(&mut self, phase: Phase) {
         self.of(phase).0.failed_calls += 1;
     }
 
     /// A hit must be loaded again.
-    pub(crate) fn reload(&mut self, phase: Phase) {
+    pub(super) fn reload(&mut self, phase: Phase) {
         self.of(phase).0.reloads += 1;
     }
 
     /// A prefetch was evicted before it began.
-    pub(crate) fn called_off(&mut self) {
+    pub(super) fn called_off(&mut self) {
         self.counters.called_off += 1;
     }
 
-    pub(crate) fn merge(&mut self, other: &LayerMeter) {
+    pub(super) fn merge(&mut self, other: &LayerMeter) {
         self.counters.merge(&other.counters);
         self.prefetch_load.merge(&other.prefetch_load);
         for (ours, theirs) in [(&mut self.prefill, &other.prefill), (&mut self.decode, &other.decode)] {
@@ -96,7 +95,7 @@ impl LayerMeter {
         }
     }
 
-    pub(crate) fn report(&self) -> LayerReport {
+    pub(super) fn report(&self) -> LayerReport {
         let phase = |counters: &PhaseCounters, times: &PhaseTimes| PhaseReport {
             counters: *counters,
             hit_rate: counters.counts.hit_rate(),

@@ -9,19 +9,22 @@ use expert_cache::{
 };
 use moe_trace::{EMPTY_SLOT, ExpertId, Geometry, LayerId, Phase};
 
+use super::call::{Call, Scratch};
+use super::engine::{Engine, State};
+use super::meter::LayerMeter;
+use super::options::{ChosenPrefetcher, OffloadOptions, Prefetch};
+use super::prefetches::Prefetches;
+use super::slot_order::{Job, Place, Reason, SlotOrder};
+use super::transfers::{Transfers, Workers};
+use super::wishes::{Wishes, Wishing};
+use crate::bank::ExpertBank;
 use crate::dispatch::Dispatch;
-use crate::engine::{Cache, Engine, State};
-use crate::execute::{Call, Scratch};
-use crate::meter::LayerMeter;
-use crate::options::{ChosenPrefetcher, Prefetch};
-use crate::prefetches::Prefetches;
-use crate::slot_order::{Job, Place, Reason, SlotOrder};
-use crate::transfers::Workers;
-use crate::wishes::{Wishes, Wishing};
-use crate::{
-    BankReport, CpuSlots, ExpertBank, ExpertShape, ExpertSlots, ExpertStore, ExpertTypes, LayerCounters, OffloadError,
-    OffloadOptions, Result, Routes, RunTimeline, Transfers,
-};
+use crate::error::{OffloadError, Result};
+use crate::expert::{ExpertShape, ExpertTypes};
+use crate::report::{BankReport, LayerCounters, RunTimeline};
+use crate::routes::Routes;
+use crate::slots::new_slots;
+use crate::store::ExpertStore;
 
 /// An [`ExpertBank`] of a cache a pool of layers: slots on the compute device, all weights in an [`ExpertStore`].
 ///
@@ -112,7 +115,7 @@ impl OffloadedExperts {
         let places: Vec<(usize, u32)> = geometry.layer_ids().map(place).collect();
         let prefetching = options.prefetch.as_ref().is_some_and(|prefetch| prefetch.per_request > 0);
         let prefetches = prefetches_of(&store, geometry, (options.prefetch, options.read_ahead), &places)?;
-        let turn = |(pool, cache): (&Pool, &Cache)| {
+        let turn = |(pool, cache): (&Pool, &ExpertCache)| {
             let reads_mass = cache.policy().reads_mass() || cache.misses().needs_mass();
             Mutex::new(Turn { reads_mass, request: RequestBuffer::new(pool.universe()), scratch: Scratch::default() })
         };
@@ -201,7 +204,7 @@ impl OffloadedExperts {
     }
 
     #[cfg(test)]
-    pub(crate) fn engine(&self) -> &Engine {
+    pub(super) fn engine(&self) -> &Engine {
         &self.engine
     }
 
@@ -238,7 +241,7 @@ fn types_of(pool: &Pool, types: &[ExpertTypes]) -> Result<ExpertTypes> {
 }
 
 /// The empty cache of each pool.
-fn caches_of(pools: &[Pool], capacities: &[usize], options: &mut OffloadOptions<'_>) -> Result<Vec<Cache>> {
+fn caches_of(pools: &[Pool], capacities: &[usize], options: &mut OffloadOptions<'_>) -> Result<Vec<ExpertCache>> {
     let cache = |(pool, &capacity): (&Pool, &usize)| {
         let policy = (options.policy)(pool, capacity)?;
         let cache = ExpertCache::new(policy, pool.universe(), capacity, options.oversize)?;
@@ -273,21 +276,6 @@ fn prefetches_of(
     let wishes = read_ahead.map(|wishing| Wishes::new(store, wishing)).transpose()?;
     let pool_of = places.iter().map(|&(pool, _)| pool).collect();
     Ok(Some(Prefetches::new(prefetcher, for_slots, wishes, pool_of)))
-}
-
-/// Allocates slots on a device.
-pub(crate) fn new_slots(
-    capacity: usize,
-    shape: ExpertShape,
-    types: ExpertTypes,
-    device: &Device,
-) -> Result<Box<dyn ExpertSlots>> {
-    match device {
-        Device::Cpu => Ok(Box::new(CpuSlots::new(capacity, shape, types)?)),
-        #[cfg(feature = "cuda")]
-        Device::Cuda(_) => Ok(Box::new(crate::CudaSlots::new(capacity, shape, types, device)?)),
-        _ => Err(OffloadError::Device { device: format!("{:?}", device.location()) }),
-    }
 }
 
 /// The pools of a bank: those chosen, or one a layer.
@@ -383,12 +371,12 @@ mod tests {
     use expert_cache::PolicyKind;
 
     use super::*;
-    use crate::Capacity;
+    use crate::runtime::capacity::Capacity;
 
     /// Only another device forbids what the host computes, so the bank is told that it has one.
     #[test]
     fn a_load_declined_by_a_closures_policy_is_an_error_where_the_host_computes_otherwise() {
-        let store = Arc::new(crate::stress::host_store());
+        let store = Arc::new(crate::runtime::stress::host_store());
         let policy = |pool: &Pool, slots| PolicyKind::Hysteresis { dwell: 100 }.build(pool.shape(), slots, None);
         let options = OffloadOptions::new(Capacity::Slots(1)).policy_with(policy);
         let mut bank = OffloadedExperts::new(store, &Device::Cpu, options).unwrap();

@@ -8,11 +8,14 @@ use expert_cache::{
     EvictionPolicy, MissPolicy, Oversize, Partition, PolicyKind, Pool, Prefetcher, PrefetcherKind, ResidentProfile,
 };
 
-use crate::wishes::Wishing;
-use crate::{Capacity, Exactness, Result, Transfers};
+use super::capacity::Capacity;
+use super::exactness::Exactness;
+use super::transfers::Transfers;
+use super::wishes::Wishing;
+use crate::error::Result;
 
 /// Makes the policy of a pool of so many slots.
-pub(crate) type MakePolicy<'a> = dyn FnMut(&Pool, usize) -> expert_cache::Result<Box<dyn EvictionPolicy>> + 'a;
+pub(super) type MakePolicy<'a> = dyn FnMut(&Pool, usize) -> expert_cache::Result<Box<dyn EvictionPolicy>> + 'a;
 
 /// Choices for [`OffloadedExperts`](crate::OffloadedExperts): a capacity, and what is not to stay as it is by default.
 ///
@@ -31,30 +34,30 @@ pub(crate) type MakePolicy<'a> = dyn FnMut(&Pool, usize) -> expert_cache::Result
 /// # drop((few_slots_a_layer, half_of_memory));
 /// ```
 pub struct OffloadOptions<'a> {
-    pub(crate) capacity: Capacity,
-    pub(crate) partition: Option<Partition>,
-    pub(crate) policy: Box<MakePolicy<'a>>,
+    pub(super) capacity: Capacity,
+    pub(super) partition: Option<Partition>,
+    pub(super) policy: Box<MakePolicy<'a>>,
     /// A policy of this kind may decline loads.
-    pub(crate) bypassing: Option<PolicyKind>,
-    pub(crate) oversize: Oversize,
-    pub(crate) misses: MissPolicy,
-    pub(crate) prefill_quota: Option<u64>,
-    pub(crate) profile: Option<ResidentProfile>,
-    pub(crate) exactness: Exactness,
-    pub(crate) transfers: Transfers,
-    pub(crate) prefetch: Option<Prefetch>,
-    pub(crate) read_ahead: Option<Wishing>,
-    pub(crate) timeline_events: usize,
-    pub(crate) patience: Option<Duration>,
+    pub(super) bypassing: Option<PolicyKind>,
+    pub(super) oversize: Oversize,
+    pub(super) misses: MissPolicy,
+    pub(super) prefill_quota: Option<u64>,
+    pub(super) profile: Option<ResidentProfile>,
+    pub(super) exactness: Exactness,
+    pub(super) transfers: Transfers,
+    pub(super) prefetch: Option<Prefetch>,
+    pub(super) read_ahead: Option<Wishing>,
+    pub(super) timeline_events: usize,
+    pub(super) patience: Option<Duration>,
 }
 
 /// Who predicts, and how many of the best predictions of a request are considered.
-pub(crate) struct Prefetch {
-    pub(crate) prefetcher: ChosenPrefetcher,
-    pub(crate) per_request: usize,
+pub(super) struct Prefetch {
+    pub(super) prefetcher: ChosenPrefetcher,
+    pub(super) per_request: usize,
 }
 
-pub(crate) enum ChosenPrefetcher {
+pub(super) enum ChosenPrefetcher {
     /// To be made for the model of the bank.
     Kind {
         kind: PrefetcherKind,
@@ -201,7 +204,7 @@ impl<'a> OffloadOptions<'a> {
     }
 
     /// Refuses what does not go together on a device.
-    pub(crate) fn check(&self, device: &Device) -> Result<()> {
+    pub(super) fn check(&self, device: &Device) -> Result<()> {
         self.exactness.check(device.is_cpu(), self.oversize, &self.misses, self.bypassing)
     }
 }

@@ -1,15 +1,17 @@
 //! Which experts are loaded before they are wanted, decided as `expert_cache::Simulation` decides it.
 
-use expert_cache::{Eviction, ExpertKey, Load, Plan, Pool, Prediction, PrefetchCounts, Prefetcher, Request, Routing};
+use expert_cache::{
+    Eviction, ExpertCache, ExpertKey, Load, Plan, Pool, Prediction, PrefetchCounts, Prefetcher, Request, Routing,
+};
 use moe_trace::{ExpertId, Phase};
 
-use crate::engine::Cache;
-use crate::wishes::Wishes;
-use crate::{ReadAheadCounters, Result};
+use super::wishes::Wishes;
+use crate::error::Result;
+use crate::report::ReadAheadCounters;
 
 /// A prefetcher at work.
 #[derive(Debug)]
-pub(crate) struct Prefetches {
+pub(super) struct Prefetches {
     prefetcher: Box<dyn Prefetcher>,
     per_request: usize,
     /// What becomes of the predictions that come next.
@@ -24,7 +26,7 @@ pub(crate) struct Prefetches {
 
 impl Prefetches {
     /// Prefetches for a model; `pool_of` names the pool of each of its layers.
-    pub(crate) fn new(
+    pub(super) fn new(
         prefetcher: Box<dyn Prefetcher>,
         per_request: usize,
         wishes: Option<Wishes>,
@@ -34,21 +36,21 @@ impl Prefetches {
         Prefetches { prefetcher, per_request, wishes, counts, pool_of, experts: Vec::new(), predictions: Vec::new() }
     }
 
-    pub(crate) fn counts(&self) -> &[PrefetchCounts] {
+    pub(super) fn counts(&self) -> &[PrefetchCounts] {
         &self.counts
     }
 
     /// One entry a layer of the model, if experts are read ahead.
-    pub(crate) fn wished(&self) -> Option<&[ReadAheadCounters]> {
+    pub(super) fn wished(&self) -> Option<&[ReadAheadCounters]> {
         self.wishes.as_ref().map(Wishes::counters)
     }
 
-    pub(crate) fn sequence_end(&mut self) {
+    pub(super) fn sequence_end(&mut self) {
         self.prefetcher.sequence_end();
     }
 
     /// Counts what a served plan shows of earlier prefetches; `late` are hits that the call waited for.
-    pub(crate) fn served(&mut self, pool: &Pool, plan: &Plan, late: &[ExpertKey]) {
+    pub(super) fn served(&mut self, pool: &Pool, plan: &Plan, late: &[ExpertKey]) {
         for hit in plan.hits().iter().filter(|hit| hit.prefetched) {
             let counts = of_key(&mut self.counts, pool, hit.key);
             *if late.contains(&hit.key) { &mut counts.late } else { &mut counts.useful } += 1;
@@ -60,7 +62,7 @@ impl Prefetches {
     }
 
     /// Counts an expert that left.
-    pub(crate) fn evicted(&mut self, pool: &Pool, eviction: &Eviction) {
+    pub(super) fn evicted(&mut self, pool: &Pool, eviction: &Eviction) {
         if eviction.unused {
             let counts = of_key(&mut self.counts, pool, eviction.key);
             counts.useless += 1;
@@ -71,12 +73,12 @@ impl Prefetches {
 
     /// Decides what to load while a request is executed, and hands it to `load`, with the number of its pool; wishes for
     /// what comes next by rank.
-    pub(crate) fn issue(
+    pub(super) fn issue(
         &mut self,
         number: usize,
         request: &Request<'_>,
         pools: &[Pool],
-        caches: &mut [Cache],
+        caches: &mut [ExpertCache],
         mut load: impl FnMut(usize, Load),
     ) -> Result<()> {
         let first = pools[number].keys(request.layer()).unwrap_or_default().start;
@@ -114,7 +116,7 @@ impl Prefetches {
     }
 
     /// Wishes for predictions that no slot was considered for, unless they are in one.
-    fn wish(&mut self, pools: &[Pool], caches: &[Cache]) -> Result<()> {
+    fn wish(&mut self, pools: &[Pool], caches: &[ExpertCache]) -> Result<()> {
         for at in self.per_request..self.predictions.len() {
             let prediction = self.predictions[at];
             let Some((number, key)) = self.key(pools, &prediction) else { continue };
@@ -136,7 +138,7 @@ impl Prefetches {
     fn prefetch(
         &mut self,
         pool: &Pool,
-        cache: &mut Cache,
+        cache: &mut ExpertCache,
         key: ExpertKey,
         (phase, within): (Phase, usize),
     ) -> Result<Option<Load>> {

@@ -8,11 +8,20 @@ use candle_core::{DType, Device, Tensor};
 use expert_cache::{ExpertKey, Partition, PolicyKind, PrefetcherKind, SlotId};
 use moe_trace::{ExpertId, Geometry, LayerId, Phase};
 
-use crate::slot_order::Place;
-use crate::{
-    Capacity, ExpertBank, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, HostStore, Lend, Lent, OffloadError,
-    OffloadOptions, OffloadedExperts, RandomExperts, ResidentExperts, Result, Routes, SlotGroup, Transfers, WeightType,
-};
+use super::capacity::Capacity;
+use super::offloaded::OffloadedExperts;
+use super::options::OffloadOptions;
+use super::slot_order::Place;
+use super::transfers::Transfers;
+use crate::bank::ExpertBank;
+use crate::error::{OffloadError, Result};
+use crate::expert::{ExpertShape, ExpertTypes, ExpertWeights, Lend, Lent};
+use crate::report::LayerCounters;
+use crate::resident::ResidentExperts;
+use crate::routes::Routes;
+use crate::slots::SlotGroup;
+use crate::store::{ExpertStore, HostStore, RandomExperts};
+use crate::weights::WeightType;
 
 const SHAPE: ExpertShape = ExpertShape { layers: 4, experts: 12, hidden: 8, intermediate: 4 };
 const THREADS: u64 = 4;
@@ -29,7 +38,7 @@ fn id(number: u64) -> u16 {
 }
 
 /// Random experts in host memory.
-pub(crate) fn host_store() -> HostStore {
+pub(super) fn host_store() -> HostStore {
     let experts = RandomExperts::new(SHAPE, WeightType::F32, 0).expect("a shape that models have");
     HostStore::from_store(&experts).expect("they are small")
 }
@@ -142,7 +151,7 @@ fn stress(partition: Partition, slots: usize, threads: usize, seed: u64) {
     drop(state);
 
     let counters = bank.counters().unwrap();
-    let sum = |of: &dyn Fn(&crate::LayerCounters) -> u64| counters.iter().map(of).sum::<u64>();
+    let sum = |of: &dyn Fn(&LayerCounters) -> u64| counters.iter().map(of).sum::<u64>();
     assert_eq!(sum(&|layer| layer.total().failed_calls), failures);
     assert_eq!(sum(&|layer| layer.total().counts.requests), THREADS * CALLS - failures);
     assert_eq!(sum(&|layer| layer.total().counts.bypasses + layer.total().counts.skips), 0);

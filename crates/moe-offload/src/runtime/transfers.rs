@@ -10,10 +10,10 @@ use std::time::Instant;
 use expert_cache::Overlap;
 use moe_trace::{LayerId, Phase};
 
-use crate::engine::Engine;
-use crate::slot_order::{Arrival, Job, Reason};
-use crate::timeline::Activity;
-use crate::{OffloadError, Result};
+use super::engine::Engine;
+use super::slot_order::{Arrival, Job, Reason};
+use crate::error::{OffloadError, Result};
+use crate::report::Activity;
 
 /// Who copies experts into slots.
 ///
@@ -47,13 +47,13 @@ impl Transfers {
 
 /// The threads of a bank.
 #[derive(Debug)]
-pub(crate) struct Workers {
+pub(super) struct Workers {
     engine: Arc<Engine>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Workers {
-    pub(crate) fn start(engine: &Arc<Engine>, transfers: Transfers, prefetching: bool) -> Result<Workers> {
+    pub(super) fn start(engine: &Arc<Engine>, transfers: Transfers, prefetching: bool) -> Result<Workers> {
         let mut workers = Workers { engine: Arc::clone(engine), threads: Vec::new() };
         if let Transfers::Threads(threads) = transfers {
             for number in 0..threads.get() + usize::from(prefetching) {
@@ -97,7 +97,7 @@ impl Engine {
     }
 
     /// Executes loads before the first call.
-    pub(crate) fn fill(&self, mut jobs: Vec<Job>) -> Result<()> {
+    pub(super) fn fill(&self, mut jobs: Vec<Job>) -> Result<()> {
         let layer = LayerId(0);
         let mut state = self.lock(layer)?;
         for job in &jobs {
@@ -135,7 +135,7 @@ impl Engine {
     }
 
     /// Executes a load that has begun.
-    pub(crate) fn load(&self, job: &Job) -> bool {
+    pub(super) fn load(&self, job: &Job) -> bool {
         let (layer, expert) = self.expert(job.place.pool, job.key);
         let prefetch = job.reason == Reason::Prefetch;
         let span = tracing::trace_span!("load", layer = layer.0, expert = expert.0, prefetch).entered();

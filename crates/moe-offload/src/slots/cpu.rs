@@ -6,9 +6,10 @@ use candle_core::Tensor;
 use expert_cache::SlotId;
 use moe_trace::{ExpertId, LayerId};
 
-use crate::expert_groups::forward_each;
-use crate::slots::SlotGroup;
-use crate::{ExpertShape, ExpertSlots, ExpertStore, ExpertTypes, ExpertWeights, ProjectionBytes, Result};
+use super::expert_slots::{ExpertSlots, SlotGroup};
+use crate::error::Result;
+use crate::expert::{ExpertShape, ExpertTypes, ExpertWeights, ProjectionBytes, forward_each};
+use crate::store::ExpertStore;
 
 /// [`ExpertSlots`] for computing on the CPU; each slot owns one storage a projection, and a load is one copy into each, or where
 /// the store can do that, one read from disk.
@@ -49,7 +50,7 @@ impl ExpertSlots for CpuSlots {
     }
 
     fn load_from(&self, slot: SlotId, store: &dyn ExpertStore, layer: LayerId, expert: ExpertId) -> Result<()> {
-        self.write(slot).load(store, layer, expert).map(|_| ())
+        store.load_into(layer, expert, &mut self.write(slot)).map(|_| ())
     }
 
     fn forward(&self, hidden: &Tensor, groups: &[SlotGroup<'_>]) -> Result<Vec<Tensor>> {
@@ -65,8 +66,8 @@ mod tests {
     use candle_core::{DType, Device};
 
     use super::*;
-    use crate::dispatch::gather;
-    use crate::{BlockMatrix, Projection, WeightType};
+    use crate::expert::gather;
+    use crate::weights::{BlockMatrix, Projection, WeightType};
 
     const SHAPE: ExpertShape = ExpertShape { layers: 1, experts: 3, hidden: 512, intermediate: 256 };
 

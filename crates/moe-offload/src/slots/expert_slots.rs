@@ -6,7 +6,9 @@ use candle_core::Tensor;
 use expert_cache::SlotId;
 use moe_trace::{ExpertId, LayerId};
 
-use crate::{ExpertStore, ProjectionBytes, Result};
+use crate::error::Result;
+use crate::expert::ProjectionBytes;
+use crate::store::ExpertStore;
 
 /// Slots for experts on a compute device.
 ///

@@ -5,8 +5,9 @@ use std::fmt;
 use candle_core::DType;
 use moe_trace::{ExpertId, LayerId};
 
-use crate::lend::{Lend, Lent, PROJECTIONS, ProjectionBytes};
-use crate::{ExpertShape, ExpertTypes, ExpertWeights, HostReports, OffloadError, Result};
+use crate::error::{OffloadError, Result};
+use crate::expert::{ExpertShape, ExpertTypes, ExpertWeights, Lend, Lent, PROJECTIONS, ProjectionBytes};
+use crate::report::HostReports;
 
 /// A place that holds every expert of a model.
 ///
@@ -149,7 +150,13 @@ impl dyn ExpertStore + '_ {
     /// As [`lend`](ExpertStore::lend).
     pub fn loads_straight(&self, layer: LayerId) -> Result<bool> {
         let types = types_of(self.shape(), self.weight_types(), layer)?;
-        ExpertWeights::zero(self.shape(), types)?.load(self, layer, ExpertId(0))
+        self.load_into(layer, ExpertId(0), &mut ExpertWeights::zero(self.shape(), types)?)
+    }
+
+    /// Replaces weights in host memory by those of an expert of the same types, in place, and returns true if the store wrote
+    /// them without a copy between. The weights are undefined after an error.
+    pub(crate) fn load_into(&self, layer: LayerId, expert: ExpertId, weights: &mut ExpertWeights) -> Result<bool> {
+        Ok(self.lend(layer, expert, Lend::to_weights(weights)?)?.is_straight())
     }
 
     /// [Fetches](ExpertStore::fetch) an expert, and checks that it is of the store's shape and types.

@@ -2,7 +2,9 @@
 
 use moe_trace::{ExpertId, LayerId};
 
-use crate::{ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, OffloadError, Result};
+use super::expert_store::ExpertStore;
+use crate::error::{OffloadError, Result};
+use crate::expert::{ExpertShape, ExpertTypes, ExpertWeights};
 
 /// An [`ExpertStore`] that holds all weights in host memory; a fetch copies nothing, and a fetched quantized expert keeps the
 /// memory of its layer.
@@ -40,7 +42,7 @@ impl HostStore {
             let experts_of_layer = ExpertWeights::zeros(shape.experts, shape, types)?.into_iter();
             for (mut weights, expert) in experts_of_layer.zip((0..).map(ExpertId)) {
                 store.read_ahead(layer, expert)?;
-                weights.load(store, layer, expert)?;
+                store.load_into(layer, expert, &mut weights)?;
                 experts.push(weights);
                 done += shape.expert_bytes(types) as u64;
                 progress(done, needed);

@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 use expert_cache::{Load, PolicyKind, SlotId};
 use moe_trace::{ExpertId, LayerId};
 
-use crate::host_meter::HostMeter;
-use crate::host_requests::{HostRequests, key};
-use crate::{ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, HostCounters, HostReports, Lend, Lent, Result};
+use super::expert_store::ExpertStore;
+use super::host_meter::HostMeter;
+use super::host_requests::{HostRequests, key};
+use crate::error::Result;
+use crate::expert::{ExpertShape, ExpertTypes, ExpertWeights, Lend, Lent};
+use crate::report::{HostCounters, HostReports};
 
 /// An [`ExpertStore`] that keeps the experts of a slower one in host memory, within a number of bytes and under a policy
 /// of `expert_cache`.
@@ -210,7 +213,7 @@ impl HostCache {
             Some(storage) => storage,
             None => ExpertWeights::zero(self.store.shape(), types)?,
         };
-        weights.load(&*self.store, layer, expert)?;
+        self.store.load_into(layer, expert, &mut weights)?;
         let weights = Arc::new(weights);
         ending.arrived = Some(Arc::clone(&weights));
         Ok(weights)

@@ -2,35 +2,34 @@
 
 use std::time::Duration;
 
-use crate::times::Times;
-use crate::{HostCounters, HostReport};
+use crate::report::{HostCounters, HostReport, Times};
 
 /// Counters of one layer, and a histogram of its loads.
 #[derive(Debug, Default)]
-pub(crate) struct HostMeter {
+pub(super) struct HostMeter {
     counters: HostCounters,
     load: Times,
 }
 
 impl HostMeter {
-    pub(crate) fn counters(&self) -> &HostCounters {
+    pub(super) fn counters(&self) -> &HostCounters {
         &self.counters
     }
 
     /// An expert was there.
-    pub(crate) fn hit(&mut self, bytes: u64) {
+    pub(super) fn hit(&mut self, bytes: u64) {
         self.counters.hits += 1;
         self.counters.hit_bytes += bytes;
     }
 
     /// An expert was used from the store below.
-    pub(crate) fn bypassed(&mut self, bytes: u64) {
+    pub(super) fn bypassed(&mut self, bytes: u64) {
         self.counters.bypasses += 1;
         self.counters.loaded_bytes += bytes;
     }
 
     /// A load has ended; `ahead` if nobody had wanted it when it began.
-    pub(crate) fn loaded(&mut self, success: bool, ahead: bool, bytes: u64, time: Duration) {
+    pub(super) fn loaded(&mut self, success: bool, ahead: bool, bytes: u64, time: Duration) {
         self.counters.load_seconds += time.as_secs_f64();
         match success {
             true => {
@@ -43,12 +42,12 @@ impl HostMeter {
         self.load.add(time);
     }
 
-    pub(crate) fn merge(&mut self, other: &HostMeter) {
+    pub(super) fn merge(&mut self, other: &HostMeter) {
         self.counters.merge(&other.counters);
         self.load.merge(&other.load);
     }
 
-    pub(crate) fn report(&self) -> HostReport {
+    pub(super) fn report(&self) -> HostReport {
         HostReport { counters: self.counters, load: self.load.latency() }
     }
 }

@@ -3,21 +3,21 @@
 use expert_cache::{CacheError, ExpertCache, ExpertKey, ExpertSizes, Oversize, Partition, Plan, PolicyKind, Request};
 use moe_trace::{ExpertSet, Geometry, LayerId, Phase};
 
-use crate::engine::Cache;
-use crate::{ExpertShape, ExpertTypes, Result};
+use crate::error::Result;
+use crate::expert::{ExpertShape, ExpertTypes};
 
 /// The cache of a [`HostCache`](crate::HostCache), over all experts of a model, and of its simulation: both make the same
 /// requests of it, so that they decide alike.
 #[derive(Debug)]
-pub(crate) struct HostRequests {
-    pub(crate) cache: Cache,
+pub(super) struct HostRequests {
+    pub(super) cache: ExpertCache,
     /// One expert at a time.
     wanted: ExpertSet,
 }
 
 impl HostRequests {
     /// An empty cache of at most `bytes`.
-    pub(crate) fn new(
+    pub(super) fn new(
         shape: ExpertShape,
         types: &[ExpertTypes],
         bytes: u64,
@@ -35,7 +35,7 @@ impl HostRequests {
     }
 
     /// Requests the expert of an [index](ExpertShape::index), as a decoded token without router mass does.
-    pub(crate) fn want(&mut self, layer: LayerId, index: usize) -> Result<&Plan> {
+    pub(super) fn want(&mut self, layer: LayerId, index: usize) -> Result<&Plan> {
         self.wanted.insert(index);
         let outcome = self.cache.request(Request::new(&self.wanted, layer, Phase::Decode)).map(|_| ());
         self.wanted.remove(index);
@@ -44,12 +44,12 @@ impl HostRequests {
     }
 
     /// Bytes of an expert.
-    pub(crate) fn bytes(&self, index: usize) -> u64 {
+    pub(super) fn bytes(&self, index: usize) -> u64 {
         self.cache.sizes().of(key(index))
     }
 }
 
 /// The key of an index.
-pub(crate) fn key(index: usize) -> ExpertKey {
+pub(super) fn key(index: usize) -> ExpertKey {
     ExpertKey(u32::try_from(index).expect("ids of layers and experts are u16"))
 }

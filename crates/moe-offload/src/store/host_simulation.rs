@@ -2,8 +2,11 @@
 
 use expert_cache::{ExpertKey, PolicyKind, Pool, Served};
 
-use crate::host_requests::HostRequests;
-use crate::{ExpertShape, ExpertStore, HostCounters, Result};
+use super::expert_store::ExpertStore;
+use super::host_requests::HostRequests;
+use crate::error::Result;
+use crate::expert::ExpertShape;
+use crate::report::HostCounters;
 
 /// A simulation of a [`HostCache`](crate::HostCache) below the slots of an [`OffloadedExperts`](crate::OffloadedExperts).
 ///

@@ -7,14 +7,12 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{DType, Device, Tensor};
 use moe_trace::{ExpertId, LayerId};
 
-use crate::file_reads::{ReadBuffer, UncachedFile, read_parts};
-use crate::gguf_experts::GgufExperts;
-use crate::host_memory::PAGE;
-use crate::tensor_table::{MappedFile, Stored, TensorTable};
-use crate::{
-    BlockMatrix, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, FileReads, Lend, Lent, OffloadError, Projection,
-    ProjectionBytes, Result, WeightLocation, WeightType, free_bytes, os,
-};
+use super::expert_store::ExpertStore;
+use crate::checkpoint::{GgufExperts, MappedFile, Stored, TensorTable, WeightLocation};
+use crate::error::{OffloadError, Result};
+use crate::expert::{ExpertShape, ExpertTypes, ExpertWeights, Lend, Lent, ProjectionBytes};
+use crate::memory::{FileReads, PAGE, ReadBuffer, UncachedFile, free_host_bytes, os, read_parts};
+use crate::weights::{BlockMatrix, Projection, WeightType};
 
 /// Bytes that the operating system is asked for at once: Linux cuts longer requests short.
 const REQUEST_BYTES: usize = 256 << 10;
@@ -127,7 +125,7 @@ impl MappedStore {
             FileReads::Cached => false,
             FileReads::Direct => true,
             // Where nobody knows what is free, the operating system decides what stays.
-            FileReads::Auto => free_bytes(&Device::Cpu).is_ok_and(|free| self.file_bytes() > free),
+            FileReads::Auto => free_host_bytes().is_ok_and(|free| self.file_bytes() > free),
         };
         self.direct = match direct {
             true => {

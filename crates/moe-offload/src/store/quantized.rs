@@ -5,9 +5,10 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 use moe_trace::{ExpertId, LayerId};
 
-use crate::{
-    BlockMatrix, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, OffloadError, Projection, Result, WeightType,
-};
+use super::expert_store::ExpertStore;
+use crate::error::{OffloadError, Result};
+use crate::expert::{ExpertShape, ExpertTypes, ExpertWeights};
+use crate::weights::{BlockMatrix, Projection, WeightType};
 
 /// An [`ExpertStore`] that converts what it fetches from another one.
 ///

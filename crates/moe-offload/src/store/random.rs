@@ -5,7 +5,10 @@ use moe_trace::{ExpertId, LayerId};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, Lend, Lent, Projection, Result, WeightType};
+use super::expert_store::ExpertStore;
+use crate::error::Result;
+use crate::expert::{ExpertShape, ExpertTypes, ExpertWeights, Lend, Lent};
+use crate::weights::{Projection, WeightType};
 
 /// An [`ExpertStore`] of random experts, generated when they are fetched: what a model of some shape costs to move and to
 /// compute can be measured without having it.
@@ -138,7 +141,7 @@ mod tests {
     use candle_core::{DType, Tensor};
 
     use super::*;
-    use crate::ProjectionBytes;
+    use crate::expert::ProjectionBytes;
 
     const SHAPE: ExpertShape = ExpertShape { layers: 2, experts: 3, hidden: 512, intermediate: 256 };
 

@@ -8,7 +8,9 @@ use std::thread::{Builder, JoinHandle};
 
 use moe_trace::{ExpertId, LayerId};
 
-use crate::{ExpertStore, OffloadError, Result};
+use super::expert_store::ExpertStore;
+use crate::error::{OffloadError, Result};
+use crate::expert::ExpertShape;
 
 /// Threads that call [`ExpertStore::read_ahead`], so that a load that follows finds the weights in memory;
 /// [`OffloadOptions::read_ahead`](crate::OffloadOptions::read_ahead) gives them to a bank.
@@ -17,7 +19,7 @@ use crate::{ExpertStore, OffloadError, Result};
 /// be read ahead is left to the load, which tells why. Dropping this waits for the reads under way and forgets the others.
 #[derive(Debug)]
 pub struct ReadAhead {
-    shape: crate::ExpertShape,
+    shape: ExpertShape,
     /// `None` when the threads are to end.
     wishes: Option<SyncSender<(LayerId, ExpertId)>>,
     ending: Arc<AtomicBool>,

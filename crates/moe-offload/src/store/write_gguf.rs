@@ -6,9 +6,11 @@ use std::path::Path;
 use moe_trace::{ExpertId, LayerId, WholeFile};
 use rayon::prelude::*;
 
-use crate::gguf::{ALIGNMENT, ALIGNMENT_KEY, MAGIC, TYPE_STRING, TYPE_U32, VERSION};
-use crate::gguf_experts::stacked_name;
-use crate::{ExpertShape, ExpertStore, OffloadError, Result, WeightType};
+use super::expert_store::ExpertStore;
+use crate::checkpoint::{ALIGNMENT, ALIGNMENT_KEY, MAGIC, TYPE_STRING, TYPE_U32, VERSION, stacked_name};
+use crate::error::{OffloadError, Result};
+use crate::expert::ExpertShape;
+use crate::weights::WeightType;
 
 /// Writes the experts of a store to a GGUF file, stacked by layer and projection, which
 /// [`MappedStore::open_gguf`](crate::MappedStore::open_gguf) opens.

@@ -1,7 +1,7 @@
 //! Asking memory for weights before they are multiplied.
 
 /// How far ahead of the weights that are multiplied the next ones are asked for, in bytes: what takes longer than memory.
-pub(crate) const AHEAD_BYTES: usize = 4096;
+pub(super) const AHEAD_BYTES: usize = 4096;
 /// Bytes that memory hands over at once.
 #[cfg(target_arch = "x86_64")]
 const LINE_BYTES: usize = 64;
@@ -12,7 +12,7 @@ const LINE_BYTES: usize = 64;
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 #[expect(unsafe_code, reason = "an address that is only a hint")]
-pub(crate) fn ask_ahead<T>(address: *const T, bytes: usize) {
+pub(super) fn ask_ahead<T>(address: *const T, bytes: usize) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
     for line in (0..bytes).step_by(LINE_BYTES) {
         // SAFETY: a prefetch reads nothing, wherever its address points to.
@@ -22,4 +22,4 @@ pub(crate) fn ask_ahead<T>(address: *const T, bytes: usize) {
 
 #[cfg(not(target_arch = "x86_64"))]
 #[inline(always)]
-pub(crate) fn ask_ahead<T>(_: *const T, _: usize) {}
+pub(super) fn ask_ahead<T>(_: *const T, _: usize) {}

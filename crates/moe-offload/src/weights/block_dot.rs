@@ -14,8 +14,8 @@ use std::arch::x86_64::{
 use candle_core::quantized::{GgmlDType, GgmlType, k_quants};
 use half::f16;
 
-use crate::ask_ahead::ask_ahead;
-use crate::block_matmul::{QUAD, RowBlocks};
+use super::ask_ahead::ask_ahead;
+use super::block_matmul::{QUAD, RowBlocks};
 
 /// Weights of a block.
 const BLOCK: usize = 32;
@@ -24,7 +24,7 @@ const LANE: usize = 4;
 /// Eight-bit weights, as GGUF files have them.
 #[derive(Clone)]
 #[repr(C)]
-pub(crate) struct WeightsQ8_0 {
+pub(super) struct WeightsQ8_0 {
     scale: u16,
     quants: [i8; BLOCK],
 }
@@ -32,14 +32,14 @@ pub(crate) struct WeightsQ8_0 {
 /// Four-bit weights, as GGUF files have them: the first half of them in the low bits.
 #[derive(Clone)]
 #[repr(C)]
-pub(crate) struct WeightsQ4_0 {
+pub(super) struct WeightsQ4_0 {
     scale: u16,
     quants: [u8; BLOCK / 2],
 }
 
 /// Eight-bit tokens. The scale is rounded to half precision, as candle does.
 #[derive(Clone)]
-pub(crate) struct TokensQ8_0 {
+pub(super) struct TokensQ8_0 {
     scale: f32,
     quants: [i8; BLOCK],
     /// Sums of the quants of each lane.
@@ -246,7 +246,9 @@ macro_rules! weights {
             fn from_float(values: &[f32], blocks: &mut [Self]) {
                 let mut quantized = vec![k_quants::$candle::zeros(); blocks.len()];
                 k_quants::$candle::from_float(values, &mut quantized);
-                blocks.clone_from_slice(crate::block_matrix::blocks(crate::block_matrix::bytes_of(&quantized)));
+                blocks.clone_from_slice(crate::weights::block_matrix::blocks(crate::weights::block_matrix::bytes_of(
+                    &quantized,
+                )));
             }
 
             fn vec_dot(_: usize, row: &[Self], tokens: &[TokensQ8_0]) -> f32 {

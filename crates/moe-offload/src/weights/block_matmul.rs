@@ -5,10 +5,10 @@ use std::ops::Range;
 use candle_core::quantized::{GgmlType, k_quants};
 use candle_core::utils::barrier_pool;
 
-use crate::products::Products;
+use super::products::Products;
 
 /// Rows that are multiplied together.
-pub(crate) const QUAD: usize = 4;
+pub(super) const QUAD: usize = 4;
 /// Tokens that are multiplied together.
 const TILE: usize = 4;
 /// Tokens whose quads follow each other, so that what they need stays in the processor's caches.
@@ -18,7 +18,7 @@ const BATCH: usize = 64;
 const SHARED_BYTES: usize = 1 << 18;
 
 /// Blocks whose rows are multiplied with several tokens at once. Each product is what it is by itself.
-pub(crate) trait RowBlocks: GgmlType {
+pub(super) trait RowBlocks: GgmlType {
     /// Dot products of rows, one after the other in memory, with tokens.
     fn dots<const TOKENS: usize>(
         rows: [&[Self]; QUAD],
@@ -44,7 +44,7 @@ impl RowBlocks for k_quants::BlockQ6K {}
 ///
 /// # Panics
 /// If tokens or rows are no whole ones.
-pub(crate) fn matmul<T: RowBlocks>(columns: usize, tokens: &[f32], weights: &[T]) -> Vec<f32> {
+pub(super) fn matmul<T: RowBlocks>(columns: usize, tokens: &[f32], weights: &[T]) -> Vec<f32> {
     let blocks = columns / T::BLCK_SIZE;
     let (count, rows) = (tokens.len() / columns, weights.len() / blocks);
     assert_eq!((tokens.len(), weights.len()), (count * columns, rows * blocks), "whole tokens and rows");
@@ -92,7 +92,7 @@ mod tests {
 
     use super::*;
     #[cfg(target_arch = "x86_64")]
-    use crate::block_dot::{WeightsQ4_0, WeightsQ8_0};
+    use crate::weights::block_dot::{WeightsQ4_0, WeightsQ8_0};
 
     /// Compares with products one by one.
     fn agree<T: RowBlocks>(count: usize, rows: usize, blocks: usize) {

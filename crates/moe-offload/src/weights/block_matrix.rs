@@ -9,11 +9,11 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor};
 use memmap2::Mmap;
 
 #[cfg(target_arch = "x86_64")]
-use crate::block_dot::{WeightsQ4_0, WeightsQ8_0};
-use crate::block_matmul::{RowBlocks, matmul};
-use crate::file_reads::{UncachedFile, room_for};
-use crate::host_memory::{HostArena, HostMemory};
-use crate::{OffloadError, Result, WeightType};
+use super::block_dot::{WeightsQ4_0, WeightsQ8_0};
+use super::block_matmul::{RowBlocks, matmul};
+use super::weight_type::WeightType;
+use crate::error::{OffloadError, Result};
+use crate::memory::{HostArena, HostMemory, UncachedFile, room_for};
 
 /// Calls a generic function with the block type that belongs to a [`GgmlDType`].
 macro_rules! with_blocks {
@@ -66,7 +66,7 @@ impl BlockMatrix {
     }
 
     /// A matrix of zeros, with room to be [read](Self::read) to if it is large.
-    pub(crate) fn zeros_in(
+    pub(super) fn zeros_in(
         arena: &mut HostArena,
         weight_type: WeightType,
         (rows, columns): (usize, usize),
@@ -78,7 +78,7 @@ impl BlockMatrix {
     }
 
     /// Bytes of an arena that a matrix takes.
-    pub(crate) fn room(weight_type: WeightType, dims: (usize, usize)) -> usize {
+    pub(super) fn room(weight_type: WeightType, dims: (usize, usize)) -> usize {
         HostArena::room(memory_bytes(weight_type, dims))
     }
 
@@ -155,7 +155,7 @@ impl BlockMatrix {
     }
 
     /// Replaces the blocks, in the memory that is there unless a clone shares it.
-    pub(crate) fn overwrite(&mut self, from: &[u8]) -> Result<()> {
+    pub(super) fn overwrite(&mut self, from: &[u8]) -> Result<()> {
         let expected = self.weight_type.bytes(self.rows, self.columns);
         if from.len() != expected {
             return Err(OffloadError::SlotBytes { found: from.len(), expected });
@@ -251,7 +251,7 @@ fn dequantize(ggml: GgmlDType, bytes: &[u8], values: &mut [f32]) {
 /// # Panics
 /// If the bytes are not aligned, or no whole number of blocks.
 #[expect(unsafe_code, reason = "candle's blocks are plain data without a safe cast")]
-pub(crate) fn blocks<T: GgmlType>(bytes: &[u8]) -> &[T] {
+pub(super) fn blocks<T: GgmlType>(bytes: &[u8]) -> &[T] {
     assert!(bytes.as_ptr().addr().is_multiple_of(align_of::<T>()) && bytes.len().is_multiple_of(size_of::<T>()));
     // SAFETY: aligned and whole, checked above; every block type that is read or written as bytes is `repr(C)` of f16, u8 and i8,
     // for which every bit pattern is a value.
@@ -260,7 +260,7 @@ pub(crate) fn blocks<T: GgmlType>(bytes: &[u8]) -> &[T] {
 
 /// The bytes of blocks.
 #[expect(unsafe_code, reason = "candle's blocks are plain data without a safe cast")]
-pub(crate) fn bytes_of<T: GgmlType>(blocks: &[T]) -> &[u8] {
+pub(super) fn bytes_of<T: GgmlType>(blocks: &[T]) -> &[u8] {
     // SAFETY: every block type that this module names is `repr(C)` of f16, u8 and i8 without padding, as the sizes of the
     // formats show.
     unsafe { std::slice::from_raw_parts(blocks.as_ptr().cast(), size_of_val(blocks)) }

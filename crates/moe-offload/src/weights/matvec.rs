@@ -8,9 +8,9 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use pulp::{Arch, Simd, WithSimd};
 
-use crate::ask_ahead::{AHEAD_BYTES, ask_ahead};
-use crate::block_matmul::QUAD;
-use crate::products::Products;
+use super::ask_ahead::{AHEAD_BYTES, ask_ahead};
+use super::block_matmul::QUAD;
+use super::products::Products;
 
 /// Bytes of a matrix from which on threads share it: below, waking them takes longer (measured with one such product a step).
 const SHARED_BYTES: usize = 1 << 22;
@@ -23,11 +23,11 @@ const SUMS: usize = 2;
 ///
 /// candle's matrix product reads the matrix on one thread then, and converts one of bf16 as a whole before.
 #[derive(Debug)]
-pub(crate) struct Matvec;
+pub(super) struct Matvec;
 
 impl Matvec {
     /// Whether it computes `tokens` times `weights`, of one type or the tokens of f32; everything else is candle's.
-    pub(crate) fn takes(tokens: &Tensor, weights: &Tensor) -> bool {
+    pub(super) fn takes(tokens: &Tensor, weights: &Tensor) -> bool {
         let one = matches!(tokens.dims(), &[1, columns] if columns > 0);
         let lies_here = tokens.device().is_cpu() && weights.device().is_cpu() && weights.is_contiguous();
         let known = matches!(weights.dtype(), DType::F32 | DType::F16 | DType::BF16);

@@ -7,9 +7,11 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, Tensor
 
 use half::{bf16, f16};
 
-use crate::host_memory::HostArena;
-use crate::matvec::Matvec;
-use crate::{BlockMatrix, OffloadError, Result, WeightType};
+use super::block_matrix::BlockMatrix;
+use super::matvec::Matvec;
+use super::weight_type::WeightType;
+use crate::error::{OffloadError, Result};
+use crate::memory::HostArena;
 
 /// A matrix `[out, in]` that tokens are multiplied with.
 #[derive(Clone, Debug)]

@@ -7,7 +7,7 @@ use candle_core::DType;
 use candle_core::quantized::GgmlDType;
 use serde::{Deserialize, Serialize};
 
-use crate::{OffloadError, Result};
+use crate::error::{OffloadError, Result};
 
 /// Type of expert weights: floating point numbers, or blocks of quantized ones as in GGUF files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

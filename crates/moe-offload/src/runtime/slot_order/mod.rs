@@ -8,20 +8,20 @@ use std::collections::{BTreeMap, VecDeque};
 use expert_cache::{ExpertKey, SlotId};
 use moe_trace::Phase;
 
-use crate::OffloadError;
+use crate::error::OffloadError;
 
 /// A slot of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(super) struct Place {
     /// The number of the pool.
-    pub(crate) pool: usize,
+    pub(super) pool: usize,
     /// The slot.
-    pub(crate) slot: SlotId,
+    pub(super) slot: SlotId,
 }
 
 /// Why an expert is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reason {
+pub(super) enum Reason {
     /// Tokens of a phase wait for it.
     Demand(Phase),
     /// It may be wanted soon.
@@ -30,29 +30,29 @@ pub(crate) enum Reason {
 
 /// Number of a planned load, ascending in the order of planning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct LoadNumber(u64);
+pub(super) struct LoadNumber(u64);
 
 impl LoadNumber {
     /// Number of the load that was planned right after this one.
-    pub(crate) fn next(self) -> LoadNumber {
+    pub(super) fn next(self) -> LoadNumber {
         LoadNumber(self.0 + 1)
     }
 }
 
 /// A load to be executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Job {
+pub(super) struct Job {
     /// Where it goes.
-    pub(crate) place: Place,
+    pub(super) place: Place,
     /// The expert, as a key of the pool.
-    pub(crate) key: ExpertKey,
+    pub(super) key: ExpertKey,
     /// Why it was planned.
-    pub(crate) reason: Reason,
+    pub(super) reason: Reason,
 }
 
 /// Where an expert is that a cache takes for resident.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Residence {
+pub(super) enum Residence {
     /// In its slot.
     There,
     /// On its way.
@@ -63,7 +63,7 @@ pub(crate) enum Residence {
 
 /// How far an expert is that a call is about to read.
 #[derive(Debug)]
-pub(crate) enum Arrival {
+pub(super) enum Arrival {
     /// It is in its slot, and nothing is to happen there before.
     Ready,
     /// It is on its way.
@@ -106,7 +106,7 @@ struct Slot {
 /// overwrites what is still read, and never meets another copy; steps of different slots run side by side. Of the loads that
 /// could begin, the one that was planned first does, so that a store below sees them in the order that a simulation counts.
 #[derive(Debug)]
-pub(crate) struct SlotOrder {
+pub(super) struct SlotOrder {
     /// `[pools][slots]`
     slots: Vec<Vec<Slot>>,
     /// Slots whose next step is a load that a call waits for, by the number of the load.
@@ -118,19 +118,19 @@ pub(crate) struct SlotOrder {
 }
 
 impl SlotOrder {
-    pub(crate) fn new(capacities: &[usize]) -> SlotOrder {
+    pub(super) fn new(capacities: &[usize]) -> SlotOrder {
         let slots = |&capacity: &usize| (0..capacity).map(|_| Slot::default()).collect();
         let slots: Vec<Vec<Slot>> = capacities.iter().map(slots).collect();
         SlotOrder { slots, demands: BTreeMap::new(), prefetches: BTreeMap::new(), next: LoadNumber(0) }
     }
 
     /// Whose weights a slot holds.
-    pub(crate) fn holds(&self, place: Place) -> Option<ExpertKey> {
+    pub(super) fn holds(&self, place: Place) -> Option<ExpertKey> {
         self.slots[place.pool][place.slot.index()].holds
     }
 
     /// Plans a load; tells whether another was called off for it, that had been planned in vain and not begun.
-    pub(crate) fn write(&mut self, job: Job) -> bool {
+    pub(super) fn write(&mut self, job: Job) -> bool {
         let called_off = self.call_off(job.place);
         let write = self.planned(job.key, job.reason);
         let steps = &mut self.slot(job.place).steps;
@@ -166,7 +166,7 @@ impl SlotOrder {
     /// Plans that a call of `phase` reads an expert that the cache takes for resident.
     ///
     /// If its load is still to come, that becomes a demand; if its load failed, it is loaded anew.
-    pub(crate) fn read_resident(&mut self, place: Place, key: ExpertKey, phase: Phase) -> Residence {
+    pub(super) fn read_resident(&mut self, place: Place, key: ExpertKey, phase: Phase) -> Residence {
         let slot = self.slot(place);
         let only = slot.steps.len() == 1;
         let residence = match slot.steps.back_mut() {
@@ -191,18 +191,18 @@ impl SlotOrder {
     }
 
     /// Plans that a call reads an expert whose load was planned just before.
-    pub(crate) fn read(&mut self, place: Place, key: ExpertKey) {
+    pub(super) fn read(&mut self, place: Place, key: ExpertKey) {
         self.slot(place).steps.push_back(Step::Read(key));
     }
 
     /// Whether nothing is to happen any more before an expert is read, be it there or not.
-    pub(crate) fn has_ended(&self, place: Place, key: ExpertKey) -> bool {
+    pub(super) fn has_ended(&self, place: Place, key: ExpertKey) -> bool {
         let first = self.slots[place.pool][place.slot.index()].steps.front();
         matches!(first, Some(Step::Read(next)) if *next == key)
     }
 
     /// How far an expert is that a call of `phase` reads.
-    pub(crate) fn arrival(&mut self, place: Place, key: ExpertKey, phase: Phase) -> Arrival {
+    pub(super) fn arrival(&mut self, place: Place, key: ExpertKey, phase: Phase) -> Arrival {
         let slot = self.slot(place);
         let Some(Step::Read(next)) = slot.steps.front() else { return Arrival::Waiting };
         if *next != key {
@@ -222,7 +222,7 @@ impl SlotOrder {
     }
 
     /// A call has read the expert in a slot.
-    pub(crate) fn read_done(&mut self, place: Place) {
+    pub(super) fn read_done(&mut self, place: Place) {
         let step = self.slot(place).steps.pop_front();
         debug_assert!(matches!(step, Some(Step::Read(_))));
         self.enqueue(place);
@@ -230,7 +230,7 @@ impl SlotOrder {
 
     /// Begins the load planned first among those that a call waits for, or if there is none and `prefetches` are wanted, among
     /// the others.
-    pub(crate) fn begin(&mut self, prefetches: bool) -> Option<Job> {
+    pub(super) fn begin(&mut self, prefetches: bool) -> Option<Job> {
         let place = match self.demands.pop_first() {
             Some((_, place)) => place,
             None if prefetches => self.prefetches.pop_first()?.1,
@@ -240,25 +240,25 @@ impl SlotOrder {
     }
 
     /// Begins the load planned first among those that a call of a pool waits for, and tells its number.
-    pub(crate) fn begin_demand_of(&mut self, pool: usize) -> Option<(LoadNumber, Job)> {
+    pub(super) fn begin_demand_of(&mut self, pool: usize) -> Option<(LoadNumber, Job)> {
         let number = *self.demands.iter().find(|(_, place)| place.pool == pool)?.0;
         Some((number, self.begin_demand(number)?))
     }
 
     /// Begins a load of this number, if a call waits for it and nothing is to happen in its slot before.
-    pub(crate) fn begin_demand(&mut self, number: LoadNumber) -> Option<Job> {
+    pub(super) fn begin_demand(&mut self, number: LoadNumber) -> Option<Job> {
         let place = self.demands.remove(&number)?;
         Some(self.begin_at(place))
     }
 
     /// Begins the load planned first among those that no call waits for.
-    pub(crate) fn begin_prefetch(&mut self) -> Option<Job> {
+    pub(super) fn begin_prefetch(&mut self) -> Option<Job> {
         let (_, place) = self.prefetches.pop_first()?;
         Some(self.begin_at(place))
     }
 
     /// Whether a load could begin.
-    pub(crate) fn has_work(&self) -> bool {
+    pub(super) fn has_work(&self) -> bool {
         !self.demands.is_empty() || !self.prefetches.is_empty()
     }
 
@@ -272,7 +272,7 @@ impl SlotOrder {
     }
 
     /// A load has ended.
-    pub(crate) fn ended(&mut self, job: &Job, outcome: Result<(), OffloadError>) {
+    pub(super) fn ended(&mut self, job: &Job, outcome: Result<(), OffloadError>) {
         let slot = self.slot(job.place);
         slot.steps.pop_front();
         match outcome {
@@ -286,7 +286,7 @@ impl SlotOrder {
     }
 
     /// Takes back what a call has planned in a slot and not begun: its reads, and its loads.
-    pub(crate) fn abandon(&mut self, place: Place) {
+    pub(super) fn abandon(&mut self, place: Place) {
         if let Some(&Step::Write(Write { number, .. })) = self.slot(place).steps.front() {
             self.dequeue(number);
         }
@@ -305,13 +305,13 @@ impl SlotOrder {
     }
 
     /// Whether a load that a call waited for is running in a slot.
-    pub(crate) fn demand_runs(&self, place: Place) -> bool {
+    pub(super) fn demand_runs(&self, place: Place) -> bool {
         let first = self.slots[place.pool][place.slot.index()].steps.front();
         matches!(first, Some(Step::Write(write)) if write.running && write.urgent)
     }
 
     /// Whether nothing is planned for a slot.
-    pub(crate) fn is_idle(&self, place: Place) -> bool {
+    pub(super) fn is_idle(&self, place: Place) -> bool {
         self.slots[place.pool][place.slot.index()].steps.is_empty()
     }
 
@@ -332,7 +332,7 @@ impl SlotOrder {
 
     /// Asserts that every load that could begin is queued, once and where it belongs, and nothing else is.
     #[cfg(test)]
-    pub(crate) fn validate(&self) {
+    pub(super) fn validate(&self) {
         let mut queued = 0;
         for (pool, slots) in self.slots.iter().enumerate() {
             for (slot, held) in (0..).map(SlotId).zip(slots) {
@@ -355,13 +355,13 @@ impl SlotOrder {
 
     /// Whether anything is left to happen.
     #[cfg(test)]
-    pub(crate) fn is_busy(&self) -> bool {
+    pub(super) fn is_busy(&self) -> bool {
         self.slots.iter().flatten().any(|slot| !slot.steps.is_empty())
     }
 
     /// Asserts that nothing is left to happen.
     #[cfg(test)]
-    pub(crate) fn assert_idle(&self) {
+    pub(super) fn assert_idle(&self) {
         assert!(self.slots.iter().flatten().all(|slot| slot.steps.is_empty() && slot.failure.is_none()));
     }
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::driver::{DeviceAddress, Driver};
 use super::last_reads::LastReads;
 use super::pinning::{LockedRanges, Pinning};
-use crate::Result;
+use crate::error::Result;
 
 /// Staging buffers of a lane: the host fills one while the GPU copies from the other.
 const BUFFERS: usize = 2;
@@ -32,7 +32,7 @@ pub struct CopiedBytes {
 /// The copies of all slots of a device: every load has a lane of its own while it runs, so that none waits behind
 /// another.
 #[derive(Debug)]
-pub(crate) struct Copies<D: Driver> {
+pub(super) struct Copies<D: Driver> {
     driver: Arc<D>,
     /// Bytes of a staging buffer.
     buffer_bytes: usize,
@@ -75,7 +75,7 @@ enum Source {
 }
 
 impl<D: Driver> Copies<D> {
-    pub(crate) fn new(driver: Arc<D>, buffer_bytes: usize) -> Copies<D> {
+    pub(super) fn new(driver: Arc<D>, buffer_bytes: usize) -> Copies<D> {
         Copies {
             driver,
             buffer_bytes,
@@ -87,7 +87,7 @@ impl<D: Driver> Copies<D> {
     }
 
     #[cfg(feature = "cuda")]
-    pub(crate) fn driver(&self) -> &Arc<D> {
+    pub(super) fn driver(&self) -> &Arc<D> {
         &self.driver
     }
 
@@ -99,7 +99,7 @@ impl<D: Driver> Copies<D> {
     /// # Safety
     /// The device memory behind the addresses is of the bytes' lengths, belongs to the slot, and lives until the return.
     #[expect(unsafe_code, reason = "writes device memory")]
-    pub(crate) unsafe fn load(
+    pub(super) unsafe fn load(
         &self,
         reads: &LastReads<D>,
         slot: SlotId,
@@ -127,7 +127,7 @@ impl<D: Driver> Copies<D> {
     /// # Safety
     /// The ranges stay mapped as long as `owner` lives.
     #[expect(unsafe_code, reason = "the memory belongs to somebody else")]
-    pub(crate) unsafe fn lock(
+    pub(super) unsafe fn lock(
         &self,
         ranges: impl IntoIterator<Item = Range<usize>>,
         owner: Arc<dyn Any + Send + Sync>,
@@ -155,12 +155,12 @@ impl<D: Driver> Copies<D> {
     }
 
     /// What is page-locked so far.
-    pub(crate) fn pinning(&self) -> Pinning {
+    pub(super) fn pinning(&self) -> Pinning {
         lock(&self.pinning).clone()
     }
 
     /// Bytes copied so far.
-    pub(crate) fn copied(&self) -> CopiedBytes {
+    pub(super) fn copied(&self) -> CopiedBytes {
         let [locked, staged, pageable] = self.copied.each_ref().map(|bytes| bytes.load(Ordering::Relaxed));
         CopiedBytes { locked, staged, pageable }
     }

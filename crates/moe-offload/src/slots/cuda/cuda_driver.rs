@@ -10,18 +10,18 @@ use candle_core::cuda_backend::cudarc::driver::{
 };
 
 use super::driver::{DeviceAddress, Driver};
-use crate::{OffloadError, Result};
+use crate::error::{OffloadError, Result};
 
 /// A GPU whose tensors are all computed on one stream.
 #[derive(Debug)]
-pub(crate) struct Cuda {
+pub(super) struct Cuda {
     context: Arc<CudaContext>,
     compute: Arc<CudaStream>,
 }
 
 /// Page-locked memory of somebody else.
 #[derive(Debug)]
-pub(crate) struct Registration {
+pub(super) struct Registration {
     context: Arc<CudaContext>,
     address: usize,
 }
@@ -31,7 +31,7 @@ impl Cuda {
     ///
     /// # Errors
     /// [`OffloadError::StreamPerThread`].
-    pub(crate) fn new(compute: Arc<CudaStream>) -> Result<Cuda> {
+    pub(super) fn new(compute: Arc<CudaStream>) -> Result<Cuda> {
         // The driver's handle of "the stream of whatever thread asks".
         if compute.cu_stream().addr() == 2 {
             return Err(OffloadError::StreamPerThread);
@@ -40,7 +40,7 @@ impl Cuda {
     }
 
     /// Bytes that are free on the device.
-    pub(crate) fn free_bytes(&self) -> Result<u64> {
+    pub(super) fn free_bytes(&self) -> Result<u64> {
         let (free, _) = self.context.mem_get_info().map_err(fault("asking for free memory"))?;
         Ok(free as u64)
     }
@@ -50,7 +50,7 @@ impl Cuda {
     /// # Safety
     /// Both sides are of that length, and alive; the memory at `to` is used on the compute stream alone.
     #[expect(unsafe_code, reason = "writes device memory")]
-    pub(crate) unsafe fn copy_within(&self, from: DeviceAddress, to: DeviceAddress, bytes: usize) -> Result<()> {
+    pub(super) unsafe fn copy_within(&self, from: DeviceAddress, to: DeviceAddress, bytes: usize) -> Result<()> {
         self.context.bind_to_thread().map_err(fault("binding the context"))?;
         // SAFETY: as the caller promises; memory is freed in the order of the same stream.
         unsafe { result::memcpy_dtod_async(to.0, from.0, bytes, self.compute.cu_stream()) }
@@ -151,7 +151,7 @@ impl Drop for Registration {
 }
 
 /// The error of an operation that the driver refused.
-pub(crate) fn fault(operation: &'static str) -> impl FnOnce(DriverError) -> OffloadError {
+pub(super) fn fault(operation: &'static str) -> impl FnOnce(DriverError) -> OffloadError {
     move |error| {
         let name = error.error_name().map_or_else(|_| "unnamed".to_owned(), |name| name.to_string_lossy().into_owned());
         OffloadError::Driver { operation, code: error.0 as u32, name }
@@ -159,7 +159,7 @@ pub(crate) fn fault(operation: &'static str) -> impl FnOnce(DriverError) -> Offl
 }
 
 /// Whether an error of a tensor operation says that the device is full.
-pub(crate) fn is_out_of_memory(error: &Error) -> bool {
+pub(super) fn is_out_of_memory(error: &Error) -> bool {
     match error {
         Error::WithBacktrace { inner, .. } => is_out_of_memory(inner),
         Error::Cuda(error) => {

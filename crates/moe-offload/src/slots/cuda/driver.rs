@@ -2,15 +2,15 @@
 
 use std::fmt::Debug;
 
-use crate::Result;
+use crate::error::Result;
 
 /// An address in device memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct DeviceAddress(pub(crate) u64);
+pub(super) struct DeviceAddress(pub(super) u64);
 
 impl DeviceAddress {
     /// The address `bytes` further on.
-    pub(crate) fn plus(self, bytes: usize) -> DeviceAddress {
+    pub(super) fn plus(self, bytes: usize) -> DeviceAddress {
         DeviceAddress(self.0 + bytes as u64)
     }
 }
@@ -19,7 +19,7 @@ impl DeviceAddress {
 ///
 /// Work in one queue runs in order, work in two queues in any order that events do not forbid. All but the methods that
 /// say otherwise return at once.
-pub(crate) trait Driver: Debug + Send + Sync {
+pub(super) trait Driver: Debug + Send + Sync {
     /// A queue of copies.
     type Lane: Debug + Send;
     /// A point in a queue, reached once everything before it is done.

@@ -1,6 +1,7 @@
 //! Which experts the fused kernels can compute.
 
-use crate::{ExpertShape, WeightType};
+use crate::expert::ExpertShape;
+use crate::weights::WeightType;
 
 /// Tokens of a group that the fused kernel of quantized weights serves, at most: it reads the weights once a token, so
 /// larger groups go through the matrix kernels.
@@ -20,7 +21,7 @@ const VECTOR: usize = 8;
 /// The kernels check nothing: where their assumptions do not hold they read beyond rows, or do not start and leave the
 /// output as it was. The form of `moe_gemm_gguf` for prefill is never used: its threads overwrite the tokens of a tile
 /// while others may still read them.
-pub(crate) fn is_fused(types: [WeightType; 3], shape: ExpertShape, tokens: usize) -> bool {
+pub(super) fn is_fused(types: [WeightType; 3], shape: ExpertShape, tokens: usize) -> bool {
     // Half-precision kernels take and give their own type, quantized ones f32.
     let activations = types.map(WeightType::activations);
     let one_type = activations.iter().all(|&other| other == activations[0]);

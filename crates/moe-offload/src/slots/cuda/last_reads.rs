@@ -5,14 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use expert_cache::SlotId;
 
 use super::driver::Driver;
-use crate::Result;
+use crate::error::Result;
 
 /// The last compute that read each slot.
 ///
 /// Compute runs in one queue, so that an event of it implies all that were recorded before. The other direction, compute
 /// that waits for copies, needs no event: a load returns when its copies are done.
 #[derive(Debug)]
-pub(crate) struct LastReads<D: Driver> {
+pub(super) struct LastReads<D: Driver> {
     driver: Arc<D>,
     slots: Vec<Mutex<LastRead<D::Event>>>,
     /// Held while an event is recorded and noted, so that none replaces a later one.
@@ -30,7 +30,7 @@ enum LastRead<E> {
 }
 
 impl<D: Driver> LastReads<D> {
-    pub(crate) fn new(driver: Arc<D>, slots: usize) -> LastReads<D> {
+    pub(super) fn new(driver: Arc<D>, slots: usize) -> LastReads<D> {
         LastReads {
             driver,
             slots: (0..slots).map(|_| Mutex::new(LastRead::None)).collect(),
@@ -40,7 +40,7 @@ impl<D: Driver> LastReads<D> {
 
     /// Queues compute that reads `slots` by calling `queue`, and remembers when it will be done, also if `queue` fails
     /// half way.
-    pub(crate) fn compute<T>(
+    pub(super) fn compute<T>(
         &self,
         slots: impl Iterator<Item = SlotId>,
         queue: impl FnOnce() -> Result<T>,
@@ -62,7 +62,7 @@ impl<D: Driver> LastReads<D> {
     }
 
     /// Lets a lane wait for the compute that reads a slot.
-    pub(crate) fn before_copy(&self, slot: SlotId, lane: &D::Lane) -> Result<()> {
+    pub(super) fn before_copy(&self, slot: SlotId, lane: &D::Lane) -> Result<()> {
         match &*self.last_read(slot) {
             LastRead::None => Ok(()),
             LastRead::Until(event) => self.driver.wait(lane, event),
@@ -71,7 +71,7 @@ impl<D: Driver> LastReads<D> {
     }
 
     /// Notes that copies that waited for the compute are done.
-    pub(crate) fn copied(&self, slot: SlotId) {
+    pub(super) fn copied(&self, slot: SlotId) {
         *self.last_read(slot) = LastRead::None;
     }
 

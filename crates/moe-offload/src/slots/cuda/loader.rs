@@ -10,7 +10,10 @@ use moe_trace::{ExpertId, LayerId};
 use super::copies::{CopiedBytes, Copies};
 use super::cuda_driver::{Cuda, fault};
 use super::pinning::Pinning;
-use crate::{ExpertStore, HostStore, OffloadError, Projection, Result, os};
+use crate::error::{OffloadError, Result};
+use crate::memory::os;
+use crate::store::{ExpertStore, HostStore};
+use crate::weights::Projection;
 
 /// Bytes of a staging buffer; every load that runs at the same time has two.
 const BUFFER_BYTES: usize = 4 << 20;
@@ -118,7 +121,7 @@ impl CudaLoader {
         self.copies.driver().free_bytes()
     }
 
-    pub(crate) fn copies(&self) -> &Arc<Copies<Cuda>> {
+    pub(super) fn copies(&self) -> &Arc<Copies<Cuda>> {
         &self.copies
     }
 }

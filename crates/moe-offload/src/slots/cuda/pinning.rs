@@ -37,7 +37,7 @@ impl fmt::Display for Pinning {
 }
 
 /// Weights that are locked, in order of their addresses, and what keeps them where they are.
-pub(crate) struct LockedRanges<D: Driver> {
+pub(super) struct LockedRanges<D: Driver> {
     /// Addresses of each locked range; a copy may not leave it, as the driver knows each as memory of its own.
     ranges: Vec<Range<usize>>,
     /// Unlocked before the memory may go.
@@ -58,7 +58,7 @@ impl<D: Driver> LockedRanges<D> {
     /// # Safety
     /// The ranges stay mapped as long as `owner` lives.
     #[expect(unsafe_code, reason = "the memory belongs to somebody else")]
-    pub(crate) unsafe fn lock(
+    pub(super) unsafe fn lock(
         driver: &D,
         ranges: impl IntoIterator<Item = Range<usize>>,
         owner: Arc<dyn Any + Send + Sync>,
@@ -100,7 +100,7 @@ impl<D: Driver> LockedRanges<D> {
 
     /// The first piece of `address..address + bytes` that lies within one locked range or outside of all: its length,
     /// and whether it is locked.
-    pub(crate) fn piece(&self, address: usize, bytes: usize) -> (usize, bool) {
+    pub(super) fn piece(&self, address: usize, bytes: usize) -> (usize, bool) {
         let next = self.ranges.partition_point(|range| range.end <= address);
         match self.ranges.get(next) {
             Some(range) if range.start <= address => ((range.end - address).min(bytes), true),

@@ -8,7 +8,10 @@ use super::fused::is_fused;
 use super::last_reads::LastReads;
 use super::loader::CudaLoader;
 use super::stack::{STACK_SLOTS, Stack};
-use crate::{ExpertShape, ExpertSlots, ExpertTypes, OffloadError, ProjectionBytes, Result, SlotGroup, WeightType};
+use crate::error::{OffloadError, Result};
+use crate::expert::{ExpertShape, ExpertTypes, ProjectionBytes};
+use crate::slots::{ExpertSlots, SlotGroup};
+use crate::weights::WeightType;
 
 /// [`ExpertSlots`] in the memory of an NVIDIA GPU, behind the feature `cuda`.
 ///

@@ -12,15 +12,16 @@ use candle_nn::ops::silu;
 
 use super::cuda_driver::Cuda;
 use super::driver::DeviceAddress;
-use crate::dispatch::gather;
-use crate::{ExpertShape, ExpertWeights, OffloadError, Projection, Result, WeightType};
+use crate::error::{OffloadError, Result};
+use crate::expert::{ExpertShape, ExpertWeights, gather};
+use crate::weights::{Projection, WeightType};
 
 /// Slots of a stack, at most: the fused kernels sum the tokens of all slots in one block of threads.
-pub(crate) const STACK_SLOTS: usize = 1024;
+pub(super) const STACK_SLOTS: usize = 1024;
 
 /// The gate, up and down projections of some slots, each one tensor `[slots, out, in]`.
 #[derive(Debug)]
-pub(crate) struct Stack {
+pub(super) struct Stack {
     shape: ExpertShape,
     types: [WeightType; 3],
     projections: [Stacked; 3],
@@ -42,20 +43,20 @@ struct Single {
 
 impl Stack {
     /// Allocates slots.
-    pub(crate) fn new(slots: usize, shape: ExpertShape, types: [WeightType; 3], device: &Device) -> Result<Stack> {
+    pub(super) fn new(slots: usize, shape: ExpertShape, types: [WeightType; 3], device: &Device) -> Result<Stack> {
         let dims = shape.projections();
         let [gate, up, down] = [0, 1, 2].map(|which| Stacked::new(slots, dims[which], types[which], device));
         Ok(Stack { shape, types, projections: [gate?, up?, down?], singles: Mutex::default() })
     }
 
     /// Where the projections of a slot are.
-    pub(crate) fn addresses(&self, slot: usize) -> [DeviceAddress; 3] {
+    pub(super) fn addresses(&self, slot: usize) -> [DeviceAddress; 3] {
         let bytes = self.projection_bytes();
         [0, 1, 2].map(|which| self.projections[which].address().plus(slot * bytes[which]))
     }
 
     /// Bytes of the projections of a slot.
-    pub(crate) fn projection_bytes(&self) -> [usize; 3] {
+    pub(super) fn projection_bytes(&self) -> [usize; 3] {
         let dims = self.shape.projections();
         [0, 1, 2].map(|which| self.types[which].bytes(dims[which].0, dims[which].1))
     }
@@ -63,7 +64,7 @@ impl Stack {
     /// Sends groups of tokens through the experts in slots of this stack, all of them at once.
     ///
     /// Groups are slots of this stack, ascending, and rows of `hidden`; outputs are in their order.
-    pub(crate) fn forward_fused(&self, hidden: &Tensor, groups: &[(usize, &[u32])]) -> Result<Vec<Tensor>> {
+    pub(super) fn forward_fused(&self, hidden: &Tensor, groups: &[(usize, &[u32])]) -> Result<Vec<Tensor>> {
         let device = hidden.device();
         let rows: Vec<u32> = groups.iter().flat_map(|(_, rows)| rows.iter()).copied().collect();
         let slot_number = |slot: usize| u32::try_from(slot).expect("a stack has few slots");
@@ -90,7 +91,7 @@ impl Stack {
     }
 
     /// Sends a group of tokens through the expert in a slot of this stack.
-    pub(crate) fn forward_one(&self, driver: &Cuda, hidden: &Tensor, slot: usize, rows: &[u32]) -> Result<Tensor> {
+    pub(super) fn forward_one(&self, driver: &Cuda, hidden: &Tensor, slot: usize, rows: &[u32]) -> Result<Tensor> {
         let tokens = gather(hidden, rows)?;
         // The copies and the compute follow each other in the stream, and no other thread's copies come between.
         let _single = self.singles.lock().unwrap_or_else(PoisonError::into_inner);

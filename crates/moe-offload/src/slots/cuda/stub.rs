@@ -14,7 +14,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::driver::{DeviceAddress, Driver};
-use crate::{OffloadError, Result};
+use crate::error::{OffloadError, Result};
 
 /// What a stub leaves out, to show that the tests see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

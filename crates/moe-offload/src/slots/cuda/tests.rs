@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 use super::copies::{CopiedBytes, Copies};
 use super::last_reads::LastReads;
 use super::stub::{Gate, Omit, Stub};
-use crate::Result;
+use crate::error::Result;
 
 /// Bytes of a projection.
 const PROJECTION: usize = 100;
