@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use moe_trace::{ImportReport, MemoryTrace, Phase, RoutingSource, WarningKind};
 
@@ -45,12 +45,18 @@ fn decode_from(source: &dyn RoutingSource, first: usize) -> Result<MemoryTrace> 
     if let Some(model) = source.model() {
         trace = trace.with_model(model);
     }
+    let mut longest = 0;
     for index in 0..source.len() {
         let mut sequence = source.sequence(index)?.to_buf();
+        longest = longest.max(sequence.phases.len());
         let prefilled = first.min(sequence.phases.len());
         sequence.phases[..prefilled].fill(Phase::Prefill.code());
         sequence.phases[prefilled..].fill(Phase::Decode.code());
         trace.push(sequence)?;
     }
+    ensure!(
+        first < longest.max(1),
+        "--decode-from {first} would leave no decoded token: the longest sequence has {longest} tokens"
+    );
     Ok(trace)
 }
