@@ -9,6 +9,8 @@ mod reader;
 mod writer;
 
 pub(crate) use header::Header;
+#[cfg(feature = "import")]
+pub(crate) use origin::Origin as MappedOrigin;
 pub use reader::TraceFile;
 #[cfg(feature = "import")]
 pub(crate) use reader::map_file;

@@ -10,7 +10,7 @@ use crate::{Result, TraceError};
 /// A file that is mapped. The map does not keep it open: a capture may have more shards than a process may have open
 /// files.
 #[derive(Debug)]
-pub(super) struct Origin {
+pub(crate) struct Origin {
     path: PathBuf,
     len: u64,
     opened: Instant,
@@ -21,7 +21,7 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    pub(super) fn of(path: &Path, file: &File) -> std::io::Result<Origin> {
+    pub(crate) fn of(path: &Path, file: &File) -> std::io::Result<Origin> {
         let found = file.metadata()?;
         Ok(Origin {
             path: path.to_owned(),
@@ -39,7 +39,7 @@ impl Origin {
     /// Checks that the file is as long as when it was mapped. A file that was replaced or removed is still mapped whole.
     ///
     /// The file is looked at once a millisecond at most: short sequences are read faster than the system answers.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         const PAUSE: u64 = 1000;
         let now = u64::try_from(self.opened.elapsed().as_micros()).unwrap_or(u64::MAX);
         if now < self.next_look.load(Ordering::Relaxed) {

@@ -36,8 +36,8 @@ impl Importer for Granite {
 
     fn open(&self, input: &Input, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
         let path = input.path();
-        let bytes = input.bytes()?;
-        let document: Document = serde_json::from_slice(bytes.as_ref()).map_err(|source| malformed(path, source))?;
+        // Not mapped: a file that is cut meanwhile ends early, and a parser cannot look at the file between its steps.
+        let document: Document = serde_json::from_reader(input.reader()?).map_err(|source| malformed(path, source))?;
         document.check(path, options)
     }
 }

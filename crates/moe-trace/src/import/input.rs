@@ -9,8 +9,8 @@ use memmap2::Mmap;
 
 use super::spool::{self, Limit, Origin};
 use super::{io, record};
-use crate::format::map_file;
-use crate::{Place, Result};
+use crate::format::{MappedOrigin, map_file};
+use crate::{Place, Result, TraceError};
 
 /// A file or folder to import. It can be read any number of times, from the beginning each time.
 ///
@@ -40,7 +40,7 @@ impl Input {
     ///
     /// # Errors
     /// [`TraceError::Io`](crate::TraceError::Io); [`TraceError::Record`](crate::TraceError::Record) for a device, broken gzip,
-    /// and more bytes than are allowed.
+    /// and more bytes than are allowed; [`TraceError::UnusedOption`] for a limit on a file that is neither packed nor a pipe.
     pub fn open(path: impl AsRef<Path>, max_unpacked: Option<u64>) -> Result<Input> {
         let (path, limit) = (path.as_ref(), Limit(max_unpacked));
         let origin = spool::origin(path)?;
@@ -53,7 +53,17 @@ impl Input {
             }
         };
         let mut input = Input { path, source, limit, packed: false };
-        if !input.is_folder() && input.raw()?.fill_buf().map_err(io(&input.path, "read the file"))?.starts_with(GZIP) {
+        if input.is_folder() {
+            return Ok(input);
+        }
+        let mut reader = input.raw()?;
+        let head = reader.fill_buf().map_err(io(&input.path, "read the file"))?;
+        let (is_gzip, is_zip) = (head.starts_with(GZIP), head.starts_with(ZIP));
+        if max_unpacked.is_some() && matches!(input.source, Source::File) && !is_gzip && !is_zip {
+            let reader = "a file that is neither packed nor a pipe".to_owned();
+            return Err(TraceError::UnusedOption { path: input.path, option: "--max-unpacked", reader });
+        }
+        if is_gzip {
             let unpacked = spool::unpack(&input.path, input.raw()?, limit.of_packed(input.len()?))?;
             input = Input { source: Source::Spooled(Arc::new(unpacked)), packed: true, ..input };
         }
@@ -113,10 +123,15 @@ impl Input {
     fn map(&self) -> Result<InputBytes> {
         let file = self.file()?;
         if file.metadata().map_err(io(&self.path, "read the size"))?.len() == 0 {
-            return Ok(InputBytes { map: None, start: 0 });
+            return Ok(InputBytes { map: None, start: 0, origin: None });
         }
         let map = map_file(&file).map_err(io(&self.path, "map the file"))?;
-        Ok(InputBytes { map: Some(Arc::new(map)), start: 0 })
+        let origin = match self.source {
+            // Nothing else can open an unnamed file.
+            Source::Spooled(_) => None,
+            _ => Some(Arc::new(MappedOrigin::of(&self.path, &file).map_err(io(&self.path, "read the size"))?)),
+        };
+        Ok(InputBytes { map: Some(Arc::new(map)), start: 0, origin })
     }
 
     /// The file that has the bytes. Its position may be shared.
@@ -155,6 +170,7 @@ impl Input {
 }
 
 const GZIP: &[u8] = b"\x1f\x8b";
+const ZIP: &[u8] = b"PK";
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// All bytes of an [`Input`].
@@ -162,6 +178,15 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 pub struct InputBytes {
     map: Option<Arc<Mmap>>,
     start: usize,
+    /// The file behind the map, if another program can cut it.
+    origin: Option<Arc<MappedOrigin>>,
+}
+
+impl InputBytes {
+    /// Checks that the file is as long as when it was mapped; cheap enough to be called for every token.
+    pub(super) fn check(&self) -> Result<()> {
+        self.origin.as_deref().map_or(Ok(()), MappedOrigin::check)
+    }
 }
 
 impl AsRef<[u8]> for InputBytes {
@@ -210,5 +235,34 @@ impl Seek for InputReader {
             InputReader::File(file) => file.seek(to),
             InputReader::Bytes(bytes) => bytes.seek(to),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_cut_while_it_is_mapped_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        std::fs::write(&path, vec![b'a'; 10_000]).unwrap();
+        let bytes = Input::open(&path, None).unwrap().bytes().unwrap();
+        bytes.check().unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(5000).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        let error = bytes.check().unwrap_err();
+        assert!(matches!(error, TraceError::Shrunk { len: 5000, expected: 10_000, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_limit_on_what_is_not_packed_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        std::fs::write(&path, "token,layer,expert\n").unwrap();
+        let error = Input::open(&path, Some(1 << 20)).unwrap_err().to_string();
+        let expected = "a file that is neither packed nor a pipe does not use --max-unpacked: leave it out";
+        assert!(error.ends_with(expected), "{error}");
+        assert!(Input::open(folder.path(), Some(1 << 20)).is_ok(), "files in a folder may be packed");
     }
 }

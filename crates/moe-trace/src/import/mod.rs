@@ -25,6 +25,7 @@ mod parquet;
 mod passes;
 mod pickle;
 mod pickle_machine;
+mod pickle_numpy;
 mod ranks;
 mod records;
 mod routed_experts;

@@ -1,7 +1,7 @@
 //! The part of Python's pickle notation that a dictionary of tensors needs, read without executing anything.
 //!
 //! A pickle is a program for a stack machine. Here its instructions build a tree of plain values; a call is allowed only
-//! of the few functions by which PyTorch rebuilds tensors, and is not made but noted. Every other instruction, function or
+//! of the few functions by which PyTorch rebuilds tensors, and is not made but noted. NumPy's scalars become numbers. Every other instruction, function or
 //! class is refused.
 
 use super::pickle_machine::run;
@@ -17,6 +17,8 @@ pub(super) enum Value {
     Int(i64),
     Float(f64),
     Text(String),
+    /// The bytes of one number.
+    Bytes(Vec<u8>),
     List(Vec<Id>),
     Tuple(Vec<Id>),
     Dict(Vec<(Id, Id)>),
@@ -98,6 +100,47 @@ mod tests {
         let tuple: Vec<&Value> = pickle.elements(pickle.get(pickle.root(), "b").unwrap()).unwrap().collect();
         assert_eq!(tuple, [&Value::Bool(true), &Value::None, &Value::Float(1.5)]);
         assert_eq!(pickle.get(pickle.root(), "c"), None);
+    }
+
+    /// Reads the list of a pickle of scalars, each of a type and bytes that follow a call of `module.scalar`.
+    fn scalars(module: &str, scalars: &[(&str, &[u8])]) -> Result<Vec<Value>, PickleError> {
+        let mut bytes = b"\x80\x04](".to_vec();
+        for (kind, number) in scalars {
+            bytes.extend(format!("c{module}\nscalar\n(cnumpy\ndtype\n(").as_bytes());
+            bytes.extend([0x8c, u8::try_from(kind.len()).unwrap()]);
+            bytes.extend(kind.as_bytes());
+            // As `dtype.__reduce__` writes it: not aligned, copied; then the state, with the byte order second.
+            bytes.extend(b"\x89\x88tR(K\x03\x8c\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb");
+            bytes.extend([b'C', u8::try_from(number.len()).unwrap()]);
+            bytes.extend(*number);
+            bytes.extend(b"tR");
+        }
+        bytes.extend(b"e.");
+        let pickle = Pickle::read(&bytes)?;
+        Ok(pickle.elements(pickle.root()).unwrap().cloned().collect())
+    }
+
+    #[test]
+    fn numpy_scalars_are_numbers() {
+        let (long, short, single) = ((-3i64).to_le_bytes(), 300u16.to_le_bytes(), 1.5f32.to_le_bytes());
+        let given: [(&str, &[u8]); 4] = [("i8", &long), ("u2", &short), ("f4", &single), ("b1", &[1])];
+        for module in ["numpy.core.multiarray", "numpy._core.multiarray"] {
+            let expected = [Value::Int(-3), Value::Int(300), Value::Float(1.5), Value::Bool(true)];
+            assert_eq!(scalars(module, &given).unwrap(), expected);
+        }
+        let found = |kind: &str, bytes: &[u8]| scalars("numpy.core.multiarray", &[(kind, bytes)]).unwrap_err().found;
+        assert_eq!(found("i8", &[0; 4]), "a NumPy scalar");
+        assert_eq!(found("O8", &[0; 8]), "a NumPy scalar");
+        assert_eq!(found("i8", &[0; 9]), "9 bytes");
+        assert!(scalars("numpy.random", &given).is_err());
+        // Protocol 2 writes bytes as a text in Latin-1.
+        let old = b"\x80\x02cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(X\x02\x00\x00\x00u2K\x00K\x01tR(K\x03X\x01\x00\x00\x00<\
+            tbc_codecs\nencode\n(X\x03\x00\x00\x00\xc3\xbf\x01X\x06\x00\x00\x00latin1tRtR.";
+        assert_eq!(Pickle::read(old).unwrap().root(), &Value::Int(0x01ff));
+        let big = old.iter().map(|&byte| if byte == b'<' { b'>' } else { byte }).collect::<Vec<_>>();
+        assert!(Pickle::read(&big).unwrap_err().found.contains("0x62"), "big-endian");
+        let long = b"c_codecs\nencode\n(X\x09\x00\x00\x00aaaaaaaaaX\x06\x00\x00\x00latin1tR.";
+        assert_eq!(Pickle::read(long).unwrap_err().found, "a text as bytes");
     }
 
     #[test]

@@ -3,16 +3,20 @@
 use std::collections::HashMap;
 
 use super::pickle::{Id, PickleError, Value};
+use super::pickle_numpy::{LONGEST_NUMBER, is_little_endian, is_scalar, latin1, scalar};
 
 /// Functions whose calls may be noted.
 fn is_allowed(name: &str) -> bool {
-    matches!(
-        name,
-        "torch._utils._rebuild_tensor_v2"
-            | "collections.OrderedDict"
-            | "torch.Size"
-            | "torch.serialization._get_layout"
-    )
+    is_scalar(name)
+        || matches!(
+            name,
+            "torch._utils._rebuild_tensor_v2"
+                | "collections.OrderedDict"
+                | "torch.Size"
+                | "torch.serialization._get_layout"
+                | "numpy.dtype"
+                | "_codecs.encode"
+        )
 }
 
 /// Classes that may be named.
@@ -188,6 +192,17 @@ impl<'a> Machine<'a> {
             ("collections.OrderedDict", Value::Tuple(items)) if items.is_empty() => self.push(Value::Dict(Vec::new())),
             // The value itself: copies of it could take more memory than the pickle.
             ("torch.Size", Value::Tuple(sizes)) if sizes.len() == 1 => self.stack.push(sizes[0]),
+            ("_codecs.encode", Value::Tuple(arguments)) => match latin1(&self.values, arguments) {
+                Some(bytes) => self.push(bytes),
+                None => return self.fail("a text as bytes", "allowed are the bytes of one number"),
+            },
+            (name, Value::Tuple(arguments)) if is_scalar(name) => match scalar(&self.values, arguments) {
+                Some(number) => self.push(number),
+                None => {
+                    return self
+                        .fail("a NumPy scalar", "allowed are booleans, integers and floats in little-endian order");
+                }
+            },
             _ => self.push(Value::Call { function: name, arguments }),
         }
         Ok(())
@@ -240,6 +255,20 @@ impl<'a> Machine<'a> {
                     _ => 8,
                 })?;
                 self.push(Value::Text(text));
+            }
+            b'C' | b'B' | 0x8e => {
+                let len = self.unsigned(match instruction {
+                    b'C' => 1,
+                    b'B' => 4,
+                    _ => 8,
+                })?;
+                match usize::try_from(len).ok().filter(|&len| len <= LONGEST_NUMBER) {
+                    Some(len) => {
+                        let bytes = self.take(len)?;
+                        self.push(Value::Bytes(bytes.to_vec()));
+                    }
+                    None => return self.fail(format!("{len} bytes"), "at most 8, those of a number"),
+                }
             }
             b'}' => self.push(Value::Dict(Vec::new())),
             b']' => self.push(Value::List(Vec::new())),
@@ -307,6 +336,9 @@ impl<'a> Machine<'a> {
                 self.push(Value::Persistent(id));
             }
             b'R' => self.reduce()?,
+            b'b' if matches!(self.stack[..], [.., kind, state] if is_little_endian(&self.values, kind, state)) => {
+                let _ = self.pop()?;
+            }
             other => {
                 return self.fail(
                     format!("instruction {other:#04x}"),

@@ -46,7 +46,7 @@ impl Importer for RoutedExperts {
             let array = npy::read(path, &arrays.names[index], &bytes)?;
             let shape = array.dimensions::<3>(path, "[tokens, layers, k]")?;
             let seen = seen.get_or_insert_with(|| Seen::new(shape[1], shape[2]));
-            seen.add(path, &array, shape, options)?;
+            seen.add(path, &array, shape, options, &bytes)?;
         }
         let seen = seen.ok_or_else(|| {
             record(path, Place::Entry("archive".to_owned()), "arrays", "0", "expected at least one member NAME.npy")
@@ -106,6 +106,16 @@ enum Bytes {
     Read(Vec<u8>),
 }
 
+impl Bytes {
+    /// Checks that a mapped file was not cut.
+    fn check(&self) -> Result<()> {
+        match self {
+            Bytes::Whole(bytes) => bytes.check(),
+            Bytes::Read(_) => Ok(()),
+        }
+    }
+}
+
 impl std::ops::Deref for Bytes {
     type Target = [u8];
 
@@ -137,6 +147,7 @@ impl Seen {
         array: &IntArray<&[u8]>,
         [_, layers, top_k]: [usize; 3],
         options: &ImportOptions,
+        bytes: &Bytes,
     ) -> Result<()> {
         if (layers, top_k) != (self.used.len(), self.top_k) || top_k == 0 || layers == 0 {
             let limit = format!("expected [tokens, {}, {}], none of them 0", self.used.len(), self.top_k);
@@ -144,6 +155,9 @@ impl Seen {
         }
         for index in 0..array.len() {
             let (token, layer) = (index / top_k / layers, index / top_k % layers);
+            if index % (layers * top_k) == 0 {
+                bytes.check()?;
+            }
             let place = || array.place(&format!("token {token}, layer {layer}"));
             let id = element(path, array, index, place, options)?;
             if id != EMPTY_SLOT {
@@ -218,6 +232,7 @@ impl SequenceStream for Requests {
         let mut experts = Vec::new();
         for (token, &layer) in (0..tokens).flat_map(|token| self.layers.iter().map(move |layer| (token, layer))) {
             let row = (token * width + layer) * k;
+            bytes.check()?;
             let unrouted = k > 1 && (row..row + k).all(|index| array.get(index) == 0);
             let place = || array.place(&format!("token {token}, layer {layer}"));
             if unrouted {

@@ -1,6 +1,6 @@
 //! What the rows of a file show together, before any sequence is made of them.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::ids::IdsSeen;
 use super::model_layers::moe_layers;
@@ -16,6 +16,8 @@ pub(super) struct Scan {
     /// Ordinal of each layer, in the order of execution.
     pub(super) layers: BTreeMap<(bool, u32), usize>,
     pub(super) domains: Vec<String>,
+    /// Each sequence with the index of its last row among those that count.
+    pub(super) last_rows: HashMap<String, u64>,
     /// Processes that recorded rows.
     ranks: BTreeSet<i64>,
     /// Whether rows tell forward passes apart.
@@ -52,6 +54,7 @@ impl Scan {
         let mut scan = Scan {
             layers: BTreeMap::new(),
             domains: Vec::new(),
+            last_rows: HashMap::new(),
             ranks: BTreeSet::new(),
             has_steps: false,
             has_slots: false,
@@ -67,11 +70,17 @@ impl Scan {
         let mut cell: Option<Cell> = None;
         let mut of_ranks = CellsOfRanks::default();
         let mut untold = ImportReport::default();
+        let mut index = 0;
         while source.next(&mut row)? {
             scan.notes(&row, source);
             if row.said.left_out.is_some() {
                 continue;
             }
+            match scan.last_rows.get_mut(&row.sequence) {
+                Some(last) => *last = index,
+                None => drop(scan.last_rows.insert(row.sequence.clone(), index)),
+            }
+            index += 1;
             refuse_twice(&row, source)?;
             scan.layer(&row, source, options)?;
             for id in row.used() {
@@ -228,11 +237,12 @@ impl Scan {
     }
 }
 
-/// The experts of every token and layer of a sequence that several processes recorded.
+/// The experts of every token and layer that several processes recorded: of one sequence or, where rows tell forward passes
+/// apart, of all, which may take turns.
 #[derive(Default)]
 struct CellsOfRanks {
     sequence: String,
-    cells: BTreeMap<(TokenKey, (bool, u32)), CellOfRanks>,
+    cells: HashMap<String, BTreeMap<(TokenKey, (bool, u32)), CellOfRanks>>,
 }
 
 /// The experts of one token and layer, of all ranks.
@@ -247,12 +257,18 @@ struct CellOfRanks {
 impl CellsOfRanks {
     fn take<S: RowSource>(&mut self, row: &Row, number: u64, options: &ImportOptions, ids: &mut IdsSeen, source: &S) {
         if self.sequence != row.sequence {
-            self.end(ids, source);
+            if row.step.is_none() {
+                self.end(ids, source);
+            }
             self.sequence.clone_from(&row.sequence);
         }
         let cell = (row.key(), row.layer_key(options));
         let new = CellOfRanks { experts: Vec::new(), width: 0, first: number };
-        let cell = self.cells.entry(cell).or_insert(new);
+        let cells = match self.cells.get_mut(&row.sequence) {
+            Some(cells) => cells,
+            None => self.cells.entry(row.sequence.clone()).or_default(),
+        };
+        let cell = cells.entry(cell).or_insert(new);
         for id in row.used() {
             if !cell.experts.contains(&id) {
                 cell.experts.push(id);
@@ -263,7 +279,10 @@ impl CellsOfRanks {
     }
 
     fn end<S: RowSource>(&mut self, ids: &mut IdsSeen, source: &S) {
-        for CellOfRanks { width, first, .. } in std::mem::take(&mut self.cells).into_values() {
+        let mut cells: Vec<CellOfRanks> =
+            std::mem::take(&mut self.cells).into_values().flat_map(BTreeMap::into_values).collect();
+        cells.sort_unstable_by_key(|cell| cell.first);
+        for CellOfRanks { width, first, .. } in cells {
             ids.experts_of_a_token(width, || source.place_of(first));
         }
     }

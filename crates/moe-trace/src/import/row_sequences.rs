@@ -1,6 +1,6 @@
 //! Sequences of the rows of a file.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::holes::Holes;
 use super::ranks::{Contradiction, Ranks};
@@ -15,7 +15,8 @@ use crate::{
 
 /// Opens rows as sequences: reads them once for the geometry and once for the sequences.
 ///
-/// The rows of a sequence must follow each other. Layers are ordered encoder first, then by number. Rows of several ranks
+/// The rows of a sequence must follow each other, unless they tell forward passes apart: then sequences may take turns, and
+/// each comes when its last row is read. Layers are ordered encoder first, then by number. Rows of several ranks
 /// are copies or parts of each other (see [`Ranks`]); rows of several forward passes make one sequence (see [`steps`]).
 pub(super) fn open<S: RowSource + 'static>(
     input: &Input,
@@ -41,12 +42,10 @@ pub(super) fn open<S: RowSource + 'static>(
         domain_of,
         options: options.clone(),
         row: Row::default(),
-        sequence: None,
-        domain: None,
-        tables: BTreeMap::new(),
-        left_out: BTreeSet::new(),
+        open: HashMap::new(),
+        index: 0,
+        current: String::new(),
         last_cell: None,
-        finished: HashSet::new(),
         ranks: Ranks::default(),
         ended: false,
     }))
@@ -61,39 +60,49 @@ struct Rows<S> {
     domain_of: HashMap<String, DomainId>,
     options: ImportOptions,
     row: Row,
-    /// The sequence that is read, its domain, and its tokens by rank.
-    sequence: Option<String>,
-    domain: Option<DomainId>,
-    tables: BTreeMap<i64, TokenTable>,
-    /// Numbers of tokens whose rows the file leaves out, since the sequence before.
-    left_out: BTreeSet<i64>,
-    /// Rank, token and layer of the row before.
+    /// Sequences whose last row has not come.
+    open: HashMap<String, Open>,
+    /// Index of the row among those that count.
+    index: u64,
+    /// The sequence of the row before, and rank, token and layer of that row.
+    current: String,
     last_cell: Option<(i64, TokenKey, usize)>,
-    finished: HashSet<String>,
     ranks: Ranks,
     ended: bool,
 }
 
+/// A sequence whose rows are being read.
+struct Open {
+    domain: Option<DomainId>,
+    /// Its tokens by rank.
+    tables: BTreeMap<i64, TokenTable>,
+    /// Numbers of tokens whose rows the file leaves out.
+    left_out: BTreeSet<i64>,
+}
+
 impl<S: RowSource> Rows<S> {
-    /// Takes the row that was read last; if it begins another sequence, returns the one before it.
+    /// Takes the row that was read last; returns its sequence if no row of it follows.
     fn take(&mut self) -> Result<Option<SequenceBuf>> {
-        let mut finished = None;
-        if self.sequence.as_deref() != Some(&self.row.sequence) {
-            if let Some(last) = self.sequence.replace(self.row.sequence.clone()) {
-                finished = Some(self.finish()?);
-                self.finished.insert(last);
-            }
-            if self.finished.contains(&self.row.sequence) {
-                let limit = "its rows must follow each other: sort the file by sequence";
-                return Err(self.source.error("sequence", &self.row.sequence, limit));
-            }
-            self.domain = self.row.domain.as_ref().and_then(|domain| self.domain_of.get(domain)).copied();
-        }
         let (row, source) = (&self.row, &self.source);
+        let changed = |field, value: &str| source.error(field, value, "the file was changed while it was read");
         let domain = row.domain.as_ref().and_then(|domain| self.domain_of.get(domain)).copied();
-        if domain != self.domain {
-            let value = row.domain.as_deref().unwrap_or("missing");
-            return Err(source.error("domain", value, "expected that of the sequence's first row"));
+        let Some(&last) = self.scan.last_rows.get(&row.sequence) else {
+            return Err(changed("sequence", &row.sequence));
+        };
+        match self.open.get(&row.sequence) {
+            None => {
+                let open = Open { domain, tables: BTreeMap::new(), left_out: BTreeSet::new() };
+                self.open.insert(row.sequence.clone(), open);
+            }
+            Some(_) if !self.scan.has_steps && self.current != row.sequence => {
+                let limit = "its rows must follow each other: sort the file by sequence";
+                return Err(source.error("sequence", &row.sequence, limit));
+            }
+            Some(open) if open.domain != domain => {
+                let value = row.domain.as_deref().unwrap_or("missing");
+                return Err(source.error("domain", value, "expected that of the sequence's first row"));
+            }
+            Some(_) => {}
         }
         for (field, is_missing) in
             [("step", self.scan.has_steps && row.step.is_none()), ("rank", self.scan.has_ranks() && row.rank.is_none())]
@@ -103,17 +112,30 @@ impl<S: RowSource> Rows<S> {
             }
         }
         let Some(&layer) = self.scan.layers.get(&row.layer_key(&self.options)) else {
-            return Err(source.error("layer", &row.layer.to_string(), "the file was changed while it was read"));
+            return Err(changed("layer", &row.layer.to_string()));
         };
+        if self.current != row.sequence {
+            self.current.clone_from(&row.sequence);
+            self.last_cell = None;
+        }
         self.put(layer)?;
-        Ok(finished)
+        self.index += 1;
+        if self.index <= last {
+            return Ok(None);
+        }
+        let sequence = std::mem::take(&mut self.row.sequence);
+        match self.open.remove(&sequence) {
+            Some(open) => self.finish(&sequence, open).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Puts the experts of the row into the table of its rank.
     fn put(&mut self, layer: usize) -> Result<()> {
         let (row, source) = (&self.row, &self.source);
         let rank = row.rank.filter(|_| self.scan.has_ranks()).unwrap_or(0);
-        let table = self.tables.entry(rank).or_insert_with(|| TokenTable::new(&self.geometry));
+        let Some(open) = self.open.get_mut(&row.sequence) else { return Ok(()) };
+        let table = open.tables.entry(rank).or_insert_with(|| TokenTable::new(&self.geometry));
         let phase = row.phase.unwrap_or(self.options.phase());
         let came = table.find(row.key()).map(|at| (at, source.place_of(table.place(at))));
         let refused = |refusal| match refusal {
@@ -127,13 +149,13 @@ impl<S: RowSource> Rows<S> {
         };
         let at = table.row(row.key(), phase, source.number()).map_err(refused)?;
         table.set_ids(at, row.token_id, row.prediction);
-        let cell = Some((rank, row.key(), layer));
+        let cell = (rank, row.key(), layer);
         let has_experts = table.cell(at, layer).iter().any(|&id| id != EMPTY_SLOT);
         // Without slots, experts of one token and layer that do not follow each other may be those of two tokens.
-        if row.slot.is_none() && has_experts && (row.whole || self.last_cell != cell) {
+        if row.slot.is_none() && has_experts && (row.whole || self.last_cell != Some(cell)) {
             return Err(refused(Refusal::Taken));
         }
-        self.last_cell = cell;
+        self.last_cell = Some(cell);
         // A row of all experts says of every slot what it has; only a list that is too short leaves slots out.
         table.came(at, layer, if row.whole && !has_used(row) { self.geometry.top_k() } else { row.experts.len() });
         for (index, &expert) in row.experts.iter().enumerate() {
@@ -153,33 +175,30 @@ impl<S: RowSource> Rows<S> {
         Ok(())
     }
 
-    /// Makes the sequence of the rows so far.
-    fn finish(&mut self) -> Result<SequenceBuf> {
-        self.last_cell = None;
-        let tables = std::mem::take(&mut self.tables);
+    /// Makes a sequence of its rows.
+    fn finish(&mut self, sequence: &str, open: Open) -> Result<SequenceBuf> {
+        let Open { domain, tables, left_out } = open;
         let table = self.ranks.join(&self.geometry, tables, self.scan.has_slots);
         let table = table.map_err(|contradiction| self.contradicts(&contradiction))?;
-        let left_out = std::mem::take(&mut self.left_out);
         let mut report = std::mem::take(&mut self.report);
-        let sequence = self.sequence.as_deref().unwrap_or_default();
         let holes = Holes { geometry: &self.geometry, sequence, table: &table, left_out: &left_out };
         holes.warn_of_cells(&mut report, |row| self.source.place_of(row));
         let mut gaps = ImportReport::default();
         holes.warn_of_gaps(&mut gaps, |row| self.source.place_of(row));
         self.report = report;
-        let sequence = if self.scan.has_steps {
+        let tokens = if self.scan.has_steps {
             let tells_phase = self.scan.tells_phase || self.options.phase.is_some();
-            let (sequence, counting) = steps::finish(table, tells_phase).map_err(|unclear| self.unclear(&unclear))?;
-            self.say(counting);
+            let (tokens, counting) = steps::finish(table, tells_phase).map_err(|unclear| self.unclear(&unclear))?;
+            self.say(sequence, counting);
             if counting != Counting::InPass {
                 self.report.merge(&gaps);
             }
-            sequence
+            tokens
         } else {
             self.report.merge(&gaps);
             table.finish()
         };
-        Ok(SequenceBuf { domain: self.domain, ..sequence })
+        Ok(SequenceBuf { domain, ..tokens })
     }
 
     fn contradicts(&self, found: &Contradiction) -> TraceError {
@@ -199,8 +218,7 @@ impl<S: RowSource> Rows<S> {
         self.source.error_at(self.source.place_of(found.place), "token", &found.key.token.to_string(), &limit)
     }
 
-    fn say(&mut self, counting: Counting) {
-        let sequence = self.sequence.as_deref().unwrap_or_default();
+    fn say(&mut self, sequence: &str, counting: Counting) {
         let of = if sequence.is_empty() { String::new() } else { format!(" of sequence {sequence}") };
         match counting {
             Counting::Positions => {}
@@ -242,17 +260,21 @@ impl<S: RowSource> SequenceStream for Rows<S> {
 
     fn next_sequence(&mut self) -> Result<Option<SequenceBuf>> {
         while !self.ended && self.source.next(&mut self.row)? {
-            if self.row.said.left_out.is_some() {
-                self.left_out.insert(self.row.token);
-            } else if let Some(sequence) = self.take()? {
-                return Ok(Some(sequence));
+            if self.row.said.left_out.is_none() {
+                if let Some(sequence) = self.take()? {
+                    return Ok(Some(sequence));
+                }
+            } else if let Some(open) = self.open.get_mut(&self.row.sequence) {
+                open.left_out.insert(self.row.token);
             }
         }
-        if std::mem::replace(&mut self.ended, true) || self.sequence.is_none() {
-            return Ok(None);
+        if let Some(name) = self.open.keys().min() {
+            let limit = "the file was changed while it was read: its last rows are gone";
+            return Err(self.source.error("sequence", name, limit));
         }
-        let last = self.finish()?;
-        self.ranks.say(&mut self.report);
-        Ok(Some(last))
+        if !std::mem::replace(&mut self.ended, true) {
+            self.ranks.say(&mut self.report);
+        }
+        Ok(None)
     }
 }

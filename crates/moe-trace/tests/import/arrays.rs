@@ -255,3 +255,23 @@ fn dense_layers_are_those_of_the_configuration() {
         assert_eq!(trace.sequences()[0].experts, expected, "{family}: no slot is empty");
     }
 }
+
+#[test]
+fn pickles_are_read_up_to_their_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("long.pt");
+    let mut archive = zip::ZipWriter::new(std::fs::File::create(&path).unwrap());
+    archive.start_file("a/data.pkl", zip::write::SimpleFileOptions::default()).unwrap();
+    // Frames say nothing: 17 MiB of them pack into a few kilobytes.
+    let pickle = [b"\x80\x04", &b"\x95\0\0\0\0\0\0\0\0".repeat((17 << 20) / 9)[..], b"}."].concat();
+    std::io::Write::write_all(&mut archive, &pickle).unwrap();
+    archive.finish().unwrap();
+    let sglang = |max_unpacked| {
+        let options = ImportOptions { format: Some("sglang".into()), max_unpacked, ..ImportOptions::default() };
+        import(&path, &options).unwrap_err().to_string()
+    };
+    let message = sglang(None);
+    assert!(message.contains("at most 16777216") && message.contains("--max-unpacked"), "{message}");
+    let message = sglang(Some(18 << 20));
+    assert!(!message.contains("--max-unpacked"), "{message}");
+}

@@ -150,3 +150,30 @@ fn padding_of_a_log_is_left_out() {
     let report = trace.import_report();
     assert!(report.has(&WarningKind::ROWS_LEFT_OUT) && report.has(&WarningKind::COLUMN_NOT_USED));
 }
+
+/// Rows of sequences, each with its steps, in the order of `keys`: (sequence, step, token).
+fn in_turn(keys: impl IntoIterator<Item = (u32, u32, u32)>) -> String {
+    let row = |(sequence, step, token): (u32, u32, u32)| {
+        format!("{sequence},{step},{token},0,{},{}\n", (sequence + token) % 4, 4 + token % 3)
+    };
+    format!("sequence,step,token,layer,expert_0,expert_1\n{}", keys.into_iter().map(row).collect::<String>())
+}
+
+#[test]
+fn sequences_that_take_turns_in_passes_are_those_that_follow_each_other() {
+    // Sequence 0 has a prompt of two tokens and ends first, sequence 1 begins a pass later.
+    let first = [(0, 0, 0), (0, 0, 1), (0, 1, 2), (0, 2, 3)];
+    let second = [(1, 1, 0), (1, 2, 1), (1, 3, 2), (1, 4, 3)];
+    let sorted = plain(in_turn(first.into_iter().chain(second)));
+    let mut keys: Vec<_> = first.into_iter().chain(second).collect();
+    keys.sort_by_key(|&(sequence, step, token)| (step, sequence, token));
+    let mixed = plain(in_turn(keys.iter().copied()));
+    assert_eq!((mixed.len(), mixed.sequences()), (2, sorted.sequences()));
+    assert_eq!(mixed.sequences()[0].phases, [0, 0, 1, 1]);
+    keys.sort_by_key(|&(sequence, step, _)| (step, std::cmp::Reverse(sequence)));
+    assert_eq!(plain(in_turn(keys)).sequences(), sorted.sequences(), "in the order of their last rows");
+
+    let unstepped = in_turn(first.into_iter().zip(second).flat_map(|(a, b)| [a, b])).replace("step", "lap");
+    let message = failure(unstepped, &ImportOptions::default());
+    assert_eq!(message, "f, line 4: sequence is 0, its rows must follow each other: sort the file by sequence");
+}
