@@ -74,7 +74,10 @@ fn phases_are_changed_and_warnings_about_them_go() {
     trace(folder.path(), "convert t.safetensors d.safetensors --decode-from 0").unwrap();
     assert_eq!(read(folder.path(), "d.safetensors").sequences()[0].phases, [1; 9]);
     let none = failure(folder.path(), "convert t.safetensors d.safetensors --decode-from 9");
-    assert!(none.ends_with("--decode-from 9 would leave no decoded token: the longest sequence has 9 tokens"), "{none}");
+    assert!(
+        none.ends_with("--decode-from 9 would leave no decoded token: the longest sequence has 9 tokens"),
+        "{none}"
+    );
 
     let strict = failure(folder.path(), "import rows.s ./none --strict --token-phase decode --shard-tokens 1");
     assert!(strict.contains("taken to be 4") && !folder.path().join("none").exists(), "{strict}");
