@@ -144,7 +144,7 @@ pub enum TestbedError {
         tolerance: f64,
     },
     /// The tokenizer does not know the token in front of a document.
-    #[error("the tokenizer has no token {}", crate::END_OF_TEXT)]
+    #[error("the tokenizer has no token {}", crate::text::END_OF_TEXT)]
     NoEndOfText,
     /// The tokenizer cannot be trained, read or applied.
     #[error("tokenizer failed")]

@@ -45,63 +45,27 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod adamw;
-mod architecture;
-mod balancing;
-mod batches;
-mod checkpoint;
-mod checkpoint_digest;
-mod corpus;
-mod data;
-mod effects;
 mod error;
-mod evaluate;
 mod experiment;
-mod export;
-mod grammar;
-mod held_out;
-mod loss;
-mod matched_experts;
-mod measure_options;
-mod memory;
-mod micro_batch;
-mod ngram;
-mod points;
-mod predicted_speed;
-mod router_loss;
-mod routing_counts;
-mod run_figures;
-mod run_folder;
-mod schedule;
-mod shuffled;
-mod study;
-mod synthetic_mix;
-#[cfg(test)]
-mod test_text;
-mod tokenize;
-mod train;
+mod measure;
+mod text;
+mod training;
 
-pub use adamw::{AdamW, AdamWOptions};
-pub use architecture::{Architecture, DenseLayers, MatchedModel};
-pub use balancing::{BalanceScope, Balancing};
-pub use batches::{Batch, Batches};
-pub use corpus::{Corpus, Domain};
-pub use data::{DataOptions, FolderMix, Prepared};
-pub use effects::{DroppingEffect, Effects};
 pub use error::{Result, TestbedError};
-pub use evaluate::{DomainBits, held_out_bits, ngram_bits};
-pub use experiment::{Experiment, RunConfig};
-pub use held_out::{HeldOut, Reading};
-pub use loss::cross_entropy;
-pub use measure_options::{Machine, MeasureOptions, SpeedOptions};
-pub use memory::training_bytes;
-pub use ngram::ByteNgram;
-pub use predicted_speed::{PredictedSpeed, SpeedPlan};
-pub use router_loss::{load_balance, load_balance_at, router_z_loss, sequence_balance, update_biases};
-pub use run_figures::{Agreement, BesideShuffled, RunFigures, SrpFigures};
-pub use run_folder::{RunEvent, RunFolder, RunSeconds, RunState, ValidationRecord};
-pub use schedule::Schedule;
-pub use study::{CompleteRun, PointSummary, Spread, Study};
-pub use synthetic_mix::{Letters, SyntheticMix};
-pub use tokenize::{END_OF_TEXT, TokenizedCorpus, TokenizedDocument, TokenizedDomain, read_tokenizer, train_tokenizer};
-pub use train::{Progress, TrainOptions, Trainer};
+pub use experiment::{
+    Agreement, Architecture, BesideShuffled, CompleteRun, DenseLayers, DroppingEffect, Effects, Experiment,
+    MatchedModel, PointSummary, RunConfig, RunEvent, RunFigures, RunFolder, RunSeconds, RunState, Spread, SrpFigures,
+    Study, ValidationRecord,
+};
+pub use measure::{
+    ByteNgram, DomainBits, HeldOut, Machine, MeasureOptions, PredictedSpeed, Reading, SpeedOptions, SpeedPlan,
+    held_out_bits, ngram_bits,
+};
+pub use text::{
+    Corpus, DataOptions, Domain, END_OF_TEXT, FolderMix, Letters, Prepared, SyntheticMix, TokenizedCorpus,
+    TokenizedDocument, TokenizedDomain, read_tokenizer, train_tokenizer,
+};
+pub use training::{
+    AdamW, AdamWOptions, BalanceScope, Balancing, Batch, Batches, Progress, Schedule, TrainOptions, Trainer,
+    cross_entropy, load_balance, load_balance_at, router_z_loss, sequence_balance, training_bytes, update_biases,
+};
