@@ -237,12 +237,15 @@ impl Scan {
     }
 }
 
+/// The experts of one sequence by token and layer.
+type CellsByToken = BTreeMap<(TokenKey, (bool, u32)), CellOfRanks>;
+
 /// The experts of every token and layer that several processes recorded: of one sequence or, where rows tell forward passes
 /// apart, of all, which may take turns.
 #[derive(Default)]
 struct CellsOfRanks {
     sequence: String,
-    cells: HashMap<String, BTreeMap<(TokenKey, (bool, u32)), CellOfRanks>>,
+    cells: HashMap<String, CellsByToken>,
 }
 
 /// The experts of one token and layer, of all ranks.
