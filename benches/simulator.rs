@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use expert_cache::{
-    EvictionPolicy, ExpertCache, ExpertSizes, Lru, Oversize, Partition, PolicyKind, Pool, PrefetcherKind, Prefetching,
-    Requests, Simulation, Sweep,
+    EvictionPolicy, ExpertCache, ExpertSizes, Lru, Oversize, Partition, PolicyKind, Pool, PrefetcherKind, Requests,
+    Simulation, Sweep,
 };
 use moe_benches::{TOKENS, synthetic_model, synthetic_trace};
 use moe_trace::{Geometry, RoutingSource};
@@ -99,7 +99,7 @@ fn prefetchers(criterion: &mut Criterion) {
                 let mut simulation = Simulation::of_pools(pools.clone(), caches).expect("a partition");
                 let prefetcher = kind.build(&geometry, 1, Some(&future), 1).expect("valid parameters");
                 if let Some(prefetcher) = prefetcher {
-                    simulation = simulation.with_prefetching(Prefetching::new(prefetcher, 8));
+                    simulation = simulation.with_prefetching(prefetcher, 8);
                 }
                 simulation.run(black_box(&trace)).expect("a trace of the model");
                 black_box(simulation.counts()[0])

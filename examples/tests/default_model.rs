@@ -7,8 +7,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use expert_cache::{
-    ExpertCache, Oversize, Partition, PolicyKind, Pool, PrefetchCounts, PrefetcherKind, Prefetching, Requests, Serving,
-    Simulation,
+    ExpertCache, Oversize, Partition, PolicyKind, Pool, PrefetchCounts, PrefetcherKind, Requests, Serving, Simulation,
 };
 use moe_model::{Checkpoint, Chunk, GenerateOptions, Generation, KvCache, LogitsAt, Olmoe, Sampling, generate};
 use moe_offload::{Exactness, ExpertBank, ExpertStore, HostStore, MappedStore, OffloadOptions, OffloadedExperts};
@@ -172,7 +171,7 @@ fn hits_and_prefetches_of_generated_text_equal_the_simulation_for_every_policy_a
             let mut simulation =
                 Simulation::of_pools(partition.pools().to_vec(), caches).unwrap().with_serving(serving);
             if let Some(prefetcher) = prefetching() {
-                simulation = simulation.with_prefetching(Prefetching::new(prefetcher, PER_REQUEST));
+                simulation = simulation.with_prefetching(prefetcher, PER_REQUEST);
             }
             simulation.run(&expected.1).unwrap();
             let counts: Vec<_> = bank.counters().unwrap().iter().map(|layer| layer.counts()).collect();

@@ -133,13 +133,14 @@ pub use policies::{
 pub use policy::{EvictionPolicy, PoolShape};
 pub use pool::{Partition, Pool};
 pub use prefetch::{
-    HistoryMatch, Markov, NextLayer, Oracle, Prediction, Prefetcher, PrefetcherKind, PreviousToken, Routing,
+    HistoryMatch, IssuedPrefetch, Markov, NextLayer, Oracle, Prediction, PrefetchCounts, PrefetchPlanner, Prefetcher,
+    PrefetcherKind, PreviousToken, Routing,
 };
 pub use profile::ResidentProfile;
 pub use request::{Request, RequestBuffer};
 pub use requests::Requests;
 pub use serving::{Demand, Lane, Serving, Step, for_each_pass, for_each_request, has_decoded};
-pub use simulate::{Counts, MassCounts, PhaseCounts, PrefetchCounts, Prefetched, Prefetching, Served, Simulation};
+pub use simulate::{Counts, MassCounts, PhaseCounts, Served, Simulation};
 pub use sizes::ExpertSizes;
 pub use sweep::{PolicySweep, PoolSweep, Sweep};
 pub use time::{

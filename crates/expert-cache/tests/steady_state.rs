@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use allocation_counter::measure;
 use expert_cache::{
-    EvictionPolicy, ExpertCache, ExpertSizes, Lru, MissPolicy, Oversize, Partition, Pool, PrefetcherKind, Prefetching,
-    Requests, Serving, Simulation,
+    EvictionPolicy, ExpertCache, ExpertSizes, Lru, MissPolicy, Oversize, Partition, Pool, PrefetcherKind, Requests,
+    Serving, Simulation,
 };
 use moe_trace::{Geometry, MemoryTrace, Phase, SequenceBuf};
 
@@ -40,7 +40,7 @@ fn simulation(trace: &MemoryTrace, kind: PrefetcherKind, misses: &MissPolicy) ->
     let serving = Serving::new(2, 2).unwrap();
     let future = Arc::new(Requests::served(trace, &Pool::model(&geometry), serving).unwrap());
     if let Some(prefetcher) = kind.build(&geometry, 1, Some(&future), 5).unwrap() {
-        simulation = simulation.with_prefetching(Prefetching::new(prefetcher, 3));
+        simulation = simulation.with_prefetching(prefetcher, 3);
     }
     simulation.with_serving(serving)
 }

@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 use candle_core::Device;
 use common::{SHAPE, geometry, host_store, random, resident, serve, trace};
 use expert_cache::{
-    ExpertCache, ExpertKey, MissPolicy, Oversize, Partition, PolicyKind, PrefetcherKind, Prefetching, Request,
-    Requests, Serving, Simulation,
+    ExpertCache, ExpertKey, MissPolicy, Oversize, Partition, PolicyKind, PrefetcherKind, Request, Requests, Serving,
+    Simulation,
 };
 use moe_offload::{
     BankReport, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, FileReads, HostCache, HostCounters, HostReport,
@@ -146,7 +146,7 @@ fn simulated_and_counted(
     });
     let mut simulation = Simulation::of_pools(pools.to_vec(), caches.collect()).unwrap();
     if let Some(prefetcher) = prefetcher() {
-        simulation = simulation.with_prefetching(Prefetching::new(prefetcher, 2));
+        simulation = simulation.with_prefetching(prefetcher, 2);
     }
     let mut host = HostSimulation::new(&*host_store(SHAPE), host_bytes, host_policy).unwrap();
     simulation.observe(&trace, |served| host.serve(pools, served).unwrap()).unwrap();

@@ -6,8 +6,8 @@ use moe_trace::{Geometry, Phase, RoutingSource, Sequence};
 
 use super::{Advisor, Candidate, Figure, Layout, Setup, Slots, SpeedBootstrap};
 use crate::{
-    Counts, EvictionPolicy, ExpertCache, ExpertSizes, PhaseSpeed, PolicyKind, Pool, PrefetchCounts, Prefetching,
-    Requests, Result, Simulation, Timeline,
+    Counts, EvictionPolicy, ExpertCache, ExpertSizes, PhaseSpeed, PolicyKind, Pool, PrefetchCounts, Requests, Result,
+    Simulation, Timeline,
 };
 
 type Policy = Box<dyn EvictionPolicy>;
@@ -27,8 +27,7 @@ impl Run {
         let prefetcher =
             setup.prefetcher.build(geometry, advisor.choices.prefetch_ahead, advisor.future.as_ref(), 0)?;
         if let Some(prefetcher) = prefetcher {
-            let prefetching = Prefetching::new(prefetcher, advisor.choices.prefetched_experts);
-            simulation = simulation.with_prefetching(prefetching);
+            simulation = simulation.with_prefetching(prefetcher, advisor.choices.prefetched_experts);
         }
         let timeline = Timeline::new(advisor.costs.clone(), simulation.pools())?.while_loading(setup.while_loading);
         let mut run = Run { simulation, timeline, decode: Vec::new() };

@@ -1,5 +1,6 @@
 //! Turns requests into plans.
 
+mod marks;
 mod prefetching;
 mod rollback;
 mod room;
@@ -12,9 +13,9 @@ use std::sync::Arc;
 
 use moe_trace::{ExpertSet, Phase};
 
+use self::marks::PrefetchMarks;
 use crate::cache_identity::CacheIdentity;
 use crate::guard::PhaseGuard;
-use crate::prefetch::PrefetchMarks;
 use crate::residency::Residency;
 use crate::{
     CacheError, EvictionPolicy, ExpertKey, ExpertSizes, Hit, MissPolicy, Plan, PolicyKind, PoolShape, Request,

@@ -1,25 +1,26 @@
 //! Which experts to load before they are wanted.
 
+mod counts;
 mod history;
 mod kind;
 mod markov;
-mod marks;
 mod next_layer;
 mod oracle;
 mod passes;
+mod planner;
 mod previous_token;
 #[cfg(test)]
 mod tests;
 mod transitions;
 
+pub use counts::PrefetchCounts;
 pub use history::HistoryMatch;
 pub use kind::PrefetcherKind;
 pub use markov::Markov;
 pub use next_layer::NextLayer;
 pub use oracle::Oracle;
+pub use planner::{IssuedPrefetch, PrefetchPlanner};
 pub use previous_token::PreviousToken;
-
-pub(crate) use marks::PrefetchMarks;
 
 use std::fmt;
 

@@ -1,11 +1,16 @@
 //! Prefetchers on routing small enough to follow by hand.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
-use moe_trace::{ExpertId, Geometry, LayerId, MemoryTrace, Phase, SequenceBuf};
+use moe_trace::{ExpertId, ExpertSet, Geometry, LayerId, MemoryTrace, Phase, SequenceBuf};
+use proptest::prelude::*;
 
-use super::{HistoryMatch, Markov, NextLayer, Oracle, Prediction, Prefetcher, PrefetcherKind, PreviousToken, Routing};
-use crate::{Pool, Requests};
+use super::{
+    HistoryMatch, IssuedPrefetch, Markov, NextLayer, Oracle, Prediction, PrefetchPlanner, Prefetcher, PrefetcherKind,
+    PreviousToken, Routing,
+};
+use crate::{ExpertCache, Lru, Oversize, Pool, Request, Requests};
 
 fn geometry() -> Geometry {
     Geometry::decoder(2, 4, 2).unwrap()
@@ -162,4 +167,63 @@ fn names_are_read_back_and_impossible_prefetchers_refused() {
     assert_eq!(error, "accuracy is 2, allowed are 0..=1");
     let error = oracle.build(&wide, 1, Some(&requests), 0).unwrap_err().to_string();
     assert_eq!(error, "the set is over 8 experts, the cache over 4194240");
+}
+
+/// Predicts the same experts at every layer.
+#[derive(Debug)]
+struct Fixed(Vec<Prediction>);
+
+impl Prefetcher for Fixed {
+    fn predict(&mut self, _: &Routing<'_>, out: &mut Vec<Prediction>) {
+        out.extend(&self.0);
+    }
+}
+
+proptest! {
+    /// The best predictions are issued in order of rank if they are absent; the absent ones of the next ranks are left over.
+    #[test]
+    fn plans_are_a_sorted_list_cut_in_two(
+        predictions in proptest::collection::vec((0u16..3, 0u16..6, 0u8..4), 0..20),
+        residents in proptest::collection::vec(0usize..4, 0..3),
+        (per_request, leftovers) in (0usize..6, 0usize..6),
+    ) {
+        let geometry = Geometry::decoder(3, 4, 2).unwrap();
+        // Layer 2 is in no pool, and experts 4 and 5 do not exist.
+        let pools = [0, 1].map(|layer| Pool::layer(&geometry, LayerId(layer)).unwrap());
+        let mut caches = [0, 1].map(|_| ExpertCache::new(Lru::new(4), 4, 4, Oversize::Waves).unwrap());
+        let wanted = ExpertSet::from_members(4, residents);
+        let request = Request::new(&wanted, LayerId(0), Phase::Decode);
+        caches[0].request(request).unwrap();
+        let prediction = |&(layer, expert, score): &(u16, u16, u8)| {
+            Prediction { layer: LayerId(layer), expert: ExpertId(expert), score: f32::from(score) }
+        };
+        let fixed = Fixed(predictions.iter().map(prediction).collect());
+        let mut planner = PrefetchPlanner::new(Box::new(fixed), per_request, &pools).with_leftovers(leftovers);
+        let mut ranked = predictions;
+        ranked.sort_by_key(|&(layer, expert, score)| (Reverse(score), layer, expert));
+        let ranked: Vec<(usize, usize)> =
+            ranked.iter().map(|&(layer, expert, _)| (usize::from(layer), usize::from(expert))).collect();
+
+        let mut here: Vec<(usize, usize)> = wanted.iter().map(|expert| (0, expert)).collect();
+        let is_absent = |place: &(usize, usize), here: &[(usize, usize)]| {
+            place.0 < 2 && place.1 < 4 && !here.contains(place)
+        };
+        let (best, next) = ranked.split_at(per_request.min(ranked.len()));
+        let mut expected = Vec::new();
+        for &place in best {
+            if is_absent(&place, &here) {
+                expected.push(place);
+                here.push(place);
+            }
+        }
+        let left: Vec<_> = next.iter().take(leftovers).copied().filter(|place| is_absent(place, &here)).collect();
+
+        let mut issued = Vec::new();
+        let issue = |prefetch: IssuedPrefetch<'_>| issued.push((prefetch.pool, prefetch.load.key.index()));
+        let leftovers = planner.plan(0, &request, &mut caches, issue).unwrap().iter();
+        let leftovers: Vec<_> = leftovers.map(|left| (left.layer.index(), left.expert.index())).collect();
+        prop_assert_eq!(&issued, &expected);
+        prop_assert_eq!(leftovers, left);
+        prop_assert_eq!(planner.counts().iter().map(|counts| counts.issued).sum::<u64>(), issued.len() as u64);
+    }
 }

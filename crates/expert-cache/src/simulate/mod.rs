@@ -8,15 +8,14 @@ mod tests;
 
 pub use counts::{Counts, PhaseCounts};
 pub use mass::MassCounts;
-pub use prefetching::{PrefetchCounts, Prefetched, Prefetching};
 
 use moe_trace::{LayerId, RoutingSource};
-use prefetching::Prefetches;
+use prefetching::{RunningPrefetches, SimulatedPrefetches};
 
 use crate::pool::layers_in_order;
 use crate::{
-    CacheError, Demand, Eviction, EvictionPolicy, ExpertCache, Plan, Pool, Request, Requests, Result, Serving,
-    for_each_request,
+    CacheError, Demand, EvictionPolicy, ExpertCache, IssuedPrefetch, Plan, Pool, PrefetchCounts, PrefetchPlanner,
+    Prefetcher, Request, Requests, Result, Serving, for_each_request,
 };
 
 /// One request as it was served.
@@ -28,16 +27,13 @@ pub struct Served<'a> {
     pub request: &'a Request<'a>,
     /// What the pool's cache decided.
     pub plan: &'a Plan,
-    /// Prefetches issued while the request is executed, in order; they may be for other pools.
-    pub prefetches: &'a [Prefetched],
-    evictions: &'a [Eviction],
+    prefetches: RunningPrefetches<'a>,
 }
 
-impl Served<'_> {
-    /// The prefetches, each with the experts that leave for it.
-    pub fn prefetches_and_evictions(&self) -> impl Iterator<Item = (&Prefetched, &[Eviction])> {
-        let evictions = |prefetched: &Prefetched| &self.evictions[prefetched.evictions.0..prefetched.evictions.1];
-        self.prefetches.iter().map(move |prefetched| (prefetched, evictions(prefetched)))
+impl<'a> Served<'a> {
+    /// Returns the prefetches issued while the request is executed, in order; they may be for other pools.
+    pub fn prefetches(&self) -> impl ExactSizeIterator<Item = IssuedPrefetch<'a>> {
+        self.prefetches.iter()
     }
 }
 
@@ -73,7 +69,9 @@ pub struct Simulation<P> {
     mass: Vec<MassCounts>,
     /// Place of each layer of the model among the counts, if it is in a pool.
     places: Vec<Option<usize>>,
-    prefetches: Option<Prefetches>,
+    prefetches: Option<SimulatedPrefetches>,
+    /// Requests that a prefetch takes.
+    lead: u64,
     /// The pool whose request was served last.
     running: usize,
 }
@@ -113,6 +111,7 @@ impl<P: EvictionPolicy> Simulation<P> {
             mass: vec![MassCounts::default(); layers.len()],
             places,
             prefetches: None,
+            lead: 1,
             running: 0,
         })
     }
@@ -123,9 +122,18 @@ impl<P: EvictionPolicy> Simulation<P> {
         self
     }
 
-    /// Prefetches while requests are executed.
-    pub fn with_prefetching(mut self, prefetching: Prefetching) -> Simulation<P> {
-        self.prefetches = Some(Prefetches::new(prefetching, &self.pools));
+    /// Prefetches while requests are executed: considers the `per_request` best predictions after every request, and loads
+    /// those that are absent.
+    pub fn with_prefetching(mut self, prefetcher: Box<dyn Prefetcher>, per_request: usize) -> Simulation<P> {
+        let planner = PrefetchPlanner::new(prefetcher, per_request, &self.pools);
+        self.prefetches = Some(SimulatedPrefetches::new(planner, &self.pools));
+        self
+    }
+
+    /// Counts a prefetch as late if it is used fewer than `requests` requests (layers executed) after the one at which it
+    /// was issued: the copy takes so long. The lead is 1 at first, so that nothing is late.
+    pub fn with_prefetch_lead(mut self, requests: u64) -> Simulation<P> {
+        self.lead = requests;
         self
     }
 
@@ -143,7 +151,7 @@ impl<P: EvictionPolicy> Simulation<P> {
     /// As [`run`](Self::run).
     pub fn observe(&mut self, source: &dyn RoutingSource, mut observer: impl FnMut(&Served<'_>)) -> Result<()> {
         let (pools, serving) = (std::mem::take(&mut self.pools), self.serving);
-        let outcome = for_each_request(source, &pools, serving, |demand| self.meet(&pools, demand, &mut observer));
+        let outcome = for_each_request(source, &pools, serving, |demand| self.meet(demand, &mut observer));
         self.pools = pools;
         outcome
     }
@@ -158,30 +166,21 @@ impl<P: EvictionPolicy> Simulation<P> {
             return Err(CacheError::CacheCount { caches: self.caches.len(), pools: 1 });
         }
         self.caches[0].check_universe(requests.universe())?;
-        let pools = std::mem::take(&mut self.pools);
-        let outcome = requests.replay(|demand| self.meet(&pools, demand, &mut |_| ()));
-        self.pools = pools;
-        outcome
+        requests.replay(|demand| self.meet(demand, &mut |_| ()))
     }
 
-    fn meet(&mut self, pools: &[Pool], demand: Demand<'_>, observer: &mut impl FnMut(&Served<'_>)) -> Result<()> {
+    fn meet(&mut self, demand: Demand<'_>, observer: &mut impl FnMut(&Served<'_>)) -> Result<()> {
         match demand {
-            Demand::Request { pool, request } => self.serve(pools, pool, &request, observer),
+            Demand::Request { pool, request } => self.serve(pool, &request, observer),
             Demand::SequenceEnd => {
                 self.caches.iter_mut().for_each(ExpertCache::sequence_end);
-                self.prefetches.iter_mut().for_each(Prefetches::sequence_end);
+                self.prefetches.iter_mut().for_each(|prefetches| prefetches.planner.sequence_end());
                 Ok(())
             }
         }
     }
 
-    fn serve(
-        &mut self,
-        pools: &[Pool],
-        pool: usize,
-        request: &Request<'_>,
-        observer: &mut impl FnMut(&Served<'_>),
-    ) -> Result<()> {
+    fn serve(&mut self, pool: usize, request: &Request<'_>, observer: &mut impl FnMut(&Served<'_>)) -> Result<()> {
         let place = self.place(request.layer())?;
         let plan = self.caches[pool].request(*request)?;
         self.counts[place].of_mut(request.phase()).add(plan);
@@ -193,14 +192,10 @@ impl<P: EvictionPolicy> Simulation<P> {
                 self.caches[self.running].release();
                 self.running = pool;
             }
-            prefetches.served(pool, &pools[pool], &self.caches[pool]);
-            prefetches.issue(pool, request, pools, &mut self.caches)?;
+            prefetches.serve(pool, request, &mut self.caches, self.lead)?;
         }
-        let (issued, evictions) = match &self.prefetches {
-            Some(prefetches) => (prefetches.issued(), prefetches.evictions()),
-            None => (&[][..], &[][..]),
-        };
-        observer(&Served { pool, request, plan: self.caches[pool].plan(), prefetches: issued, evictions });
+        let prefetches = self.prefetches.as_ref().map(SimulatedPrefetches::running).unwrap_or_default();
+        observer(&Served { pool, request, plan: self.caches[pool].plan(), prefetches });
         Ok(())
     }
 
@@ -222,7 +217,7 @@ impl<P: EvictionPolicy> Simulation<P> {
     /// What became of the prefetched experts of each layer of the pools, in order of execution; empty without prefetching.
     pub fn prefetch_counts(&self) -> Vec<PrefetchCounts> {
         let Some(prefetches) = &self.prefetches else { return Vec::new() };
-        let layers = self.places.iter().zip(prefetches.counts());
+        let layers = self.places.iter().zip(prefetches.planner.counts());
         layers.filter(|(place, _)| place.is_some()).map(|(_, &counts)| counts).collect()
     }
 

@@ -88,9 +88,9 @@ impl Recount {
             served.plan.evicted(load).unwrap().iter().for_each(|eviction| self.evict(pool, eviction.key));
             assert!(self.residents.insert((pool, load.key)));
         }
-        for (prefetched, evictions) in served.prefetches_and_evictions() {
+        for prefetched in served.prefetches() {
             let (pool, key) = (prefetched.pool, prefetched.load.key);
-            for eviction in evictions {
+            for eviction in prefetched.evictions {
                 let in_use = pool == served.pool && served.request.wanted().contains(eviction.key.index());
                 assert!(!in_use || served.plan.waves().count() > 1, "only an earlier wave is over");
                 self.evict(pool, eviction.key);
@@ -123,7 +123,7 @@ fn simulation(
         Simulation::of_pools(partition.pools().to_vec(), caches.collect()).unwrap().with_serving(serving);
     let future = Arc::new(Requests::served(trace, &Pool::model(geometry), serving).unwrap());
     if let Some(prefetcher) = kind.build(geometry, ahead, Some(&future), 7).unwrap() {
-        simulation = simulation.with_prefetching(Prefetching::new(prefetcher, per_request).with_lead(lead));
+        simulation = simulation.with_prefetching(prefetcher, per_request).with_prefetch_lead(lead);
     }
     simulation
 }
@@ -181,7 +181,7 @@ proptest! {
         let mut simulation = Simulation::of_pools(partition.pools().to_vec(), caches.collect()).unwrap();
         let future = Arc::new(Requests::from_source(&trace, &Pool::model(geometry)).unwrap());
         let oracle = PrefetcherKind::Oracle { accuracy: 1.0 }.build(geometry, 1, Some(&future), 0).unwrap().unwrap();
-        simulation = simulation.with_prefetching(Prefetching::new(oracle, 2));
+        simulation = simulation.with_prefetching(oracle, 2);
         simulation.run(&trace).unwrap();
         let loads: Vec<u64> = simulation.counts().iter().map(|counts| counts.total().loads).collect();
         prop_assert_eq!(loads, [2, 0, 0]);

@@ -8,8 +8,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    EvictionPolicy, ExpertCache, ExpertKey, Lru, Oversize, Partition, PolicyKind, Pool, PrefetcherKind, Prefetching,
-    Requests, Served, Simulation,
+    EvictionPolicy, ExpertCache, ExpertKey, Lru, Oversize, Partition, PolicyKind, Pool, PrefetcherKind, Requests,
+    Served, Simulation,
 };
 
 fn linear(call_seconds: f64, seconds_each: f64) -> Linear {
@@ -94,7 +94,7 @@ fn foreseen(overlap: Overlap, expert_seconds: f64) -> (Speed, u64) {
     let oracle = PrefetcherKind::Oracle { accuracy: 1.0 }.build(&geometry, 1, Some(&future), 0).unwrap().unwrap();
     let caches = (0..2).map(|_| ExpertCache::new(Lru::new(2), 2, 1, Oversize::Waves).unwrap()).collect();
     let simulation = Simulation::of_pools(Partition::per_layer(&geometry).into_pools(), caches).unwrap();
-    let mut simulation = simulation.with_prefetching(Prefetching::new(oracle, 1));
+    let mut simulation = simulation.with_prefetching(oracle, 1);
     let mut costs = CostModel::loads(vec![4.0; 2], overlap);
     costs.device_expert = linear(expert_seconds, 0.0);
     let mut timeline = Timeline::new(costs, simulation.pools()).unwrap();
@@ -207,7 +207,7 @@ impl Case {
         let mut simulation = Simulation::of_pools(partition.into_pools(), caches).unwrap();
         let future = Arc::new(Requests::from_source(&trace, &Pool::model(&geometry)).unwrap());
         if let Some(prefetcher) = self.prefetcher.build(&geometry, 1, Some(&future), 7).unwrap() {
-            simulation = simulation.with_prefetching(Prefetching::new(prefetcher, 2));
+            simulation = simulation.with_prefetching(prefetcher, 2);
         }
         simulation.observe(&trace, observer).unwrap();
         simulation.counts().iter().map(|counts| counts.total().loads).sum()
@@ -280,8 +280,8 @@ impl Ticks {
         let mut evicted: Vec<ExpertKey> = served.plan.evictions().iter().map(|eviction| eviction.key).collect();
         self.foreseen.retain(|&(of, key)| of != pool || !evicted.contains(&key));
         evicted.clear();
-        for (prefetched, evictions) in served.prefetches_and_evictions() {
-            for eviction in evictions {
+        for prefetched in served.prefetches() {
+            for eviction in prefetched.evictions {
                 self.foreseen.retain(|&expert| expert != (prefetched.pool, eviction.key));
             }
             self.foreseen.push_back((prefetched.pool, prefetched.load.key));

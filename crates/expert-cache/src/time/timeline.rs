@@ -197,8 +197,8 @@ impl Timeline {
 
     /// Queues, or copies at once, what a request lets prefetch.
     fn foresee(&mut self, served: &Served<'_>) {
-        for (prefetched, evictions) in served.prefetches_and_evictions() {
-            for evicted in evictions {
+        for prefetched in served.prefetches() {
+            for evicted in prefetched.evictions {
                 self.link.cancel(Copied { pool: prefetched.pool, key: evicted.key });
             }
             let copied = Copied { pool: prefetched.pool, key: prefetched.load.key };

@@ -154,7 +154,7 @@ impl Call<'_> {
         request: &Request<'_>,
         progress: &mut Progress<'_>,
     ) -> Result<()> {
-        if state.prefetches.is_some() {
+        if state.planner.is_some() {
             if state.order.has_work() {
                 // Demands need not wait until predictions are made.
                 drop(state);
@@ -255,16 +255,18 @@ impl Call<'_> {
         self.transfers == Transfers::Inline && are_shared(self.dispatch.groups().len(), rows, products)
     }
 
-    /// Plans prefetches, as the simulator does right after a request.
+    /// Plans prefetches right after a request, as the simulator does, and queues the leftover predictions to be read ahead.
     fn prefetch(&self, state: &mut State, request: &Request<'_>) -> Result<()> {
-        let State { caches, prefetches, order, meters, .. } = state;
-        let Some(prefetches) = prefetches else { return Ok(()) };
-        prefetches.issue(self.pool, request, &self.engine.pools, caches, |pool, load| {
-            let place = Place { pool, slot: load.slot };
-            if order.write(Job { place, key: load.key, reason: Reason::Prefetch }) {
+        let State { caches, planner, read_ahead, order, meters, .. } = state;
+        let Some(planner) = planner else { return Ok(()) };
+        let leftovers = planner.plan(self.pool, request, caches, |prefetch| {
+            let place = Place { pool: prefetch.pool, slot: prefetch.load.slot };
+            if order.write(Job { place, key: prefetch.load.key, reason: Reason::Prefetch }) {
                 meters[self.layer.index()].called_off();
             }
-        })
+        })?;
+        let Some(queue) = read_ahead else { return Ok(()) };
+        leftovers.iter().try_for_each(|prediction| queue.push(prediction.layer, prediction.expert))
     }
 
     /// Whether an expert has arrived, or a load has failed.
@@ -337,11 +339,11 @@ impl Call<'_> {
     }
 
     fn succeed(&self, state: &mut State, scratch: &Scratch) {
-        let State { caches, prefetches, meters, .. } = state;
-        let plan = caches[self.pool].plan();
-        meters[self.layer.index()].served(self.phase, plan);
-        if let Some(prefetches) = prefetches {
-            prefetches.served(&self.engine.pools[self.pool], plan, &scratch.late);
+        let State { caches, planner, meters, .. } = state;
+        let cache = &caches[self.pool];
+        meters[self.layer.index()].served(self.phase, cache.plan());
+        if let Some(planner) = planner {
+            planner.count_served(self.pool, cache, |hit| scratch.late.contains(&hit.key));
         }
     }
 
@@ -360,7 +362,7 @@ impl Call<'_> {
         while !given_up && places.iter().any(|&place| state.order.demand_runs(place)) {
             state = self.engine.wait(state, self.layer)?;
         }
-        let State { caches, order, prefetches, meters, .. } = &mut *state;
+        let State { caches, order, planner, meters, .. } = &mut *state;
         let cache = &mut caches[self.pool];
         let plan = cache.plan();
         // What is taken back although it was loaded is found out when its slot's expert is wanted next.
@@ -369,9 +371,9 @@ impl Call<'_> {
         let unused: Vec<Eviction> = plan.evictions().iter().filter(|eviction| eviction.unused).copied().collect();
         tracing::debug!(layer = self.layer.0, loads = plan.loads().len(), loaded, "rollback");
         cache.rollback(loaded)?;
-        if let Some(prefetches) = prefetches {
+        if let Some(planner) = planner {
             let gone = unused.iter().filter(|eviction| !cache.resident().contains(eviction.key.index()));
-            gone.for_each(|eviction| prefetches.evicted(&self.engine.pools[self.pool], eviction));
+            planner.count_evictions(self.pool, cache, gone);
         }
         meters[self.layer.index()].failed(self.phase);
         Ok(state)

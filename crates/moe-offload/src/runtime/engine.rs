@@ -3,11 +3,11 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Instant;
 
-use expert_cache::{ExpertCache, ExpertKey, Pool};
+use expert_cache::{ExpertCache, ExpertKey, Pool, PrefetchPlanner};
 use moe_trace::{ExpertId, LayerId};
 
 use super::meter::LayerMeter;
-use super::prefetches::Prefetches;
+use super::read_ahead_queue::ReadAheadQueue;
 use super::slot_order::{Job, SlotOrder};
 use crate::error::{OffloadError, Result};
 use crate::report::{Activity, LayerCounters, RunTimeline};
@@ -40,7 +40,8 @@ pub(super) struct State {
     /// Of each pool.
     pub(super) caches: Vec<ExpertCache>,
     pub(super) order: SlotOrder,
-    pub(super) prefetches: Option<Prefetches>,
+    pub(super) planner: Option<PrefetchPlanner>,
+    pub(super) read_ahead: Option<ReadAheadQueue>,
     /// Of each layer.
     pub(super) meters: Vec<LayerMeter>,
     /// The bank is being dropped.
@@ -51,17 +52,19 @@ impl State {
     /// Counters of a layer.
     pub(super) fn counters(&self, layer: usize) -> LayerCounters {
         let mut counters = *self.meters[layer].counters();
-        if let Some(prefetches) = &self.prefetches {
-            counters.prefetch.counts = prefetches.counts()[layer];
+        if let Some(planner) = &self.planner {
+            counters.prefetch.counts = planner.counts()[layer];
         }
         counters
     }
 
     /// Gives the slot of a prefetch that failed back to its cache.
-    pub(super) fn take_back_prefetch(&mut self, job: &Job, pool: &Pool) {
-        let gone = self.caches[job.place.pool].forget(job.key, job.place.slot);
-        if let (Some(gone), Some(prefetches)) = (gone, &mut self.prefetches) {
-            prefetches.evicted(pool, &gone);
+    pub(super) fn take_back_prefetch(&mut self, job: &Job) {
+        let Job { place, key, .. } = *job;
+        let cache = &mut self.caches[place.pool];
+        let evicted = cache.forget(key, place.slot);
+        if let Some(planner) = &mut self.planner {
+            planner.count_evictions(place.pool, cache, &evicted);
         }
     }
 }

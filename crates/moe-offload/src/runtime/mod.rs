@@ -7,12 +7,11 @@ mod exactness;
 mod meter;
 mod offloaded;
 mod options;
-mod prefetches;
+mod read_ahead_queue;
 mod slot_order;
 #[cfg(test)]
 mod stress;
 mod transfers;
-mod wishes;
 
 pub use capacity::Capacity;
 pub use exactness::Exactness;

@@ -5,18 +5,18 @@ use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use expert_cache::{
-    CacheError, ExpertCache, ExpertKey, Hit, Lru, Oversize, Partition, Pool, RequestBuffer, ResidentProfile,
+    CacheError, ExpertCache, ExpertKey, Hit, Lru, Oversize, Partition, Pool, PrefetchPlanner, RequestBuffer,
+    ResidentProfile,
 };
 use moe_trace::{EMPTY_SLOT, ExpertId, Geometry, LayerId, Phase};
 
 use super::call::{Call, Scratch};
 use super::engine::{Engine, State};
 use super::meter::LayerMeter;
-use super::options::{ChosenPrefetcher, OffloadOptions, Prefetch};
-use super::prefetches::Prefetches;
+use super::options::{ChosenPrefetcher, OffloadOptions, PrefetchOptions};
+use super::read_ahead_queue::{ReadAheadOptions, ReadAheadQueue};
 use super::slot_order::{Job, Place, Reason, SlotOrder};
 use super::transfers::{Transfers, Workers};
-use super::wishes::{Wishes, Wishing};
 use crate::bank::ExpertBank;
 use crate::dispatch::Dispatch;
 use crate::error::{OffloadError, Result};
@@ -114,20 +114,20 @@ impl OffloadedExperts {
         };
         let places: Vec<(usize, u32)> = geometry.layer_ids().map(place).collect();
         let prefetching = options.prefetch.as_ref().is_some_and(|prefetch| prefetch.per_request > 0);
-        let prefetches = prefetches_of(&store, geometry, (options.prefetch, options.read_ahead), &places)?;
+        let (planner, read_ahead) = planner_of(&store, &pools, options.prefetch, options.read_ahead)?;
         let turn = |(pool, cache): (&Pool, &ExpertCache)| {
             let reads_mass = cache.policy().reads_mass() || cache.misses().needs_mass();
             Mutex::new(Turn { reads_mass, request: RequestBuffer::new(pool.universe()), scratch: Scratch::default() })
         };
         let turns = pools.iter().zip(&caches).map(turn).collect();
-        let prefetching = prefetching && prefetches.is_some();
+        let prefetching = prefetching && planner.is_some();
         let meters = (0..shape.layers).map(|_| LayerMeter::default()).collect();
         let engine = Arc::new(Engine {
             expert_bytes: store.weight_types().iter().map(|&types| shape.expert_bytes(types) as u64).collect(),
             store,
             pools,
             slots,
-            state: Mutex::new(State { caches, order, prefetches, meters, stopping: false }),
+            state: Mutex::new(State { caches, order, planner, read_ahead, meters, stopping: false }),
             work: Condvar::new(),
             done: Condvar::new(),
             timeline: (options.timeline_events > 0).then(|| RunTimeline::new(options.timeline_events)),
@@ -165,10 +165,10 @@ impl OffloadedExperts {
             layer.prefetch.counts = state.counters(number).prefetch.counts;
             report.total.prefetch.counts.merge(&layer.prefetch.counts);
         }
-        let wished = state.prefetches.as_ref().and_then(Prefetches::wished).unwrap_or_default();
-        for (layer, &wished) in report.layers.iter_mut().zip(wished) {
-            layer.read_ahead = wished;
-            report.total.read_ahead.merge(&wished);
+        let read_ahead = state.read_ahead.as_ref().map(ReadAheadQueue::counters).unwrap_or_default();
+        for (layer, &read_ahead) in report.layers.iter_mut().zip(read_ahead) {
+            layer.read_ahead = read_ahead;
+            report.total.read_ahead.merge(&read_ahead);
         }
         if let Some(host) = self.engine.store.host_reports() {
             report.layers.iter_mut().zip(host.layers).for_each(|(layer, host)| layer.host = Some(host));
@@ -254,28 +254,28 @@ fn caches_of(pools: &[Pool], capacities: &[usize], options: &mut OffloadOptions<
     pools.iter().zip(capacities).map(cache).collect()
 }
 
-/// The prefetcher at work for a model, if there is one.
-fn prefetches_of(
+/// Returns the planner of prefetches of a model, and the queue of what is read ahead, if there are any.
+fn planner_of(
     store: &Arc<dyn ExpertStore>,
-    geometry: &Geometry,
-    (prefetch, read_ahead): (Option<Prefetch>, Option<Wishing>),
-    places: &[(usize, u32)],
-) -> Result<Option<Prefetches>> {
-    let (chosen, for_slots) = prefetch.map_or((None, 0), |chosen| (Some(chosen.prefetcher), chosen.per_request));
+    pools: &[Pool],
+    prefetch: Option<PrefetchOptions>,
+    read_ahead: Option<ReadAheadOptions>,
+) -> Result<(Option<PrefetchPlanner>, Option<ReadAheadQueue>)> {
+    let (chosen, per_request) = prefetch.map_or((None, 0), |chosen| (Some(chosen.prefetcher), chosen.per_request));
     let prefetcher = match chosen {
-        Some(ChosenPrefetcher::Kind { kind, ahead }) => kind.build(geometry, ahead, None, 0)?,
+        Some(ChosenPrefetcher::Kind { kind, ahead }) => kind.build(pools[0].geometry(), ahead, None, 0)?,
         Some(ChosenPrefetcher::Made(prefetcher)) => Some(prefetcher),
         None => None,
     };
     let Some(prefetcher) = prefetcher else {
         return match read_ahead {
-            Some(Wishing { per_request, .. }) => Err(OffloadError::NothingPredicts { per_request }),
-            None => Ok(None),
+            Some(ReadAheadOptions { per_request, .. }) => Err(OffloadError::NothingPredicts { per_request }),
+            None => Ok((None, None)),
         };
     };
-    let wishes = read_ahead.map(|wishing| Wishes::new(store, wishing)).transpose()?;
-    let pool_of = places.iter().map(|&(pool, _)| pool).collect();
-    Ok(Some(Prefetches::new(prefetcher, for_slots, wishes, pool_of)))
+    let leftovers = read_ahead.map_or(0, |options| options.per_request);
+    let queue = read_ahead.map(|options| ReadAheadQueue::new(store, options)).transpose()?;
+    Ok((Some(PrefetchPlanner::new(prefetcher, per_request, pools).with_leftovers(leftovers)), queue))
 }
 
 /// The pools of a bank: those chosen, or one a layer.
@@ -343,7 +343,7 @@ impl ExpertBank for OffloadedExperts {
     fn sequence_end(&self) -> Result<()> {
         let mut state = self.engine.lock(LayerId(0))?;
         state.caches.iter_mut().for_each(ExpertCache::sequence_end);
-        state.prefetches.iter_mut().for_each(Prefetches::sequence_end);
+        state.planner.iter_mut().for_each(PrefetchPlanner::sequence_end);
         Ok(())
     }
 }

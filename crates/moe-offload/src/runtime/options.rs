@@ -10,8 +10,8 @@ use expert_cache::{
 
 use super::capacity::Capacity;
 use super::exactness::Exactness;
+use super::read_ahead_queue::ReadAheadOptions;
 use super::transfers::Transfers;
-use super::wishes::Wishing;
 use crate::error::Result;
 
 /// Makes the policy of a pool of so many slots.
@@ -45,14 +45,14 @@ pub struct OffloadOptions<'a> {
     pub(super) profile: Option<ResidentProfile>,
     pub(super) exactness: Exactness,
     pub(super) transfers: Transfers,
-    pub(super) prefetch: Option<Prefetch>,
-    pub(super) read_ahead: Option<Wishing>,
+    pub(super) prefetch: Option<PrefetchOptions>,
+    pub(super) read_ahead: Option<ReadAheadOptions>,
     pub(super) timeline_events: usize,
     pub(super) patience: Option<Duration>,
 }
 
 /// Who predicts, and how many of the best predictions of a request are considered.
-pub(super) struct Prefetch {
+pub(super) struct PrefetchOptions {
     pub(super) prefetcher: ChosenPrefetcher,
     pub(super) per_request: usize,
 }
@@ -166,7 +166,7 @@ impl<'a> OffloadOptions<'a> {
     }
 
     fn chosen_prefetcher(mut self, prefetcher: ChosenPrefetcher, per_request: usize) -> OffloadOptions<'a> {
-        self.prefetch = Some(Prefetch { prefetcher, per_request });
+        self.prefetch = Some(PrefetchOptions { prefetcher, per_request });
         self
     }
 
@@ -184,7 +184,7 @@ impl<'a> OffloadOptions<'a> {
     ///
     /// Needs a prefetcher, which may consider 0 predictions for slots.
     pub fn read_ahead(mut self, threads: usize, per_request: usize) -> OffloadOptions<'a> {
-        self.read_ahead = Some(Wishing { threads, per_request });
+        self.read_ahead = Some(ReadAheadOptions { threads, per_request });
         self
     }
 

@@ -168,7 +168,7 @@ impl Engine {
         state.order.ended(job, outcome);
         // One that a call waits for is loaded again.
         if prefetch && !success && state.order.is_idle(job.place) {
-            state.take_back_prefetch(job, &self.pools[job.place.pool]);
+            state.take_back_prefetch(job);
         }
         let more = state.order.has_work();
         drop(state);

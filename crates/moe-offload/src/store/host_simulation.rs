@@ -92,7 +92,7 @@ impl HostSimulation {
         for load in served.plan.loads() {
             self.want(&pools[served.pool], load.key, |traffic| &mut traffic.loaded)?;
         }
-        for prefetched in served.prefetches {
+        for prefetched in served.prefetches() {
             self.want(&pools[prefetched.pool], prefetched.load.key, |traffic| &mut traffic.loaded)?;
         }
         Ok(())

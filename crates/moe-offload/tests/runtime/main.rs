@@ -13,7 +13,7 @@ use candle_core::Device;
 use common::{SHAPE, geometry, host_store, random, resident, serve, trace};
 use expert_cache::{
     CostModel, ExpertCache, Linear, MissPolicy, Overlap, Oversize, Partition, PolicyKind, Pool, PrefetchCounts,
-    PrefetcherKind, Prefetching, Requests, ResidentProfile, Serving, Simulation,
+    PrefetcherKind, Requests, ResidentProfile, Serving, Simulation,
 };
 use moe_offload::{
     BankReport, Capacity, Exactness, ExpertBank, ExpertShape, ExpertStore, ExpertTypes, ExpertWeights, MissSeconds,
@@ -122,7 +122,7 @@ impl Case {
         let caches = pools.iter().zip(&self.slots).map(cache).collect();
         let simulation = Simulation::of_pools(pools.to_vec(), caches).unwrap().with_serving(self.serving);
         match self.prefetching(trace) {
-            Some(prefetcher) => simulation.with_prefetching(Prefetching::new(prefetcher, self.per_request)),
+            Some(prefetcher) => simulation.with_prefetching(prefetcher, self.per_request),
             None => simulation,
         }
     }

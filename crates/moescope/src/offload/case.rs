@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use expert_cache::{
-    Counts, ExpertCache, MissPolicy, Oversize, Partition, PolicyKind, Pool, Prefetcher, PrefetcherKind, Prefetching,
-    Requests, Simulation, Speed, Timeline,
+    Counts, ExpertCache, MissPolicy, Oversize, Partition, PolicyKind, Pool, Prefetcher, PrefetcherKind, Requests,
+    Simulation, Speed, Timeline,
 };
 use moe_offload::{ExpertStore, HostCounters, HostSimulation, MissSeconds, OffloadOptions, Transfers};
 use moe_trace::{Geometry, RoutingSource};
@@ -174,7 +174,7 @@ impl<'a> Served<'a> {
         let caches = pools.iter().zip(&self.layers).map(cache).collect::<expert_cache::Result<_>>()?;
         let simulation = Simulation::of_pools(pools.to_vec(), caches)?;
         Ok(match self.prefetcher(case)? {
-            Some(prefetcher) => simulation.with_prefetching(Prefetching::new(prefetcher, case.per_request)),
+            Some(prefetcher) => simulation.with_prefetching(prefetcher, case.per_request),
             None => simulation,
         })
     }

@@ -4,7 +4,7 @@ use moe_trace::ExpertSet;
 
 /// Marks on the experts of a pool; idle until the first prefetch.
 #[derive(Clone, Debug)]
-pub(crate) struct PrefetchMarks {
+pub(super) struct PrefetchMarks {
     active: bool,
     /// Resident since a prefetch, and not used since.
     unused: ExpertSet,
@@ -19,7 +19,7 @@ pub(crate) struct PrefetchMarks {
 }
 
 impl PrefetchMarks {
-    pub(crate) fn new(universe: usize) -> PrefetchMarks {
+    pub(super) fn new(universe: usize) -> PrefetchMarks {
         let none = || ExpertSet::new(universe);
         PrefetchMarks {
             active: false,
@@ -34,7 +34,7 @@ impl PrefetchMarks {
 
     /// A request begins.
     #[inline]
-    pub(crate) fn advance(&mut self) {
+    pub(super) fn advance(&mut self) {
         self.now += 1;
         if self.holding {
             self.expire();
@@ -58,14 +58,14 @@ impl PrefetchMarks {
     }
 
     /// A prefetch has brought an expert.
-    pub(crate) fn prefetched(&mut self, key: usize) {
+    pub(super) fn prefetched(&mut self, key: usize) {
         self.active = true;
         self.unused.insert(key);
         self.displaced.remove(key);
     }
 
     /// A resident expert is held for the next `within` requests.
-    pub(crate) fn hold(&mut self, key: usize, within: usize) {
+    pub(super) fn hold(&mut self, key: usize, within: usize) {
         self.active = true;
         if within > 0 {
             self.held.insert(key);
@@ -76,7 +76,7 @@ impl PrefetchMarks {
 
     /// A resident expert is used; tells whether that is its first use since a prefetch.
     #[inline]
-    pub(crate) fn used(&mut self, key: usize) -> bool {
+    pub(super) fn used(&mut self, key: usize) -> bool {
         self.active && {
             self.held.remove(key);
             self.unused.remove(key)
@@ -85,13 +85,13 @@ impl PrefetchMarks {
 
     /// An absent expert is wanted; tells whether a prefetch had evicted it.
     #[inline]
-    pub(crate) fn missed(&mut self, key: usize) -> bool {
+    pub(super) fn missed(&mut self, key: usize) -> bool {
         self.active && self.displaced.remove(key)
     }
 
     /// An expert leaves; tells whether it was prefetched in vain.
     #[inline]
-    pub(crate) fn evicted(&mut self, key: usize) -> bool {
+    pub(super) fn evicted(&mut self, key: usize) -> bool {
         self.active && {
             self.held.remove(key);
             self.unused.remove(key)
@@ -99,50 +99,50 @@ impl PrefetchMarks {
     }
 
     /// A prefetch has evicted an expert.
-    pub(crate) fn displace(&mut self, key: usize) {
+    pub(super) fn displace(&mut self, key: usize) {
         self.displaced.insert(key);
     }
 
     /// An expert that a prefetch had evicted is back.
-    pub(crate) fn forgive(&mut self, key: usize) {
+    pub(super) fn forgive(&mut self, key: usize) {
         self.displaced.remove(key);
     }
 
     /// An expert is as if never used since its prefetch.
-    pub(crate) fn restore_unused(&mut self, key: usize) {
+    pub(super) fn restore_unused(&mut self, key: usize) {
         self.unused.insert(key);
     }
 
     /// An expert is held as long as it was to be.
-    pub(crate) fn restore_held(&mut self, key: usize) {
+    pub(super) fn restore_held(&mut self, key: usize) {
         self.held.insert(key);
         self.holding = true;
     }
 
     /// Whether an expert is held.
     #[inline]
-    pub(crate) fn is_held(&self, key: usize) -> bool {
+    pub(super) fn is_held(&self, key: usize) -> bool {
         self.holding && self.held.contains(key)
     }
 
     /// Experts that no other prefetch may evict.
-    pub(crate) fn held(&self) -> &ExpertSet {
+    pub(super) fn held(&self) -> &ExpertSet {
         &self.held
     }
 
     /// Whether some expert may be held.
     #[inline]
-    pub(crate) fn holding(&self) -> bool {
+    pub(super) fn holding(&self) -> bool {
         self.holding
     }
 
     /// Experts prefetched and not used since.
-    pub(crate) fn unused(&self) -> impl Iterator<Item = usize> + '_ {
+    pub(super) fn unused(&self) -> impl Iterator<Item = usize> + '_ {
         self.unused.iter()
     }
 
     #[cfg(test)]
-    pub(crate) fn validate(&self, resident: &ExpertSet) {
+    pub(super) fn validate(&self, resident: &ExpertSet) {
         assert!(self.held.is_subset(resident) && self.unused.is_subset(resident));
         assert_eq!(self.displaced.intersection_len(resident), 0);
         assert!(self.holding || self.held.is_empty());
