@@ -2,23 +2,20 @@
 
 use anyhow::Result;
 use moe_model::Tokenizer;
-use moe_trace::{LayerId, MemoryTrace, RoutingSource};
-use moescope_cli::{Page, axes, window_axis};
-use ndarray::Array2;
-use plotly::common::{ColorScale, ColorScalePalette, Mode, Title};
-use plotly::layout::Axis;
-use plotly::{HeatMap, Plot, Scatter};
+use moe_trace::{MemoryTrace, RoutingSource};
+use moescope_cli::{Axis, Chart, Drawing, Page, Point, Series, TokenMap, Weight};
 
 use crate::measure::POLICIES;
 use crate::report::Report;
 
-/// Tokens shown in a heat map.
-const HEAT_MAP_TOKENS: usize = 160;
+/// Tokens shown in a heat map: as many as fit across a wide screen.
+const HEAT_MAP_TOKENS: usize = 112;
 
 /// Renders the page; plots of the curves, heat maps of one sequence of each domain, the generated text.
 pub(crate) fn render(report: &Report, trace: &MemoryTrace, tokenizer: &Tokenizer) -> Result<String> {
     let title = format!("Local routing consistency of {}", report.model);
-    let mut page = Page::new(&title, &report.to_string());
+    let mut page = Page::new(&title, &report.verdict());
+    page.document(&report.document());
     page.plot("SRP over the window length", &srp_plot(report));
     page.plot("Hit rate over capacity, mean over layers", &curve_plot(report));
     for (domain, name) in trace.domains().iter().enumerate() {
@@ -36,65 +33,46 @@ pub(crate) fn render(report: &Report, trace: &MemoryTrace, tokenizer: &Tokenizer
     Ok(page.finish())
 }
 
-/// SRP of the model and of each layer.
-fn srp_plot(report: &Report) -> Plot {
-    let mut plot = Plot::new();
-    let windows: Vec<usize> = report.metrics.model.srp.keys().copied().collect();
+/// Draws the SRP of the model and of each layer.
+fn srp_plot(report: &Report) -> Drawing {
+    let model = &report.metrics.model.srp;
+    let mut chart = Chart::new(Axis::windows(model.keys()), Axis::linear("SRP"));
     for layer in &report.metrics.layers {
-        let values = layer.srp.values().map(|value| value.srp).collect();
-        plot.add_trace(
-            Scatter::new(windows.clone(), values)
-                .mode(Mode::LinesMarkers)
-                .opacity(0.4)
-                .name(format!("layer {}", layer.layer)),
-        );
+        let points = layer.srp.iter().map(|(&m, value)| Point::new(m as f64, value.srp));
+        chart.add(Series::marked_line(&format!("layer {}", layer.layer), points));
     }
-    let model = report.metrics.model.srp.values().map(|value| value.srp).collect();
-    plot.add_trace(Scatter::new(windows, model).mode(Mode::LinesMarkers).name("model"));
-    plot.set_layout(axes("", "SRP").x_axis(window_axis(report.metrics.model.srp.keys())));
-    plot
+    chart.add(Series::whole("model", model.iter().map(|(&m, value)| Point::new(m as f64, value.srp))));
+    chart.draw()
 }
 
-/// Hit rate of each policy at every capacity.
-fn curve_plot(report: &Report) -> Plot {
-    let mut plot = Plot::new();
+/// Draws the hit rate of each policy at every capacity.
+fn curve_plot(report: &Report) -> Drawing {
+    let mut chart = Chart::new(Axis::linear("slots per layer"), Axis::linear("hit rate (paper convention)"));
     for (policy, name) in POLICIES.iter().zip(["LRU", "LFU", "Belady", "SCH(16)"]) {
         if let Some(curve) = report.metrics.model.curves.get(policy) {
-            let slots = (1..=curve.len()).collect();
-            plot.add_trace(Scatter::new(slots, curve.clone()).mode(Mode::LinesMarkers).name(name));
+            let points = curve.iter().enumerate().map(|(slot, &rate)| Point::new((slot + 1) as f64, rate));
+            chart.add(Series::line(name, points));
         }
     }
-    plot.set_layout(axes("slots a layer", "hit rate (paper convention)"));
-    plot
+    chart.draw()
 }
 
-/// Router weights of one sequence: tokens across, the experts of all layers up.
-fn heat_map(trace: &MemoryTrace, index: usize, tokenizer: &Tokenizer) -> Result<Plot> {
+/// Draws the router weights of one sequence: tokens across, the experts of all layers down.
+fn heat_map(trace: &MemoryTrace, index: usize, tokenizer: &Tokenizer) -> Result<Drawing> {
     let sequence = trace.sequence(index)?;
     let geometry = sequence.geometry();
-    let tokens = sequence.len().min(HEAT_MAP_TOKENS);
-    let rows = geometry.layers() * geometry.experts();
-    let mut weights = Array2::<f32>::zeros((rows, tokens));
-    for token in 0..tokens {
+    let count = sequence.len().min(HEAT_MAP_TOKENS);
+    let mut weights = Vec::new();
+    for token in 0..count {
         for layer in geometry.layer_ids() {
             for (expert, weight) in sequence.weighted_experts(token, layer).into_iter().flatten() {
-                weights[[layer.index() * geometry.experts() + expert.index(), token]] = weight;
+                let (layer, expert, weight) = (layer.index(), expert.index(), f64::from(weight));
+                weights.push(Weight { token, layer, expert, weight });
             }
         }
     }
     let text = |&id| Ok(tokenizer.decode(&[id])?);
-    let words: Vec<String> =
-        sequence.token_ids().unwrap_or_default()[..tokens].iter().map(text).collect::<Result<_>>()?;
-    let x = words.iter().enumerate().map(|(at, word)| format!("{at} {word}")).collect();
-    let name =
-        |layer: LayerId| geometry.expert_ids().map(move |expert| format!("layer {} expert {}", layer.0, expert.0));
-    let y = geometry.layer_ids().flat_map(name).collect();
-    let weights = weights.rows().into_iter().map(|row| row.to_vec()).collect();
-    let mut plot = Plot::new();
-    plot.add_trace(HeatMap::new(x, y, weights).color_scale(ColorScale::Palette(ColorScalePalette::Viridis)));
-    plot.set_layout(
-        axes("token", "")
-            .y_axis(Axis::new().show_tick_labels(false).title(Title::with_text("layers and their experts"))),
-    );
-    Ok(plot)
+    let tokens = sequence.token_ids().unwrap_or_default()[..count].iter().map(text).collect::<Result<_>>()?;
+    let layers = geometry.layer_ids().map(|layer| format!("layer {}", layer.0)).collect();
+    Ok(TokenMap { tokens, layers, experts: geometry.experts(), weights }.draw())
 }

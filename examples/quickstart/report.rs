@@ -1,14 +1,14 @@
 //! All results of a run, as JSON and as tables.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use anyhow::Result;
 use expert_cache::{Convention, PhaseCounts, PolicyKind};
 use lrc_metrics::{CurvePolicy, MetricsReport, by_policy};
 use moe_model::Tokenizer;
 use moe_offload::{LayerCounters, OffloadedExperts};
-use moescope_cli::{per_cent, table};
+use moescope_cli::{Document, per_cent, table};
 use serde::Serialize;
 
 use crate::measure::{HitRates, POLICIES};
@@ -140,8 +140,45 @@ pub(crate) fn samples(prompts: &[Prompt], run: &Run, tokenizer: &Tokenizer) -> R
     prompts.iter().zip(&run.texts).map(sample).collect()
 }
 
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Report {
+    /// Returns the main results in words.
+    pub(crate) fn verdict(&self) -> String {
+        let mut verdict = String::new();
+        let lru = |row: &&HitRates| Some((row.capacity, row.hit_rate.get(&CurvePolicy::Lru).copied()?));
+        if let Some((capacity, rate)) = self.hit_rates.iter().find(|row| row.rho == 2).as_ref().and_then(lru) {
+            let rate = per_cent(rate);
+            // Writing to a string cannot fail.
+            let _ = write!(
+                verdict,
+                "With 2x the experts of a token ({capacity} slots per layer), LRU serves {rate} % of the accesses. "
+            );
+        }
+        let (target, experts) = (per_cent(self.target), self.geometry[1]);
+        let _ = match self.smallest_cache.get(&CurvePolicy::Lru).copied().flatten() {
+            Some(slots) => write!(verdict, "{slots} of {experts} slots per layer reach {target} %. "),
+            None => write!(verdict, "No number of slots reaches {target} %. "),
+        };
+        let same = match self.generation.exact {
+            true => "the same text, routing and hit counts as",
+            false => "another text, routing or hit count than",
+        };
+        let Generation { capacity, policy, .. } = &self.generation;
+        let _ = write!(
+            verdict,
+            "The offloaded run ({capacity} slots per layer, {policy}) has {same} the resident run and the simulation."
+        );
+        verdict
+    }
+
+    /// Returns all results as text and tables.
+    pub(crate) fn document(&self) -> Document {
+        let mut document = Document::new();
+        // Writing to a document cannot fail.
+        let _ = self.write(&mut document);
+        document
+    }
+
+    fn write(&self, f: &mut Document) -> fmt::Result {
         let [layers, experts, top_k] = self.geometry;
         writeln!(
             f,
@@ -153,7 +190,8 @@ impl fmt::Display for Report {
         for (window, value) in &self.metrics.model.srp {
             srp.add_row([window.to_string(), per_cent(value.srp), format!("{:.2}", value.rho)]);
         }
-        writeln!(f, "Segment routing best performance (how well one set of experts serves m tokens)\n{srp}\n")?;
+        f.table("Segment routing best performance (how well one set of experts serves m tokens)", srp);
+        writeln!(f, "\n")?;
 
         let mut rates = table(["rho", "slots a layer", "LRU %", "LFU %", "Belady %", "SCH(16) %"]);
         for row in &self.hit_rates {
@@ -161,11 +199,9 @@ impl fmt::Display for Report {
             let [lru, lfu, belady, sch] = POLICIES.map(rate);
             rates.add_row([row.rho.to_string(), row.capacity.to_string(), lru, lfu, belady, sch]);
         }
-        writeln!(
-            f,
-            "Hit rate of a cache of rho times the experts of a token ({})\n{rates}\n",
-            self.metrics.convention.description()
-        )?;
+        let convention = self.metrics.convention.description();
+        f.table(format!("Hit rate of a cache of rho times the experts of a token ({convention})"), rates);
+        writeln!(f, "\n")?;
 
         let mut smallest = table(["", "LRU", "LFU", "Belady", "SCH(16)"]);
         let slots = |policy| match self.smallest_cache.get(&policy).copied().flatten() {
@@ -174,13 +210,21 @@ impl fmt::Display for Report {
         };
         let [lru, lfu, belady, sch] = POLICIES.map(slots);
         smallest.add_row(["slots a layer".to_owned(), lru, lfu, belady, sch]);
-        writeln!(f, "Smallest cache with a hit rate of {} % (paper convention)\n{smallest}\n", per_cent(self.target))?;
-        write!(f, "{}", self.generation)
+        let target = per_cent(self.target);
+        f.table(format!("Smallest cache with a hit rate of {target} % (paper convention)"), smallest);
+        writeln!(f, "\n")?;
+        self.generation.write(f)
     }
 }
 
-impl fmt::Display for Generation {
+impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.document().fmt(f)
+    }
+}
+
+impl Generation {
+    fn write(&self, f: &mut Document) -> fmt::Result {
         let mut runs = table(["experts", "memory for experts", "prefill tokens/s", "decode tokens/s"]);
         let mut row = |name: String, bytes: u64, speed: &Speed| {
             let tokens = |speed: f64| format!("{speed:.0}");
@@ -188,7 +232,8 @@ impl fmt::Display for Generation {
         };
         row("all resident".to_owned(), self.expert_bytes, &self.resident);
         row(format!("{} slots a layer, {}", self.capacity, self.policy), self.slot_bytes, &self.offloaded);
-        writeln!(f, "Generation\n{runs}\n")?;
+        f.table("Generation", runs);
+        writeln!(f, "\n")?;
 
         let mut counts = table(["phase", "accesses", "hits", "simulated hits", "hit rate %"]);
         for (name, measured, simulated) in [
@@ -203,7 +248,9 @@ impl fmt::Display for Generation {
                 per_cent(measured.hit_rate()),
             ]);
         }
-        writeln!(f, "The offloaded run's cache beside its simulation ({})\n{counts}\n", self.convention.description())?;
+        let convention = self.convention.description();
+        f.table(format!("The offloaded run's cache beside its simulation ({convention})"), counts);
+        writeln!(f, "\n")?;
         let yes = |yes| if yes { "yes" } else { "NO" };
         writeln!(
             f,

@@ -2,12 +2,14 @@
 
 mod arguments;
 mod device;
+mod document;
 mod experts;
 mod files;
 mod foreign;
 mod numbers;
 mod output;
 mod page;
+mod plot;
 mod print;
 mod prompts;
 mod provenance;
@@ -21,6 +23,7 @@ mod windows;
 
 pub use arguments::{HELD_OUT, POSITIVE, SHARE, each_once, number, parse, whole};
 pub use device::{DeviceName, page_lock};
+pub use document::Document;
 pub use experts::{host_experts, mapped_experts, open_checkpoint};
 pub use files::Files;
 pub use foreign::{Foreign, collect, open_trace, phase};
@@ -29,7 +32,8 @@ pub use output::{
     byte_bar, no_formula, output_path, per_cent, print_warnings, progress_bar, spinner, write_bytes, write_csv,
     write_json, write_text,
 };
-pub use page::{Page, axes, window_axis};
+pub use page::Page;
+pub use plot::{Axis, Chart, Drawing, HeatMap, Point, Series, TokenMap, Weight, escape, visible};
 pub use print::{print_error_line, print_line};
 pub use prompts::{Prompt, built_in_prompts};
 pub use provenance::{Provenance, Reported};

@@ -1,33 +1,63 @@
-//! One self-contained HTML page of plots.
+//! One self-contained HTML page of texts, tables and drawings.
 
-use plotly::Plot;
-use plotly::common::Title;
-use plotly::layout::{Axis, AxisType, Layout};
-
+use crate::document::{Block, Document};
+use crate::plot::{Drawing, escape};
 use crate::provenance::Provenance;
 
-const STYLE: &str = "body{font-family:system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}\
-    pre{background:#f6f6f6;padding:1rem;overflow-x:auto}.plot{height:28rem}\
-    td,th{padding:.3rem .6rem;vertical-align:top;text-align:left}";
+const STYLE: &str = include_str!("page.css");
 
-/// A page under construction: text and plots one below the other, the plotting library included.
+/// Makes tables sortable. A page is complete without it.
+const SCRIPT: &str = include_str!("page.js");
+
+/// A page under construction. It needs no other file, and no script to show its content.
 pub struct Page {
     html: String,
-    plots: usize,
+    /// The kind of blocks that stand in a row at present, if any do.
+    row: Option<Row>,
+}
+
+/// Blocks that stand side by side where there is room.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Row {
+    Tables,
+    Figures,
 }
 
 impl Page {
-    /// Creates a page with a title and a preformatted text below it.
-    pub fn new(title: &str, text: &str) -> Page {
-        let (title, text) = (escape(title), escape(text));
-        // The first script is the plotting library; nothing of a page is typeset mathematics, which the others are for.
-        let scripts = Plot::offline_js_sources();
-        let script = scripts.split_inclusive("</script>").next().unwrap_or_default();
+    /// Creates a page with a title and the main result in words.
+    pub fn new(title: &str, verdict: &str) -> Page {
+        let (title, verdict) = (escape(title), escape(verdict));
         let html = format!(
-            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title>\
-             <style>{STYLE}</style>{script}</head>\n<body><h1>{title}</h1>\n<pre>{text}</pre>\n"
+            "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/>\
+             <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"/><title>{title}</title>\n\
+             <style>\n{STYLE}</style></head>\n<body><h1>{title}</h1>\n<p class=\"verdict\">{verdict}</p>\n"
         );
-        Page { html, plots: 0 }
+        Page { html, row: None }
+    }
+
+    /// Adds the texts and tables of a report.
+    pub fn document(&mut self, document: &Document) {
+        for block in document.blocks() {
+            match block {
+                Block::Text(text) => {
+                    let text = crate::shown::shown_lines(text);
+                    let paragraphs = text.split("\n\n").map(|text| text.trim_matches('\n'));
+                    for paragraph in paragraphs.filter(|paragraph| !paragraph.is_empty()) {
+                        self.set_row(None);
+                        self.html.push_str(&format!("<p class=\"text\">{}</p>\n", escape(paragraph)));
+                    }
+                }
+                Block::Table(caption, table) => {
+                    let header: Vec<&str> = table.header().iter().map(String::as_str).collect();
+                    self.set_row(Some(Row::Tables));
+                    let heading = escape(&crate::shown(caption));
+                    let heading = if heading.is_empty() { heading } else { format!("<h3>{heading}</h3>") };
+                    self.html.push_str(&format!("<section>{heading}"));
+                    self.push_rows(&header, table.rows().iter().map(Vec::as_slice));
+                    self.html.push_str("</section>\n");
+                }
+            }
+        }
     }
 
     /// Adds the facts about the trace that change what the figures mean; nothing if there are none.
@@ -37,46 +67,131 @@ impl Page {
         }
     }
 
-    /// Adds a plot under a heading.
-    pub fn plot(&mut self, heading: &str, plot: &Plot) {
-        self.plots += 1;
-        let (heading, inline) = (escape(heading), plot.to_inline_html(Some(&format!("plot-{}", self.plots))));
-        self.html.push_str(&format!("<h2>{heading}</h2><div class=\"plot\">{inline}</div>\n"));
+    /// Adds a drawing under a heading.
+    pub fn plot(&mut self, heading: &str, drawing: &Drawing) {
+        self.set_row(Some(Row::Figures));
+        let class = if drawing.is_wide { " class=\"wide\"" } else { "" };
+        let heading = escape(&crate::shown(heading));
+        self.html.push_str(&format!("<figure{class}><h2>{heading}</h2><div class=\"scroll\">{}</div>", drawing.svg));
+        if !drawing.legend.is_empty() {
+            let entries: String = drawing.legend.iter().map(|entry| format!("<li>{entry}</li>")).collect();
+            self.html.push_str(&format!("<ul class=\"legend\">{entries}</ul>"));
+        }
+        for note in &drawing.notes {
+            self.html.push_str(&format!("<p class=\"note\">{}</p>", escape(note)));
+        }
+        self.html.push_str("</figure>\n");
     }
 
     /// Adds a table under a heading.
     pub fn table<const N: usize>(&mut self, heading: &str, header: [&str; N], rows: impl Iterator<Item = [String; N]>) {
-        let row = |tag: &str, cells: [&str; N]| -> String {
-            let cells = cells.map(|cell| format!("<{tag}>{}</{tag}>", escape(cell)));
-            format!("<tr>{}</tr>\n", cells.concat())
-        };
-        self.html.push_str(&format!("<h2>{}</h2><table>{}", escape(heading), row("th", header)));
-        rows.for_each(|cells| self.html.push_str(&row("td", cells.each_ref().map(String::as_str))));
-        self.html.push_str("</table>\n");
+        self.set_row(None);
+        self.html.push_str(&format!("<h2>{}</h2>", escape(&crate::shown(heading))));
+        let rows: Vec<[String; N]> = rows.collect();
+        self.push_rows(&header, rows.iter().map(<[String; N]>::as_slice));
     }
 
-    /// The page as HTML.
+    fn push_rows<'a>(&mut self, header: &[&str], rows: impl Iterator<Item = &'a [String]> + Clone) {
+        let is_number: Vec<bool> = (0..header.len())
+            .map(|column| holds_numbers(rows.clone().filter_map(|row| row.get(column)).map(String::as_str)))
+            .collect();
+        let row = |tag: &str, cells: &mut dyn Iterator<Item = &str>| -> String {
+            let cell = |(text, &is_number): (&str, &bool)| {
+                let class = if is_number { " class=\"number\"" } else { "" };
+                format!("<{tag}{class}>{}</{tag}>", escape(text))
+            };
+            format!("<tr>{}</tr>\n", cells.zip(&is_number).map(cell).collect::<String>())
+        };
+        let head = row("th", &mut header.iter().copied());
+        let body: String = rows.map(|cells| row("td", &mut cells.iter().map(String::as_str))).collect();
+        self.html.push_str(&format!(
+            "<div class=\"scroll\"><table><thead>{head}</thead><tbody>\n{body}</tbody></table></div>\n"
+        ));
+    }
+
+    /// Ends a row of blocks of another kind, and begins one of this kind.
+    fn set_row(&mut self, row: Option<Row>) {
+        if self.row == row {
+            return;
+        }
+        if self.row.is_some() {
+            self.html.push_str("</div>\n");
+        }
+        match row {
+            Some(Row::Tables) => self.html.push_str("<div class=\"tables\">\n"),
+            Some(Row::Figures) => self.html.push_str("<div class=\"figures\">\n"),
+            None => {}
+        }
+        self.row = row;
+    }
+
+    /// Returns the page as HTML.
     pub fn finish(mut self) -> String {
-        self.html.push_str("</body></html>\n");
+        self.set_row(None);
+        self.html.push_str(&format!("<script>\n{SCRIPT}</script></body></html>\n"));
         self.html
     }
 }
 
-/// A layout with titles at both axes.
-pub fn axes(x: &str, y: &str) -> Layout {
-    let axis = |title: &str| Axis::new().title(Title::with_text(title));
-    Layout::new().x_axis(axis(x)).y_axis(axis(y))
+/// Returns true if every cell is a number or a dash for none, and one is a number.
+fn holds_numbers<'a>(cells: impl Iterator<Item = &'a str> + Clone) -> bool {
+    let is_none = |cell: &str| matches!(cell, "" | "-" | "\u{2013}" | "none");
+    let is_number = |cell: &str| cell.trim_start_matches(['+', '-']).starts_with(|c: char| c.is_ascii_digit());
+    cells.clone().all(|cell| is_none(cell) || is_number(cell)) && cells.clone().any(is_number)
 }
 
-/// A logarithmic axis of window lengths, with a tick at each.
-pub fn window_axis<'a>(windows: impl Iterator<Item = &'a usize> + Clone) -> Axis {
-    Axis::new()
-        .type_(AxisType::Log)
-        .tick_values(windows.clone().map(|&window| window as f64).collect())
-        .tick_text(windows.map(usize::to_string).collect())
-        .title(Title::with_text("window length m, tokens"))
-}
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
 
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    use super::*;
+    use crate::plot::{Axis, Chart, Point, Series};
+
+    const HOSTILE: &str = "<b>&\"x\u{1b}[31m\u{0}\n";
+
+    /// Parses a page as XML, which every page of ours is.
+    fn parsed(html: &str) -> roxmltree::Document<'_> {
+        let options = roxmltree::ParsingOptions { allow_dtd: true, ..Default::default() };
+        roxmltree::Document::parse_with_options(html, options).unwrap()
+    }
+
+    #[test]
+    fn pages_are_well_formed_and_need_no_other_file() {
+        let mut document = Document::new();
+        writeln!(document, "head {HOSTILE}\n\nmore").unwrap();
+        let mut numbers = crate::table(["name", "share %"]);
+        numbers.add_row([HOSTILE, "52.10"]);
+        numbers.add_row(["b", "-"]);
+        document.table("Numbers", numbers);
+        let mut page = Page::new(HOSTILE, HOSTILE);
+        page.document(&document);
+        let mut chart = Chart::new(Axis::linear(HOSTILE), Axis::linear("y"));
+        chart.add(Series::marks(HOSTILE, [Point::new(1.0, 1.0).with_label(HOSTILE), Point::new(f64::NAN, 1.0)]));
+        page.plot(HOSTILE, &chart.draw());
+        page.table("after", ["kind"], [[HOSTILE.to_owned()]].into_iter());
+        let html = page.finish();
+        let xml = parsed(&html);
+        let count = |tag: &str| xml.descendants().filter(|node| node.has_tag_name(tag)).count();
+        assert_eq!((count("table"), count("h3"), count("figure"), count("th")), (2, 1, 1, 3));
+        assert!(html.contains("<h3>Numbers</h3>") && html.contains("left out: 1."), "{html}");
+        assert!(html.contains("<td class=\"number\">52.10</td>") && html.contains("<td class=\"number\">-</td>"));
+        assert!(!html.contains("<b>") && !html.contains('\u{1b}') && !html.contains('\u{0}'));
+        for outside in ["src=", "href=", "@import", "url("] {
+            assert!(!html.contains(outside), "{outside}");
+        }
+    }
+
+    #[test]
+    fn columns_of_numbers_are_found() {
+        for (cells, expected) in [
+            (["1", "-"], true),
+            (["12 of 32", "3"], true),
+            (["+0.5", "-0.5"], true),
+            (["-", "-"], false),
+            (["1", "lru"], false),
+            (["-x", "1"], false),
+        ] {
+            assert_eq!(holds_numbers(cells.into_iter()), expected, "{cells:?}");
+        }
+    }
 }

@@ -7,7 +7,11 @@ use comfy_table::{CellAlignment, Table as Inner, presets::ASCII_MARKDOWN};
 use crate::shown::shown;
 
 /// A table that can be pasted into Markdown. Control characters in its cells are escaped, so that no name breaks a row.
-pub struct Table(Inner);
+pub struct Table {
+    header: Vec<String>,
+    rows: Vec<Vec<String>>,
+    is_aligned_right: bool,
+}
 
 /// A table with a header.
 pub fn table<const N: usize>(header: [&str; N]) -> Table {
@@ -17,21 +21,27 @@ pub fn table<const N: usize>(header: [&str; N]) -> Table {
 impl Table {
     /// Creates a table with a header.
     pub fn new(header: impl IntoIterator<Item: Into<String>>) -> Table {
-        let mut table = Inner::new();
-        table.load_style(ASCII_MARKDOWN).set_header(cells(header));
-        Table(table)
+        Table { header: cells(header), rows: Vec::new(), is_aligned_right: false }
     }
 
     /// Adds a row.
     pub fn add_row(&mut self, row: impl IntoIterator<Item: Into<String>>) {
-        self.0.add_row(cells(row));
+        self.rows.push(cells(row));
     }
 
     /// Aligns all columns but the first to the right.
     pub fn align_right(&mut self) {
-        for column in self.0.column_iter_mut().skip(1) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
+        self.is_aligned_right = true;
+    }
+
+    /// Returns the cells of the header.
+    pub(crate) fn header(&self) -> &[String] {
+        &self.header
+    }
+
+    /// Returns the cells of all rows.
+    pub(crate) fn rows(&self) -> &[Vec<String>] {
+        &self.rows
     }
 }
 
@@ -41,7 +51,14 @@ fn cells(row: impl IntoIterator<Item: Into<String>>) -> Vec<String> {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        let mut table = Inner::new();
+        table.load_style(ASCII_MARKDOWN).set_header(&self.header).add_rows(&self.rows);
+        if self.is_aligned_right {
+            for column in table.column_iter_mut().skip(1) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        table.fmt(f)
     }
 }
 

@@ -1,10 +1,10 @@
 //! Figures of the routing beside measured overheads, as a table and as JSON.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use expert_cache::Convention;
 use lrc_metrics::correlate;
-use moescope_cli::{Provenance, per_cent, table};
+use moescope_cli::{Document, Provenance, per_cent, table};
 use serde::Serialize;
 
 /// What `moescope correlate` found.
@@ -105,8 +105,16 @@ impl Relation {
     }
 }
 
-impl fmt::Display for Relation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Relation {
+    /// Returns the figures and correlations as text and tables.
+    pub(crate) fn document(&self) -> Document {
+        let mut document = Document::new();
+        // Writing to a document cannot fail.
+        let _ = self.write(&mut document);
+        document
+    }
+
+    fn write(&self, f: &mut Document) -> fmt::Result {
         let (srp, sch) = (format!("SRP_{} %", self.window), format!("SCH_{} %", self.window));
         let share = |share: Option<f64>| share.map_or("-".to_owned(), per_cent);
         let mut rows =
@@ -125,7 +133,8 @@ impl fmt::Display for Relation {
             ]);
         }
         let (paper, engine) = (self.figures_convention.description(), self.hit_rate_convention.description());
-        writeln!(f, "{rows}\nSCH and LRU hits: {paper}; measured hits: {engine}\n")?;
+        f.table("", rows);
+        writeln!(f, "\nSCH and LRU hits: {paper}; measured hits: {engine}\n")?;
         let signed = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:+.3}"));
         let mut table = table(["rho", "figure", "points", "with decode overhead", "with prefill overhead"]);
         for correlation in &self.correlations {
@@ -137,12 +146,18 @@ impl fmt::Display for Relation {
                 signed(correlation.prefill),
             ]);
         }
-        write!(f, "{table}")?;
+        f.table("", table);
         let unused = self.traces.iter().filter_map(|of| Some((&of.model, of.provenance.unused_layers_line()?)));
         for (model, line) in unused {
             write!(f, "\n{model}: {line}")?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Relation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.document().fmt(f)
     }
 }
 

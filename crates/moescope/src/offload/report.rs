@@ -1,10 +1,10 @@
 //! Figures of a run, as a table and as JSON.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use expert_cache::{Convention, Speed};
 use moe_offload::{HostReport, Latency, LayerReport};
-use moescope_cli::{Provenance, per_cent, table};
+use moescope_cli::{Document, Provenance, per_cent, table};
 use serde::Serialize;
 
 use super::calibrate::{Prices, median};
@@ -129,7 +129,7 @@ impl Report {
     }
 
     /// What the last run of each case counted of host memory and of reads ahead, if there was either.
-    fn below_the_slots(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn below_the_slots(&self, f: &mut Document) -> fmt::Result {
         if self.rows.iter().all(|row| row.bank.host.is_none() && row.read_ahead.is_none()) {
             return Ok(());
         }
@@ -166,12 +166,19 @@ impl Report {
                 milliseconds(|load| load.max_seconds),
             ]);
         }
-        writeln!(f, "{table}")
+        f.table("", table);
+        writeln!(f)
     }
-}
 
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// Returns the figures as text and tables.
+    pub(crate) fn document(&self) -> Document {
+        let mut document = Document::new();
+        // Writing to a document cannot fail.
+        let _ = self.write(&mut document);
+        document
+    }
+
+    fn write(&self, f: &mut Document) -> fmt::Result {
         let speed = |speed: Option<f64>| speed.map_or("-".to_owned(), |speed| format!("{speed:.1}"));
         let share = |part: Option<f64>, whole: Option<f64>| match (part, whole) {
             (Some(part), Some(whole)) => format!("{:.1}", 100.0 * part / whole),
@@ -213,7 +220,8 @@ impl fmt::Display for Report {
                 signed(error(predicted.prefill, measured.prefill)),
             ]);
         }
-        writeln!(f, "{table}\nhit rates: {}", self.hit_rate_convention.description())?;
+        f.table("", table);
+        writeln!(f, "\nhit rates: {}", self.hit_rate_convention.description())?;
         self.below_the_slots(f)?;
         let Layers { run, of, skipped_blocks } = self.layers;
         write!(f, "{run} of {of} layers of experts were run")?;
@@ -257,6 +265,12 @@ impl fmt::Display for Report {
             }
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.document().fmt(f)
     }
 }
 

@@ -1,11 +1,11 @@
 //! The answer as text and as JSON.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use expert_cache::{
     Candidate, Convention, CostModel, HardwareProfile, Layout, ModelSize, Setup, Slots, Survey, Target, Verdict,
 };
-use moescope_cli::{Provenance, per_cent, table};
+use moescope_cli::{Document, Provenance, per_cent, table};
 use serde::Serialize;
 
 /// Everything that was asked and found.
@@ -54,7 +54,8 @@ impl Report {
         .map(|at| &self.survey.candidates[at])
     }
 
-    fn verdict(&self) -> String {
+    /// Returns the answer in words.
+    pub(crate) fn verdict(&self) -> String {
         let at = |at: usize| summary(&self.survey.candidates[at]);
         let maybe = |place: Option<usize>| place.map_or("nothing was tried".to_owned(), at);
         let resident = &self.survey.all_resident;
@@ -140,8 +141,16 @@ pub(crate) fn gib(bytes: u64) -> String {
     format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64)
 }
 
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Report {
+    /// Returns the answer as text and tables.
+    pub(crate) fn document(&self) -> Document {
+        let mut document = Document::new();
+        // Writing to a document cannot fail.
+        let _ = self.write(&mut document);
+        document
+    }
+
+    fn write(&self, f: &mut Document) -> fmt::Result {
         let [layers, experts, top_k] = self.geometry;
         writeln!(f, "trace:   {}, {} sequences, {} tokens", self.trace, self.sequences, self.tokens)?;
         if let Some(unused) = self.provenance.unused_layers_line() {
@@ -220,10 +229,14 @@ impl fmt::Display for Report {
                 format!("{} / {} / {}", prefetches.useful, prefetches.late, prefetches.useless),
             ]);
         }
-        write!(
-            f,
-            "\nSmallest cache of each kind that meets the target, or else the fastest:\n\n{table}\nhit rates: {}",
-            self.hit_rate_convention.description()
-        )
+        writeln!(f, "\nSmallest cache of each kind that meets the target, or else the fastest:\n")?;
+        f.table("", table);
+        write!(f, "\nhit rates: {}", self.hit_rate_convention.description())
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.document().fmt(f)
     }
 }

@@ -3,10 +3,7 @@
 use std::collections::BTreeMap;
 
 use lrc_metrics::{MetricsIntervals, MetricsReport, SrpValue, srp_lower_bound};
-use moescope_cli::{Page, axes, window_axis};
-use plotly::common::{ColorScale, ColorScalePalette, ErrorData, ErrorType, Line, Marker, Mode};
-use plotly::layout::Axis;
-use plotly::{HeatMap, Plot, Scatter};
+use moescope_cli::{Axis, Chart, Drawing, HeatMap, Page, Point, Series};
 
 use super::measure::Measured;
 use super::summary::{Expert, experts_of, mean_static_curve};
@@ -25,122 +22,95 @@ pub(crate) fn add(measured: &Measured, page: &mut Page) {
         "Hit rate over cache size (paper convention), mean over layers; first touches hit while slots are free",
         &hit_rates(measured),
     );
-    page.plot(&format!("Load against SRP, m = {at}, one point an expert"), &load_against_srp(measured));
+    page.plot(&format!("Load against SRP, m = {at}, one point per expert"), &load_against_srp(measured));
 }
 
-fn line(x: Vec<usize>, y: Vec<f64>, name: &str) -> Box<Scatter<usize, f64>> {
-    Scatter::new(x, y).mode(Mode::LinesMarkers).name(name)
-}
-
-/// The line of everything together, among those of its parts.
-fn whole() -> Line {
-    Line::new().color("black").width(3.0)
-}
-
-/// SRP over m with its intervals as error bars.
-fn srp_line(
+/// Returns the points of SRP over m, with intervals.
+fn srp_points(
     report: &MetricsIntervals,
-    name: &str,
     srp: impl Fn(&MetricsReport) -> &BTreeMap<usize, SrpValue>,
-) -> Box<Scatter<usize, f64>> {
-    let of = |report| -> Vec<f64> { srp(report).values().map(|value: &SrpValue| value.srp).collect() };
-    let values = of(&report.value);
-    let bars = error_bars(&values, &of(&report.low), &of(&report.high));
-    line(srp(&report.value).keys().copied().collect(), values, name).error_y(bars)
+) -> impl Iterator<Item = Point> {
+    let bounds = srp(&report.low).values().zip(srp(&report.high).values());
+    srp(&report.value)
+        .iter()
+        .zip(bounds)
+        .map(|((&m, value), (low, high))| Point::new(m as f64, value.srp).with_y_interval(low.srp, high.srp))
 }
 
-fn error_bars(values: &[f64], low: &[f64], high: &[f64]) -> ErrorData {
-    // A basic interval need not hold its figure, and there may be none: then the bar has no length.
-    let difference = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).max(0.0)).collect();
-    ErrorData::new(ErrorType::Data).array(difference(high, values)).array_minus(difference(values, low))
-}
-
-fn srp_over_m(measured: &Measured) -> Plot {
+fn srp_over_m(measured: &Measured) -> Drawing {
     let report = &measured.all.value;
-    let mut plot = Plot::new();
+    let mut chart = Chart::new(Axis::windows(report.model.srp.keys()), Axis::linear("SRP"));
     for layer in report.layers.iter().filter(|layer| layer.is_used()) {
-        let values = layer.srp.values().map(|value| value.srp).collect();
-        let name = format!("layer {}", layer.layer);
-        plot.add_trace(line(layer.srp.keys().copied().collect(), values, &name).opacity(0.3));
+        let points = layer.srp.iter().map(|(&m, value)| Point::new(m as f64, value.srp));
+        chart.add(Series::faint(&format!("layer {}", layer.layer), points));
     }
-    let model = srp_line(&measured.all, "model", |report| &report.model.srp);
-    plot.add_trace(model.line(whole()));
-    let bound = report.model.srp.values().map(|value| srp_lower_bound(value.activation_rate)).collect();
-    plot.add_trace(line(report.model.srp.keys().copied().collect(), bound, "lower bound").mode(Mode::Lines));
-    plot.set_layout(axes("", "SRP").x_axis(window_axis(report.model.srp.keys())));
-    plot
+    chart.add(Series::whole("model", srp_points(&measured.all, |report| &report.model.srp)));
+    let bound = report.model.srp.iter();
+    let bound = bound.map(|(&m, value)| Point::new(m as f64, srp_lower_bound(value.activation_rate)));
+    chart.add(Series::line("lower bound", bound).dashed());
+    chart.draw()
 }
 
-fn srp_by_layer(measured: &Measured) -> Plot {
+fn srp_by_layer(measured: &Measured) -> Drawing {
     let MetricsIntervals { value, low, high } = &measured.all;
+    let of = |report: &MetricsReport, at: usize| report.layers[at].srp[&measured.at].srp;
     // Bounds of a layer that is used may be 0.
-    let used: Vec<usize> = (0..value.layers.len()).filter(|&at| value.layers[at].is_used()).collect();
-    let of = |report: &MetricsReport| -> Vec<f64> {
-        used.iter().map(|&at| report.layers[at].srp[&measured.at].srp).collect()
-    };
-    let bars = error_bars(&of(value), &of(low), &of(high));
-    let mut plot = Plot::new();
-    plot.add_trace(line(used.iter().map(|&at| value.layers[at].layer).collect(), of(value), "SRP").error_y(bars));
-    plot.set_layout(axes("MoE layer", "SRP"));
-    plot
+    let used = (0..value.layers.len()).filter(|&at| value.layers[at].is_used());
+    let points = used
+        .map(|at| Point::new(value.layers[at].layer as f64, of(value, at)).with_y_interval(of(low, at), of(high, at)));
+    let mut chart = Chart::new(Axis::whole("MoE layer"), Axis::linear("SRP"));
+    chart.add(Series::marked_line("SRP", points));
+    chart.draw()
 }
 
-fn srp_by_domain(measured: &Measured) -> Plot {
-    let mut plot = Plot::new();
+fn srp_by_domain(measured: &Measured) -> Drawing {
+    let mut chart = Chart::new(Axis::windows(measured.all.value.model.srp.keys()), Axis::linear("SRP"));
     for (name, report) in &measured.domains {
-        plot.add_trace(srp_line(report, name, |report| &report.model.srp));
+        chart.add(Series::marked_line(name, srp_points(report, |report| &report.model.srp)));
     }
-    let all = srp_line(&measured.all, "all", |report| &report.model.srp);
-    plot.add_trace(all.line(whole()));
-    plot.set_layout(axes("", "SRP").x_axis(window_axis(measured.all.value.model.srp.keys())));
-    plot
+    chart.add(Series::whole("all", srp_points(&measured.all, |report| &report.model.srp)));
+    chart.draw()
 }
 
-fn domain_correlation(measured: &Measured) -> Plot {
+fn domain_correlation(measured: &Measured) -> Drawing {
     let matrix = measured.load.correlation();
-    let names = measured.names.clone();
-    let rows = matrix.rows().into_iter().map(|row| row.to_vec()).collect();
-    let mut plot = Plot::new();
-    let colors = ColorScale::Palette(ColorScalePalette::Viridis);
-    plot.add_trace(HeatMap::new(names.clone(), names, rows).color_scale(colors));
-    plot.set_layout(axes("", "").x_axis(Axis::new().auto_margin(true)).y_axis(Axis::new().auto_margin(true)));
-    plot
+    let values = matrix.rows().into_iter().map(|row| row.to_vec()).collect();
+    let (columns, rows) = (measured.names.clone(), measured.names.clone());
+    HeatMap { x_title: String::new(), y_title: String::new(), columns, rows, values }.draw()
 }
 
-fn srp_by_start(measured: &Measured) -> Plot {
-    let mut plot = Plot::new();
-    let starts = measured.starts.iter().map(|at| at.start).collect();
-    let srp = measured.starts.iter().map(|at| at.srp).collect();
-    plot.add_trace(line(starts, srp, "model").mode(Mode::Lines));
-    plot.set_layout(axes("first token of the window", "SRP"));
-    plot
+fn srp_by_start(measured: &Measured) -> Drawing {
+    let mut chart = Chart::new(Axis::linear("first token of the window"), Axis::linear("SRP"));
+    chart.add(Series::line("model", measured.starts.iter().map(|at| Point::new(at.start as f64, at.srp))));
+    chart.draw()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "slots and experts are few")]
-fn hit_rates(measured: &Measured) -> Plot {
+fn hit_rates(measured: &Measured) -> Drawing {
     let report = &measured.all.value;
-    let experts = measured.geometry.experts();
-    let rho: Vec<f64> = (1..=experts).map(|slots| slots as f64 / measured.geometry.top_k() as f64).collect();
-    let mut plot = Plot::new();
+    let top_k = measured.geometry.top_k() as f64;
+    let points = |curve: &[f64]| -> Vec<Point> {
+        curve.iter().enumerate().map(|(slot, &rate)| Point::new((slot + 1) as f64 / top_k, rate)).collect()
+    };
+    let rho = "rho: slots per layer over the experts of a token";
+    let mut chart = Chart::new(Axis::linear(rho), Axis::linear("hit rate"));
     for (policy, curve) in &report.model.curves {
-        plot.add_trace(Scatter::new(rho.clone(), curve.clone()).mode(Mode::Lines).name(policy.to_string()));
+        chart.add(Series::line(&policy.to_string(), points(curve)));
     }
-    plot.add_trace(Scatter::new(rho, mean_static_curve(report)).mode(Mode::Lines).name("static best set"));
-    plot.set_layout(axes("rho: slots a layer, as a multiple of the experts of a token", "hit rate"));
-    plot
+    chart.add(Series::line("static best set", points(&mean_static_curve(report))).dashed());
+    chart.draw()
 }
 
-fn load_against_srp(measured: &Measured) -> Plot {
+fn load_against_srp(measured: &Measured) -> Drawing {
     let experts: Vec<Expert> = experts_of(measured).into_iter().filter(|expert| expert.is_of_used_layer).collect();
+    let mut chart = Chart::new(Axis::linear("activation rate"), Axis::linear("SRP"));
+    let point = |expert: &Expert| {
+        let name = format!("layer {} expert {}", expert.layer, expert.expert);
+        Point::new(expert.activation_rate, expert.srp).with_label(name)
+    };
+    chart.add(Series::marks("experts", experts.iter().map(point)));
     let mut rates: Vec<f64> = experts.iter().map(|expert| expert.activation_rate).collect();
-    let srp = experts.iter().map(|expert| expert.srp).collect();
-    let names = experts.iter().map(|expert| format!("layer {} expert {}", expert.layer, expert.expert)).collect();
-    let mut plot = Plot::new();
-    let points = Scatter::new(rates.clone(), srp).mode(Mode::Markers).name("experts").text_array(names);
-    plot.add_trace(points.marker(Marker::new().size(5).opacity(0.5)));
     rates.sort_unstable_by(f64::total_cmp);
-    let bound = rates.iter().map(|&rate| srp_lower_bound(rate)).collect();
-    plot.add_trace(Scatter::new(rates, bound).mode(Mode::Lines).name("lower bound"));
-    plot.set_layout(axes("activation rate", "SRP"));
-    plot
+    chart.add(Series::line("lower bound", rates.iter().map(|&rate| Point::new(rate, srp_lower_bound(rate)))));
+    chart.draw()
 }

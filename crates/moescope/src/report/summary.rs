@@ -1,7 +1,9 @@
 //! The main numbers as text.
 
+use std::fmt::Write;
+
 use lrc_metrics::{CurvePolicy, MetricsIntervals, MetricsReport, correlate, srp_lower_bound, static_curve};
-use moescope_cli::{LEFT_OUT, per_cent, shown, table, unused_layers};
+use moescope_cli::{Document, LEFT_OUT, per_cent, shown, table, unused_layers};
 
 use super::measure::Measured;
 
@@ -9,7 +11,7 @@ use super::measure::Measured;
 const RHO: [usize; 4] = [1, 2, 3, 4];
 
 /// Tables of SRP, domains and hit rates, and the correlations over experts.
-pub(crate) fn summary(measured: &Measured) -> String {
+pub(crate) fn summary(measured: &Measured) -> Document {
     let Measured { model, geometry, all, at, .. } = measured;
     let (layers, experts, top_k) = (geometry.layers(), geometry.experts(), geometry.top_k());
     let (sequences, tokens) = (all.value.sequences, all.value.tokens);
@@ -68,15 +70,52 @@ pub(crate) fn summary(measured: &Measured) -> String {
     let with_load = correlate(&experts, |expert| Some(expert.srp), |expert| Some(expert.activation_rate));
     let with_domains = correlate(&experts, |expert| Some(expert.srp), |expert| expert.specialization);
     let unused = measured.provenance.unused_layers_line().map_or(String::new(), |line| format!("\n{line}"));
-    format!(
-        "{head}\n\nSegment routing best performance (how well one set of experts serves m tokens)\n{srp}\n\n\
-         By domain\n{domains}{other}\n\nHit rate of a cache of rho times the experts of a token ({}; \
-         a first touch hits while slots are free)\n{rates}{unused}\n\nOver experts, SRP(m={at}) correlates with the activation rate at \
-         {}, with domain specialization at {}\n",
-        all.value.convention.description(),
-        correlation(with_load),
-        correlation(with_domains),
-    )
+    let mut text = Document::new();
+    // Writing to a document cannot fail.
+    let _ = writeln!(text, "{head}\n");
+    text.table("Segment routing best performance (how well one set of experts serves m tokens)", srp);
+    let _ = writeln!(text, "\n");
+    text.table("By domain", domains);
+    let _ = writeln!(text, "{other}\n");
+    let caption = format!(
+        "Hit rate of a cache of rho times the experts of a token ({}; a first touch hits while slots are free)",
+        all.value.convention.description()
+    );
+    text.table(caption, rates);
+    let (load, specialization) = (correlation(with_load), correlation(with_domains));
+    let _ = writeln!(
+        text,
+        "{unused}\n\nOver experts, SRP(m={at}) correlates with the activation rate at {load}, with domain specialization at \
+         {specialization}"
+    );
+    text
+}
+
+/// Returns the main results in words.
+pub(crate) fn verdict(measured: &Measured) -> String {
+    let Measured { geometry, all, at, .. } = measured;
+    let srp = &all.value.model.srp[at];
+    let interval = match interval(all, |report| Some(report.model.srp[at].srp)).as_str() {
+        "-" => String::new(),
+        interval => format!(" (interval {interval})"),
+    };
+    let mut verdict = format!(
+        "In windows of {at} tokens, one fixed set of experts serves {} % of the accesses (SRP){interval}.",
+        per_cent(srp.srp)
+    );
+    let slots = 2 * geometry.top_k();
+    let rate = |policy| all.value.hit_rate(policy, slots);
+    if let (Some(lru), Some(belady)) = (rate(CurvePolicy::Lru), rate(CurvePolicy::Belady)) {
+        let _ = write!(
+            verdict,
+            " With 2x the experts of a token ({slots} of {} slots per layer), LRU serves {} % of the accesses; Belady, \
+             which knows the future, {} %.",
+            geometry.experts(),
+            per_cent(lru),
+            per_cent(belady)
+        );
+    }
+    verdict
 }
 
 /// Hit rates of the best fixed set of each layer at every number of slots, mean over the layers that a token uses; an average over tokens,

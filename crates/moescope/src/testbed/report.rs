@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use lrc_metrics::pearson;
 use moe_testbed::{DroppingEffect, Effects, Experiment, PointSummary, Spread, Study};
-use moescope_cli::{Files, Table, no_formula, table, whole, write_csv, write_json, write_text};
+use moescope_cli::{Document, Files, Table, no_formula, table, whole, write_csv, write_json, write_text};
 use serde::Serialize;
 
 use super::figures::{self, Column, TABLES};
@@ -65,15 +65,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let experiment = Experiment::read(&file).context("give the folder that `moescope testbed run` made")?;
     let study = Study::read(&experiment, &arguments.folder)?;
     let report = Report::new(&study, arguments.window)?;
-    let text = report.text();
-    moescope_cli::outln!("{text}");
+    moescope_cli::outln!("{}", report.document());
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     let name = if arguments.csv_safe { no_formula } else { str::to_owned };
     write_points(&out.join("points.csv"), &report.points, name)?;
     write_runs(&out.join("runs.csv"), &study, name)?;
     write_json(&out.join("report.json"), &report)?;
     let html = out.join("report.html");
-    write_text(&html, &page::render(&report, &study, &text))?;
+    write_text(&html, &page::render(&report, &study))?;
     moescope_cli::outln!("report: {}", html.display());
     Ok(())
 }
@@ -107,12 +106,35 @@ impl Report {
         })
     }
 
-    /// The tables, one below the other.
-    fn text(&self) -> String {
-        let mut text = String::new();
+    /// Returns the main results in words.
+    pub(crate) fn verdict(&self) -> String {
+        let purity = |point: &PointSummary| point.figures.get("purity").map(|spread| spread.mean);
+        let reference = self.reference.as_deref();
+        let others = self.points.iter().filter(|point| Some(point.point.as_str()) != reference);
+        let others = others.filter_map(|point| Some((&point.point, purity(point)?)));
+        let mut verdict = format!("{} points were compared.", self.points.len());
+        if let Some((name, found)) = others.max_by(|a, b| a.1.total_cmp(&b.1)) {
+            let _ = write!(verdict, " {name} has the highest purity of experts by domain, {found:.3}");
+            let found = reference.and_then(|name| Some((name, self.points.iter().find(|point| point.point == name)?)));
+            if let Some((name, found)) = found.and_then(|(name, point)| Some((name, purity(point)?))) {
+                let _ = write!(verdict, "; the point of reference, {name}, has {found:.3}");
+            }
+            verdict.push('.');
+        }
+        let closest = self.correlations.iter().max_by(|a, b| a.1.abs().total_cmp(&b.1.abs()));
+        if let Some((figure, correlation)) = closest {
+            let _ = write!(verdict, " SRP goes most closely with {figure}: correlation {correlation:+.3}.");
+        }
+        verdict
+    }
+
+    /// Returns the tables, one below the other.
+    pub(crate) fn document(&self) -> Document {
+        let mut text = Document::new();
         let mut add = |title: &str, table: Table| {
-            // Writing to a string does not fail.
-            let _ = writeln!(text, "{title}\n{table}\n");
+            // Writing to a document cannot fail.
+            text.table(title, table);
+            let _ = writeln!(text, "\n");
         };
         for (title, columns) in TABLES {
             let of_window = match &self.reference {

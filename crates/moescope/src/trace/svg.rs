@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use moescope_cli::{escape, visible};
+
 /// One layer of one sequence.
 pub(crate) struct Picture {
     /// What is shown.
@@ -91,27 +93,6 @@ impl Picture {
         svg.push_str("</svg>\n");
         svg
     }
-}
-
-/// Makes blanks and control characters visible, and long tokens short.
-fn visible(text: &str) -> String {
-    const LONGEST: usize = 20;
-    let shown = text.chars().take(LONGEST).map(|c| match c {
-        ' ' => '\u{b7}',
-        '\n' => '\u{21b5}',
-        '\t' => '\u{21e5}',
-        c if c.is_control() => '\u{fffd}',
-        c => c,
-    });
-    shown.chain(text.chars().nth(LONGEST).map(|_| '\u{2026}')).collect()
-}
-
-/// Escapes markup; characters that XML cannot hold are replaced.
-fn escape(text: &str) -> String {
-    let allowed =
-        |c: char| matches!(c, '\t' | '\n' | '\r') || !(c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}'));
-    let text: String = text.chars().map(|c| if allowed(c) { c } else { '\u{fffd}' }).collect();
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 #[cfg(test)]
