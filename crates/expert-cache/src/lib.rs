@@ -126,9 +126,9 @@ pub use key::{ExpertKey, SlotId};
 pub use misses::{Buddies, MissCost, MissPolicy};
 pub use plan::{Eviction, Hit, Load, Plan, Skip, Substitute};
 pub use policies::{
-    ActivationAware, AdaptiveReplacement, Belady, BeladyBypass, Clock, Fifo, Hysteresis, LayerLru, LeastStale, Lfru,
-    Lfu, LfuAged, LfuInCache, Lirs, LookAhead, Lru, PolicyKind, PolicyNeeds, RandomChoice, RouterMass, S3Fifo, Sieve,
-    Slru, StaticBestSet, TwoQueue, WTinyLfu,
+    ActivationAware, AdaptiveReplacement, Belady, BeladyBypass, Clock, Decayed, Fifo, Hysteresis, LayerLru, LeastStale,
+    Lfru, Lfu, LfuAged, LfuInCache, Lirs, LookAhead, Lru, PolicyKind, PolicyNeeds, RandomChoice, RouterMass, S3Fifo,
+    Sieve, Slru, StaticBestSet, TwoQueue, WTinyLfu,
 };
 pub use policy::{EvictionPolicy, PoolShape};
 pub use pool::{Partition, Pool};

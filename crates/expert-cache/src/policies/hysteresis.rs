@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use moe_trace::ExpertSet;
 
-use super::decayed::{DecayedScores, Score};
+use super::decayed_scores::{DecayedScores, Score};
 use super::heap::PriorityHeap;
 use super::list::Lists;
 use crate::{EvictionPolicy, ExpertKey, PoolShape, Request};

@@ -106,37 +106,68 @@ pub struct PolicyNeeds {
     pub bypass: bool,
 }
 
-const ALL: [PolicyKind; 24] = [
-    PolicyKind::Lru,
-    PolicyKind::Lfu,
-    PolicyKind::LfuInCache,
-    PolicyKind::LfuAged,
-    PolicyKind::Fifo,
-    PolicyKind::Clock,
-    PolicyKind::Slru,
-    PolicyKind::TwoQueue,
-    PolicyKind::Arc,
-    PolicyKind::Lirs,
-    PolicyKind::S3Fifo,
-    PolicyKind::Sieve,
-    PolicyKind::WTinyLfu,
-    PolicyKind::Random { seed: 0 },
-    PolicyKind::Lfru { memory: 32 },
-    PolicyKind::LeastStale,
-    PolicyKind::RouterMass { memory: 32 },
-    PolicyKind::ActivationAware { sequences: 16 },
-    PolicyKind::LayerLru,
-    PolicyKind::Hysteresis { dwell: 4 },
-    PolicyKind::StaticBestSet,
-    PolicyKind::LookAhead { window: 16 },
-    PolicyKind::Belady,
-    PolicyKind::BeladyBypass,
-];
+/// Calls a macro with every policy, in the order of [`PolicyKind::all`].
+///
+/// A row has the reference of the policy's tests (a `twin`, an exhaustive `optimum`, or statistics of `draws`), the name of
+/// the tests, the name of the policy, and its kind. A parameter has its usual value, and the tests also take the values
+/// behind it, each under a name of its own.
+macro_rules! for_each_policy {
+    ($apply:ident $($argument:ident)?) => {
+        $apply! {
+            [$($argument)?]
+            twin lru: "lru" = Lru;
+            twin lfu: "lfu" = Lfu;
+            twin lfu_in_cache: "lfu-in-cache" = LfuInCache;
+            twin lfu_aged: "lfu-aged" = LfuAged;
+            twin fifo: "fifo" = Fifo;
+            twin clock: "clock" = Clock;
+            twin slru: "slru" = Slru;
+            twin two_queue: "2q" = TwoQueue;
+            twin arc: "arc" = Arc;
+            twin lirs: "lirs" = Lirs;
+            twin s3_fifo: "s3-fifo" = S3Fifo;
+            twin sieve: "sieve" = Sieve;
+            twin w_tiny_lfu: "w-tiny-lfu" = WTinyLfu;
+            draws random: "random" = Random { seed: 0 };
+            twin lfru: "lfru" = Lfru { memory: 32 }, lfru_1: 1, lfru_3: 3;
+            twin least_stale: "least-stale" = LeastStale;
+            twin router_mass: "router-mass" = RouterMass { memory: 32 }, router_mass_1: 1, router_mass_3: 3;
+            twin activation_aware: "activation-aware" = ActivationAware { sequences: 16 },
+                activation_aware_1: 1, activation_aware_2: 2;
+            twin layer_lru: "layer-lru" = LayerLru;
+            twin hysteresis: "hysteresis" = Hysteresis { dwell: 4 }, hysteresis_0: 0;
+            optimum static_best_set: "static-best-set" = StaticBestSet;
+            twin look_ahead: "look-ahead" = LookAhead { window: 16 }, look_ahead_1: 1, look_ahead_3: 3;
+            twin belady: "belady" = Belady;
+            optimum belady_bypass: "belady-bypass" = BeladyBypass;
+        }
+    };
+}
+#[cfg(test)]
+pub(super) use for_each_policy;
+
+macro_rules! names {
+    ([] $($reference:ident $test:ident: $name:literal = $kind:ident
+        $({ $parameter:ident: $usual:literal } $(, $other:ident: $value:literal)*)?;)*) => {
+        const ALL: &[PolicyKind] = &[$(PolicyKind::$kind $({ $parameter: $usual })?),*];
+
+        impl PolicyKind {
+            /// The name without a parameter.
+            fn base(self) -> &'static str {
+                match self {
+                    $(PolicyKind::$kind { .. } => $name,)*
+                }
+            }
+        }
+    };
+}
+
+for_each_policy!(names);
 
 impl PolicyKind {
     /// Every policy once, with a usual parameter; those that know the future last.
     pub fn all() -> &'static [PolicyKind] {
-        &ALL
+        ALL
     }
 
     /// What the policy must be given.
@@ -240,36 +271,6 @@ impl PolicyKind {
             None => kind.base().to_owned(),
         };
         ALL.iter().map(name).collect::<Vec<_>>().join(", ")
-    }
-
-    /// The name without a parameter.
-    fn base(self) -> &'static str {
-        match self {
-            PolicyKind::Lru => "lru",
-            PolicyKind::Lfu => "lfu",
-            PolicyKind::LfuInCache => "lfu-in-cache",
-            PolicyKind::LfuAged => "lfu-aged",
-            PolicyKind::Fifo => "fifo",
-            PolicyKind::Clock => "clock",
-            PolicyKind::Slru => "slru",
-            PolicyKind::TwoQueue => "2q",
-            PolicyKind::Arc => "arc",
-            PolicyKind::Lirs => "lirs",
-            PolicyKind::S3Fifo => "s3-fifo",
-            PolicyKind::Sieve => "sieve",
-            PolicyKind::WTinyLfu => "w-tiny-lfu",
-            PolicyKind::Random { .. } => "random",
-            PolicyKind::StaticBestSet => "static-best-set",
-            PolicyKind::Belady => "belady",
-            PolicyKind::BeladyBypass => "belady-bypass",
-            PolicyKind::LookAhead { .. } => "look-ahead",
-            PolicyKind::Lfru { .. } => "lfru",
-            PolicyKind::LeastStale => "least-stale",
-            PolicyKind::RouterMass { .. } => "router-mass",
-            PolicyKind::ActivationAware { .. } => "activation-aware",
-            PolicyKind::LayerLru => "layer-lru",
-            PolicyKind::Hysteresis { .. } => "hysteresis",
-        }
     }
 
     fn parameter(self) -> Option<u64> {

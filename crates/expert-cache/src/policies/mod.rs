@@ -1,4 +1,4 @@
-//! One file a policy; `suite.rs` holds the tests that all of them pass.
+//! Eviction policies, one per file, and the list of all.
 
 mod activation_aware;
 mod arc;
@@ -6,6 +6,7 @@ mod belady;
 mod belady_bypass;
 mod clock;
 mod decayed;
+mod decayed_scores;
 mod fifo;
 mod heap;
 mod hysteresis;
@@ -22,17 +23,13 @@ mod look_ahead;
 mod lru;
 mod next_use;
 mod random;
-#[cfg(test)]
-mod resident_sets;
 mod router_mass;
 mod s3_fifo;
 mod sieve;
 mod slru;
 mod static_best_set;
 #[cfg(test)]
-mod suite;
-#[cfg(test)]
-mod twins;
+mod tests;
 mod two_queue;
 mod w_tiny_lfu;
 
@@ -41,6 +38,7 @@ pub use arc::AdaptiveReplacement;
 pub use belady::Belady;
 pub use belady_bypass::BeladyBypass;
 pub use clock::Clock;
+pub use decayed::Decayed;
 pub use fifo::Fifo;
 pub use hysteresis::Hysteresis;
 pub use kind::{PolicyKind, PolicyNeeds};

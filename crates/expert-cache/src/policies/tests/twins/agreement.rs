@@ -6,7 +6,8 @@ use proptest::prelude::*;
 
 use super::Twin;
 use super::priorities::naive_run;
-use crate::policies::suite::{cache, oversizes, serve, serve_from, shapes_and_histories};
+use crate::policies::kind::for_each_policy;
+use crate::policies::tests::suite::{cache, oversizes, serve, serve_from, shapes_and_histories};
 use crate::{ExpertCache, Oversize, PolicyKind, PoolShape};
 
 /// The policy against its twin, request by request.
@@ -42,8 +43,8 @@ fn agrees_with_the_twin(
     }
 }
 
-macro_rules! twin_suite {
-    ($($name:ident: $kind:expr;)*) => {$(
+macro_rules! agrees {
+    (twin $name:ident: $kind:expr) => {
         proptest! {
             #[test]
             fn $name(
@@ -54,40 +55,13 @@ macro_rules! twin_suite {
                 agrees_with_the_twin($kind, shape, &history, capacity, oversize);
             }
         }
-    )*};
+    };
+    // Other references are in `suite.rs` and `resident_sets.rs`.
+    (optimum $name:ident: $kind:expr) => {};
+    (draws $name:ident: $kind:expr) => {};
 }
 
-twin_suite! {
-    lru: PolicyKind::Lru;
-    lfu: PolicyKind::Lfu;
-    lfu_in_cache: PolicyKind::LfuInCache;
-    lfu_aged: PolicyKind::LfuAged;
-    fifo: PolicyKind::Fifo;
-    clock: PolicyKind::Clock;
-    slru: PolicyKind::Slru;
-    two_queue: PolicyKind::TwoQueue;
-    arc: PolicyKind::Arc;
-    lirs: PolicyKind::Lirs;
-    s3_fifo: PolicyKind::S3Fifo;
-    sieve: PolicyKind::Sieve;
-    belady: PolicyKind::Belady;
-    look_ahead_1: PolicyKind::LookAhead { window: 1 };
-    look_ahead_3: PolicyKind::LookAhead { window: 3 };
-    layer_lru: PolicyKind::LayerLru;
-    w_tiny_lfu: PolicyKind::WTinyLfu;
-    least_stale: PolicyKind::LeastStale;
-    lfru_1: PolicyKind::Lfru { memory: 1 };
-    lfru_3: PolicyKind::Lfru { memory: 3 };
-    lfru_32: PolicyKind::Lfru { memory: 32 };
-    router_mass_1: PolicyKind::RouterMass { memory: 1 };
-    router_mass_3: PolicyKind::RouterMass { memory: 3 };
-    router_mass_32: PolicyKind::RouterMass { memory: 32 };
-    hysteresis_0: PolicyKind::Hysteresis { dwell: 0 };
-    hysteresis_4: PolicyKind::Hysteresis { dwell: 4 };
-    activation_aware_1: PolicyKind::ActivationAware { sequences: 1 };
-    activation_aware_2: PolicyKind::ActivationAware { sequences: 2 };
-    activation_aware_16: PolicyKind::ActivationAware { sequences: 16 };
-}
+for_each_policy!(cases agrees);
 
 proptest! {
     /// Long histories of single experts over a larger pool, where segments and histories have more than one entry.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use moe_trace::{Geometry, LayerId, MemoryTrace, Phase, SequenceBuf};
 use proptest::prelude::*;
 
+use crate::policies::kind::for_each_policy;
 use crate::{
     EvictionPolicy, ExpertCache, ExpertKey, Oversize, Plan, PolicyKind, Pool, PoolShape, RequestBuffer, Requests,
 };
@@ -145,9 +146,9 @@ pub(super) fn oversizes() -> impl Strategy<Value = Oversize> {
     prop_oneof![Just(Oversize::Waves), Just(Oversize::Bypass)]
 }
 
-macro_rules! policy_suite {
-    ($($name:ident: $kind:expr;)*) => {
-        $(mod $name {
+macro_rules! rules {
+    ($reference:ident $name:ident: $kind:expr) => {
+        mod $name {
             use super::*;
 
             proptest! {
@@ -169,44 +170,11 @@ macro_rules! policy_suite {
                     super::rolls_back($kind, shape, &history, capacity, fail_at);
                 }
             }
-        })*
-
-        #[test]
-        fn every_policy_is_in_the_suite() {
-            let listed = [$($kind),*];
-            assert!(PolicyKind::all().iter().all(|kind| listed.contains(kind)));
         }
     };
 }
 
-policy_suite! {
-    lru: PolicyKind::Lru;
-    lfu: PolicyKind::Lfu;
-    lfu_in_cache: PolicyKind::LfuInCache;
-    lfu_aged: PolicyKind::LfuAged;
-    fifo: PolicyKind::Fifo;
-    clock: PolicyKind::Clock;
-    slru: PolicyKind::Slru;
-    two_queue: PolicyKind::TwoQueue;
-    arc: PolicyKind::Arc;
-    lirs: PolicyKind::Lirs;
-    s3_fifo: PolicyKind::S3Fifo;
-    sieve: PolicyKind::Sieve;
-    w_tiny_lfu: PolicyKind::WTinyLfu;
-    random: PolicyKind::Random { seed: 0 };
-    static_best_set: PolicyKind::StaticBestSet;
-    belady: PolicyKind::Belady;
-    belady_bypass: PolicyKind::BeladyBypass;
-    look_ahead: PolicyKind::LookAhead { window: 16 };
-    lfru: PolicyKind::Lfru { memory: 32 };
-    least_stale: PolicyKind::LeastStale;
-    router_mass: PolicyKind::RouterMass { memory: 32 };
-    activation_aware: PolicyKind::ActivationAware { sequences: 16 };
-    activation_aware_2: PolicyKind::ActivationAware { sequences: 2 };
-    layer_lru: PolicyKind::LayerLru;
-    hysteresis: PolicyKind::Hysteresis { dwell: 4 };
-    hysteresis_0: PolicyKind::Hysteresis { dwell: 0 };
-}
+for_each_policy!(cases rules);
 
 proptest! {
     /// Belady's loads are the fewest that any sequence of evictions can reach.
