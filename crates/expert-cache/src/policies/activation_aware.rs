@@ -5,7 +5,9 @@ use std::num::NonZeroUsize;
 use moe_trace::ExpertSet;
 
 use super::heap::PriorityHeap;
-use crate::{EvictionPolicy, ExpertKey, PoolShape, Request};
+use crate::key::ExpertKey;
+use crate::policy::{EvictionPolicy, PoolShape};
+use crate::request::Request;
 
 /// Evicts the expert that the running sequence is expected to use least: its uses so far, and those in the most similar of
 /// the last `sequences` sequences, weighted as if that one had been the running sequence for 16 tokens; of those, the one

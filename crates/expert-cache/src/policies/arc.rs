@@ -3,7 +3,9 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
-use crate::{EvictionPolicy, ExpertKey, Request};
+use crate::key::ExpertKey;
+use crate::policy::EvictionPolicy;
+use crate::request::Request;
 
 /// Keeps experts used once (T1) and experts used again (T2) in two lists by recency, remembers what either evicted (B1,
 /// B2), and moves the share of T1 towards the list whose evictions are requested again.

@@ -6,7 +6,10 @@ use moe_trace::ExpertSet;
 
 use super::heap::PriorityHeap;
 use super::next_use::NextUse;
-use crate::{EvictionPolicy, ExpertKey, Request, Requests};
+use crate::key::ExpertKey;
+use crate::policy::EvictionPolicy;
+use crate::request::Request;
+use crate::requests::Requests;
 
 /// Evicts the expert whose next request is farthest away. If every request fits into the cache, no other choice of
 /// victims needs fewer loads.

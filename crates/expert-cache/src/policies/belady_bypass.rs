@@ -6,7 +6,10 @@ use moe_trace::ExpertSet;
 
 use super::heap::PriorityHeap;
 use super::next_use::{NEVER, NextUse};
-use crate::{EvictionPolicy, ExpertKey, Request, Requests};
+use crate::key::ExpertKey;
+use crate::policy::EvictionPolicy;
+use crate::request::Request;
+use crate::requests::Requests;
 
 /// Of the experts that are resident or wanted, keeps those whose next requests are nearest, except that none leaves
 /// while it is served; misses beyond these, and experts never wanted again, are bypassed. Of experts that are wanted next

@@ -3,7 +3,9 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
-use crate::{EvictionPolicy, ExpertKey, Request};
+use crate::key::ExpertKey;
+use crate::policy::EvictionPolicy;
+use crate::request::Request;
 
 /// Sweeps a hand over the experts in order of loading: one used since the hand last passed loses its mark and stays, the
 /// first without a mark is evicted. The hand passes pinned experts and leaves their marks.

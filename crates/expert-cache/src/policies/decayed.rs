@@ -8,7 +8,9 @@ use moe_trace::ExpertSet;
 
 use super::decayed_scores::{DecayedScores, Score};
 use super::heap::PriorityHeap;
-use crate::{EvictionPolicy, ExpertKey, PoolShape, Request};
+use crate::key::ExpertKey;
+use crate::policy::{EvictionPolicy, PoolShape};
+use crate::request::Request;
 
 /// A policy that evicts the expert with the least score, a sum over its requests in which old requests count less.
 ///

@@ -3,7 +3,9 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
-use crate::{EvictionPolicy, ExpertKey, Request};
+use crate::key::ExpertKey;
+use crate::policy::EvictionPolicy;
+use crate::request::Request;
 
 /// Evicts the expert that was loaded longest ago, however often it was used.
 ///

@@ -7,7 +7,9 @@ use moe_trace::ExpertSet;
 use super::decayed_scores::{DecayedScores, Score};
 use super::heap::PriorityHeap;
 use super::list::Lists;
-use crate::{EvictionPolicy, ExpertKey, PoolShape, Request};
+use crate::key::ExpertKey;
+use crate::policy::{EvictionPolicy, PoolShape};
+use crate::request::Request;
 
 /// Replaces the expert requested least, lately, only by one requested clearly more, and none within `dwell` tokens after
 /// it was loaded; all other misses are bypassed.

@@ -5,11 +5,14 @@ use std::num::NonZeroUsize;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::{
-    ActivationAware, AdaptiveReplacement, Belady, BeladyBypass, CacheError, Clock, EvictionPolicy, Fifo, Hysteresis,
-    LayerLru, LeastStale, Lfru, Lfu, LfuAged, LfuInCache, Lirs, LookAhead, Lru, PoolShape, RandomChoice, Requests,
-    Result, RouterMass, S3Fifo, Sieve, Slru, StaticBestSet, TwoQueue, WTinyLfu,
+use super::{
+    ActivationAware, AdaptiveReplacement, Belady, BeladyBypass, Clock, Fifo, Hysteresis, LayerLru, LeastStale, Lfru,
+    Lfu, LfuAged, LfuInCache, Lirs, LookAhead, Lru, RandomChoice, RouterMass, S3Fifo, Sieve, Slru, StaticBestSet,
+    TwoQueue, WTinyLfu,
 };
+use crate::error::{CacheError, Result};
+use crate::policy::{EvictionPolicy, PoolShape};
+use crate::requests::Requests;
 
 /// A policy and its parameter, if it has one.
 ///

@@ -5,7 +5,9 @@ use std::cmp::Reverse;
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
-use crate::{EvictionPolicy, ExpertKey, PoolShape, Request};
+use crate::key::ExpertKey;
+use crate::policy::{EvictionPolicy, PoolShape};
+use crate::request::Request;
 
 /// Evicts the expert that went unused in the most runs of its own layer; of those, the one whose layer comes again
 /// latest; of those, the one used longest ago.

@@ -3,7 +3,9 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
-use crate::{EvictionPolicy, ExpertKey, PoolShape, Request};
+use crate::key::ExpertKey;
+use crate::policy::{EvictionPolicy, PoolShape};
+use crate::request::Request;
 
 /// Evicts first, and in the order in which they became stale, the experts that are stale: their layer has run since their
 /// last use, without them. Of those that became stale together, the one used longest ago leaves first. Only if nobody is

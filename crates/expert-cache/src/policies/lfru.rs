@@ -1,7 +1,8 @@
 //! Frequency that fades, and recency with it.
 
 use super::decayed::{Contribution, Decayed};
-use crate::{ExpertKey, Request};
+use crate::key::ExpertKey;
+use crate::request::Request;
 
 /// A policy that evicts the expert with the least combined frequency and recency: the number of its requests, each counted
 /// about `1 / e` for every `memory` tokens of its age.

@@ -3,7 +3,9 @@
 use moe_trace::ExpertSet;
 
 use super::heap::PriorityHeap;
-use crate::{EvictionPolicy, ExpertKey, Request};
+use crate::key::ExpertKey;
+use crate::policy::EvictionPolicy;
+use crate::request::Request;
 
 /// Evicts the expert of the lowest value, where a request sets an expert's value to its requests since it was loaded plus
 /// the value of the last victim; of those, the one whose last request is longest ago.

@@ -3,7 +3,9 @@
 use moe_trace::ExpertSet;
 
 use super::heap::PriorityHeap;
-use crate::{EvictionPolicy, ExpertKey, Request};
+use crate::key::ExpertKey;
+use crate::policy::EvictionPolicy;
+use crate::request::Request;
 
 /// Evicts the expert with the fewest requests since it was loaded, loading included; of those, the one whose last request
 /// is longest ago.

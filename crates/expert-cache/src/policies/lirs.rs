@@ -3,7 +3,9 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
-use crate::{EvictionPolicy, ExpertKey, Request};
+use crate::key::ExpertKey;
+use crate::policy::EvictionPolicy;
+use crate::request::Request;
 
 /// Keeps the experts whose last two uses were close together (LIR) and cycles all others (HIR) through a few slots.
 ///

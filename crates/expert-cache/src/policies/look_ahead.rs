@@ -5,7 +5,11 @@ use std::sync::Arc;
 use moe_trace::ExpertSet;
 
 use super::heap::PriorityHeap;
-use crate::{CacheError, EvictionPolicy, ExpertKey, Request, Requests, Result};
+use crate::error::{CacheError, Result};
+use crate::key::ExpertKey;
+use crate::policy::EvictionPolicy;
+use crate::request::Request;
+use crate::requests::Requests;
 
 /// Evicts the expert used least in a window of requests that starts with the current one; of those, the one whose last
 /// request is longest ago.

@@ -2,7 +2,7 @@
 
 use moe_trace::ExpertSet;
 
-use crate::Requests;
+use crate::requests::Requests;
 
 /// The requests of each expert in order, and how far they were stepped through.
 #[derive(Clone, Debug)]

@@ -4,7 +4,9 @@ use moe_trace::ExpertSet;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{EvictionPolicy, ExpertKey, Request};
+use crate::key::ExpertKey;
+use crate::policy::EvictionPolicy;
+use crate::request::Request;
 
 /// Evicts a resident expert drawn uniformly, from a seeded generator.
 ///

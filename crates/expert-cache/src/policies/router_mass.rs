@@ -1,7 +1,8 @@
 //! The router's weights as frequency.
 
 use super::decayed::{Contribution, Decayed};
-use crate::{ExpertKey, Request};
+use crate::key::ExpertKey;
+use crate::request::Request;
 
 /// A policy that evicts the expert with the least router probability lately, where a weight counts about `1 / e` for every
 /// `memory` tokens of its age.

@@ -3,7 +3,9 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
-use crate::{EvictionPolicy, ExpertKey, Request};
+use crate::key::ExpertKey;
+use crate::policy::EvictionPolicy;
+use crate::request::Request;
 
 /// Lets newcomers pass through a small queue; those used twice in it, or requested again soon after they left it, go to
 /// the main queue, where the oldest goes round once for every recent use, up to three.

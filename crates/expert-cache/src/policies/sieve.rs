@@ -3,7 +3,9 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
-use crate::{EvictionPolicy, ExpertKey, Request};
+use crate::key::ExpertKey;
+use crate::policy::EvictionPolicy;
+use crate::request::Request;
 
 /// Moves a hand from old to new over the experts in order of loading and evicts the first that was not used since the
 /// hand last passed it; unlike in [`Clock`](crate::Clock), survivors keep their place, so new experts are judged early. The

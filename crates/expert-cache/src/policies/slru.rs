@@ -3,7 +3,9 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
-use crate::{EvictionPolicy, ExpertKey, Request};
+use crate::key::ExpertKey;
+use crate::policy::EvictionPolicy;
+use crate::request::Request;
 
 /// Keeps experts used at least twice since they were loaded in a protected half; newcomers and what overflows the
 /// protected half are on probation, and the one used longest ago among these is evicted.

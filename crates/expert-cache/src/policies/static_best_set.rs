@@ -3,7 +3,10 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
-use crate::{EvictionPolicy, ExpertKey, Request, Requests};
+use crate::key::ExpertKey;
+use crate::policy::EvictionPolicy;
+use crate::request::Request;
+use crate::requests::Requests;
 
 /// Loads the experts that the whole future requests most, each when it is first wanted, and keeps them; all others are
 /// bypassed.

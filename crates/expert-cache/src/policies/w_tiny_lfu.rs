@@ -3,7 +3,9 @@
 use moe_trace::ExpertSet;
 
 use super::list::Lists;
-use crate::{EvictionPolicy, ExpertKey, Request};
+use crate::key::ExpertKey;
+use crate::policy::EvictionPolicy;
+use crate::request::Request;
 
 /// Lets newcomers into a small window by recency; what leaves the window enters a segmented LRU only if it was requested
 /// more often, lately, than the expert that it would displace. The loser is evicted. While the cache fills nobody has to

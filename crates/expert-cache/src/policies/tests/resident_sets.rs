@@ -1,7 +1,9 @@
 //! Who is resident after every request, worked by hand.
 
 use super::suite::{cache, serve};
-use crate::{Oversize, PolicyKind, PoolShape};
+use crate::cache::Oversize;
+use crate::policies::PolicyKind;
+use crate::policy::PoolShape;
 
 const POOL: PoolShape = PoolShape { layers: 1, experts: 8 };
 /// Keys 0 to 3, 4 to 7, 8 to 11.

@@ -6,10 +6,15 @@ use std::sync::Arc;
 use moe_trace::{Geometry, LayerId, MemoryTrace, Phase, SequenceBuf};
 use proptest::prelude::*;
 
+use crate::cache::{ExpertCache, Oversize};
+use crate::key::ExpertKey;
+use crate::plan::Plan;
+use crate::policies::PolicyKind;
 use crate::policies::kind::for_each_policy;
-use crate::{
-    EvictionPolicy, ExpertCache, ExpertKey, Oversize, Plan, PolicyKind, Pool, PoolShape, RequestBuffer, Requests,
-};
+use crate::policy::{EvictionPolicy, PoolShape};
+use crate::pool::Pool;
+use crate::request::RequestBuffer;
+use crate::requests::Requests;
 
 const ONE_LAYER: PoolShape = PoolShape { layers: 1, experts: 12 };
 const THREE_LAYERS: PoolShape = PoolShape { layers: 3, experts: 4 };

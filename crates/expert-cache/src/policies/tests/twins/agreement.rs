@@ -6,9 +6,11 @@ use proptest::prelude::*;
 
 use super::Twin;
 use super::priorities::naive_run;
+use crate::cache::{ExpertCache, Oversize};
+use crate::policies::PolicyKind;
 use crate::policies::kind::for_each_policy;
 use crate::policies::tests::suite::{cache, oversizes, serve, serve_from, shapes_and_histories};
-use crate::{ExpertCache, Oversize, PolicyKind, PoolShape};
+use crate::policy::PoolShape;
 
 /// The policy against its twin, request by request.
 fn agrees_with_the_twin(

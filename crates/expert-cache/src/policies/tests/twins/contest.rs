@@ -3,7 +3,7 @@
 use moe_trace::ExpertSet;
 
 use super::{Textbook, take};
-use crate::Request;
+use crate::request::Request;
 
 /// W-TinyLFU: what was requested lately is counted anew for every contest.
 #[derive(Debug, Default)]

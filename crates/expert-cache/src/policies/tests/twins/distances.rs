@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use moe_trace::ExpertSet;
 
 use super::{Textbook, take, take_oldest};
-use crate::Request;
+use crate::request::Request;
 
 /// LIRS.
 #[derive(Debug, Default)]

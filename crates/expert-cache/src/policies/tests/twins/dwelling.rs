@@ -4,7 +4,8 @@ use moe_trace::ExpertSet;
 
 use super::Textbook;
 use super::fading::Fading;
-use crate::{PoolShape, Request};
+use crate::policy::PoolShape;
+use crate::request::Request;
 
 /// Hysteresis: every resident is asked whether it has dwelt long enough and is clearly weaker than the newcomer.
 #[derive(Debug)]

@@ -3,7 +3,9 @@
 use moe_trace::ExpertSet;
 
 use super::{Textbook, take};
-use crate::{ExpertKey, PoolShape, Request};
+use crate::key::ExpertKey;
+use crate::policy::PoolShape;
+use crate::request::Request;
 
 /// All requests so far, and what each contributes to its experts.
 ///

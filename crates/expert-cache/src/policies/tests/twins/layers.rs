@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use moe_trace::ExpertSet;
 
 use super::{Textbook, take};
-use crate::{PoolShape, Request};
+use crate::policy::PoolShape;
+use crate::request::Request;
 
 /// Layer-aware LRU: every resident is judged by its age, its layer and its place in the order of use.
 #[derive(Debug)]

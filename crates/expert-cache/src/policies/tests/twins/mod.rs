@@ -27,7 +27,10 @@ use self::one_list::{Counts, Hand, Queue, Recency, Ring};
 use self::queues::{Segments, ThreeQueues, TwoQueues};
 use self::similarity::Similarity;
 use self::staleness::Staleness;
-use crate::{EvictionPolicy, ExpertKey, PolicyKind, PoolShape, Request};
+use crate::key::ExpertKey;
+use crate::policies::PolicyKind;
+use crate::policy::{EvictionPolicy, PoolShape};
+use crate::request::Request;
 
 /// A policy as textbooks tell it: on a hit, on a miss, evict, insert.
 pub(super) trait Textbook: fmt::Debug + Send {

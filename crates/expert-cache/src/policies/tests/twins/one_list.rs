@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use moe_trace::ExpertSet;
 
 use super::{Textbook, take, take_oldest};
-use crate::Request;
+use crate::request::Request;
 
 #[derive(Debug, Default)]
 pub(super) struct Recency(Vec<usize>);

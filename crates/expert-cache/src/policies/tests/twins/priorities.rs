@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::{Oversize, PolicyKind};
+use crate::cache::Oversize;
+use crate::policies::PolicyKind;
 
 /// Priority of `expert` at request `now`, from the history alone; the lowest is evicted.
 fn naive_priority(kind: PolicyKind, history: &[Vec<usize>], now: usize, expert: usize) -> [i64; 3] {

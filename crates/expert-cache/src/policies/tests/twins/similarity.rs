@@ -3,7 +3,8 @@
 use moe_trace::ExpertSet;
 
 use super::{Textbook, take};
-use crate::{PoolShape, Request};
+use crate::policy::PoolShape;
+use crate::request::Request;
 
 /// The requests of a sequence.
 type Sequence = Vec<Vec<usize>>;

@@ -5,7 +5,8 @@ use std::cmp::Reverse;
 use moe_trace::ExpertSet;
 
 use super::{Textbook, take};
-use crate::{PoolShape, Request};
+use crate::policy::PoolShape;
+use crate::request::Request;
 
 /// What happened, in order: a layer ran, an expert was used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
