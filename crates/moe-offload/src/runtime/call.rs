@@ -85,14 +85,18 @@ struct Progress<'s> {
 
 impl Call<'_> {
     /// Plans and executes a request; returns the output of each group of tokens.
+    ///
+    /// A call has the turn of its pool, so that the plan of the pool's cache stays that of this request until the end.
     pub(super) fn serve(&self, request: &Request<'_>, scratch: &mut Scratch) -> Result<Vec<Tensor>> {
+        // 1. The cache decides, and the slot order notes a step for every load and read of the plan.
         let state = self.plan(request, scratch)?;
         let outputs = self.dispatch.groups().iter().map(|_| None).collect();
         let nothing = Duration::ZERO;
         let mut progress =
             Progress { scratch, outputs, host_hidden: None, compute: nothing, stall: nothing, bypass: nothing };
-        // A panic must not leave steps behind that others wait for.
+        // 2. Steps are executed. A panic must not leave steps behind that other calls wait for.
         let outcome = catch_unwind(AssertUnwindSafe(|| self.execute(state, request, &mut progress)));
+        // 3. What was achieved is counted, or what was not achieved is taken back from the cache.
         let mut state = self.engine.lock(self.layer)?;
         let meter = &mut state.meters[self.layer.index()];
         meter.spent(self.phase, progress.compute, progress.stall, progress.bypass);
@@ -103,6 +107,7 @@ impl Call<'_> {
                 state = self.fail(state, progress.scratch, given_up)?;
             }
         }
+        // 4. Prefetches of other calls may evict the experts of this request from here on.
         state.caches[self.pool].release();
         self.finish_prefetches(state)?;
         outcome.unwrap_or_else(|panic| resume_unwind(panic))?;
@@ -128,7 +133,7 @@ impl Call<'_> {
         let read = |key, slot| Read { key, slot, group: self.group(key) };
         for hit in plan.hits() {
             let residence = order.read_resident(self.place(hit.slot), hit.key, self.phase);
-            if residence != Residence::There && hit.prefetched {
+            if residence != Residence::Resident && hit.prefetched {
                 late.push(hit.key);
             }
             if residence == Residence::Lost {

@@ -50,14 +50,14 @@ pub(super) struct Job {
     pub(super) reason: Reason,
 }
 
-/// Where an expert is that a cache takes for resident.
+/// The state of an expert that a cache takes for resident.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Residence {
-    /// In its slot.
-    There,
-    /// On its way.
-    Coming,
-    /// Nowhere: a load failed.
+    /// The expert is in its slot.
+    Resident,
+    /// The load of the expert has not ended.
+    Loading,
+    /// The load of the expert has failed.
     Lost,
 }
 
@@ -100,11 +100,17 @@ struct Slot {
     steps: VecDeque<Step>,
 }
 
-/// What every slot holds, and what is still to happen to it, in the order of planning.
+/// The contents of every slot, and the steps that are planned for it.
 ///
-/// A cache takes its plans as executed; this is the truth. Steps of one slot follow each other, so that a copy never
-/// overwrites what is still read, and never meets another copy; steps of different slots run side by side. Of the loads that
-/// could begin, the one that was planned first does, so that a store below sees them in the order that a simulation counts.
+/// A cache takes its plans as executed; the slot order holds what has been executed. Its invariants:
+///
+/// 1. Steps of one slot run one after the other, in the order of planning. So a copy never overwrites an expert that is
+///    still read, and never meets another copy. Steps of different slots run side by side.
+/// 2. A load is in one of the two queues if and only if it is the first step of its slot and does not run.
+/// 3. A thread begins the load that was planned first, demands before prefetches; a call begins the demands of its pool in
+///    the order of planning. So a store below sees the loads in the order that a simulation counts.
+/// 4. A slot holds an expert only if its last load has succeeded and no other has begun since. A read of any other expert
+///    waits, loads anew, or fails.
 #[derive(Debug)]
 pub(super) struct SlotOrder {
     /// `[pools][slots]`
@@ -170,7 +176,9 @@ impl SlotOrder {
         let slot = self.slot(place);
         let only = slot.steps.len() == 1;
         let residence = match slot.steps.back_mut() {
-            None if slot.holds == Some(key) => Residence::There,
+            // 1. No step is planned, and the slot holds the expert (invariant 4).
+            None if slot.holds == Some(key) => Residence::Resident,
+            // 2. The last step loads it: the call waits for that load. In a queue it moves to the demands (invariant 2).
             Some(Step::Write(write)) if write.key == key => {
                 let promoted = !write.running && !write.urgent && only;
                 write.urgent = true;
@@ -179,8 +187,9 @@ impl SlotOrder {
                     self.prefetches.remove(&number);
                     self.demands.insert(number, place);
                 }
-                Residence::Coming
+                Residence::Loading
             }
+            // 3. The load has failed: it is planned again, behind the steps of the slot (invariant 1).
             _ => {
                 self.write(Job { place, key, reason: Reason::Demand(phase) });
                 Residence::Lost

@@ -72,7 +72,7 @@ fn a_wanted_prefetch_becomes_a_demand() {
     let mut order = SlotOrder::new(&[1]);
     order.write(prefetch(3));
     assert_eq!(order.begin(false), None);
-    assert_eq!(order.read_resident(HERE, ExpertKey(3), Phase::Decode), Residence::Coming);
+    assert_eq!(order.read_resident(HERE, ExpertKey(3), Phase::Decode), Residence::Loading);
     order.validate();
     let job = order.begin(false).unwrap();
     assert_eq!(job, prefetch(3));
@@ -84,7 +84,7 @@ fn a_wanted_prefetch_becomes_a_demand() {
     order.ended(&again, Ok(()));
     assert!(matches!(arrival(&mut order, 3), Arrival::Ready));
     order.read_done(HERE);
-    assert_eq!(order.read_resident(HERE, ExpertKey(3), Phase::Decode), Residence::There);
+    assert_eq!(order.read_resident(HERE, ExpertKey(3), Phase::Decode), Residence::Resident);
     order.read_done(HERE);
     order.assert_idle();
 }
