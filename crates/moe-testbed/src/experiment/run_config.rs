@@ -29,7 +29,7 @@ impl RunConfig {
     /// The model's configuration, checked.
     ///
     /// # Errors
-    /// [`TestbedError::Model`].
+    /// [`TestbedError::Model`](crate::TestbedError::Model).
     pub fn config(&self) -> Result<OlmoeConfig> {
         Ok(OlmoeConfig::new(self.model.clone())?)
     }
