@@ -6,6 +6,7 @@ mod document;
 mod experts;
 mod files;
 mod foreign;
+mod memory;
 mod numbers;
 mod output;
 mod page;
@@ -27,6 +28,7 @@ pub use document::Document;
 pub use experts::{host_experts, mapped_experts, open_checkpoint};
 pub use files::Files;
 pub use foreign::{Foreign, collect, open_trace, phase};
+pub use memory::check_memory;
 pub use numbers::{Numbers, distinct_numbers, numbers};
 pub use output::{
     byte_bar, no_formula, output_path, per_cent, print_warnings, progress_bar, spinner, write_bytes, write_csv,

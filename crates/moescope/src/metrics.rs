@@ -3,11 +3,12 @@
 use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result, bail};
+use candle_core::Device;
 use lrc_metrics::{HitRates, MetricsOptions, MetricsReport, TraceMetrics, accumulate};
-use moe_trace::{LayerId, RoutingSource};
+use moe_trace::{Geometry, LayerId, RoutingSource};
 use moescope_cli::{
-    Files, Foreign, LEFT_OUT, Numbers, Provenance, Reported, Table, distinct_numbers, each_once, fitting_windows,
-    per_cent, progress_bar, shown, table, unused_layers, whole, write_json,
+    Files, Foreign, LEFT_OUT, Numbers, Provenance, Reported, Table, check_memory, distinct_numbers, each_once,
+    fitting_windows, per_cent, processors, progress_bar, shown, table, unused_layers, whole, write_json,
 };
 
 /// Measure the local routing consistency of a trace.
@@ -70,6 +71,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         pool: arguments.pool,
         ..MetricsOptions::default()
     };
+    check_measurable(geometry, &options, 1)?;
     let empty = TraceMetrics::new(geometry, &options).context("cannot measure this; see --m and --layers in --help")?;
 
     let bar = progress_bar(trace.len(), "sequences");
@@ -99,6 +101,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         write_json(path, &Reported { report: &report, provenance: &Provenance::of(trace.as_ref()) })?;
     }
     Ok(())
+}
+
+/// Refuses a trace whose metrics, with so many reports, do not fit into the free memory.
+pub(crate) fn check_measurable(geometry: &Geometry, options: &MetricsOptions, reports: usize) -> Result<()> {
+    let layers = options.layers.as_ref().map_or(geometry.layers(), Vec::len);
+    let work = format!("measuring {layers} layers of {} experts", geometry.experts());
+    let needed = options.memory_bytes(geometry, processors(), reports);
+    let advice =
+        "give fewer or shorter windows with --m, slice layers out of the trace, or give --experts if an id is wrong";
+    check_memory(&Device::Cpu, needed, &work, advice)
 }
 
 fn open(arguments: &Arguments) -> Result<Box<dyn RoutingSource>> {
@@ -156,4 +168,21 @@ fn curve_table(report: &MetricsReport, top_k: usize) -> Table {
 /// Hit rate of a number of slots, if there can be so many.
 fn rate_at(rates: &[f64], slots: usize) -> Option<f64> {
     rates.get(slots.checked_sub(1)?).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_whose_metrics_do_not_fit_into_memory_is_refused_before_any_work() {
+        let options = MetricsOptions { windows: vec![4], ..MetricsOptions::default() };
+        let check = |layers, experts, reports| {
+            check_measurable(&Geometry::decoder(layers, experts, 1).unwrap(), &options, reports)
+        };
+        check(2, 8, 3).unwrap();
+        let error = check(4000, 65_535, 3).unwrap_err().to_string();
+        assert!(error.starts_with("measuring 4000 layers of 65535 experts takes about "), "{error}");
+        assert!(error.contains("GiB are free: give fewer or shorter windows with --m"), "{error}");
+    }
 }

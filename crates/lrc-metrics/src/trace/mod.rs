@@ -44,6 +44,30 @@ impl Default for MetricsOptions {
     }
 }
 
+impl MetricsOptions {
+    /// Returns about how many bytes it takes to measure a trace: one accumulator per thread and `reports` reports.
+    ///
+    /// The sums of curves, the counts of SRP and the values of each expert are included. Everything else is small beside them.
+    pub fn memory_bytes(&self, geometry: &Geometry, threads: usize, reports: usize) -> u64 {
+        // The nodes of an expert's map from window length to value hold 11 entries, and have a header and that of the allocator.
+        const VALUES_PER_NODE: usize = 11;
+        const NODE_HEADERS: usize = 32;
+        let size = |bytes: usize| bytes as u128;
+        let layers = self.layers.as_ref().map_or(geometry.layers(), Vec::len);
+        let experts = size(layers) * size(geometry.experts()) * if self.pool { 2 } else { 1 };
+        let policies = size(policies_of(&self.windows).len());
+        let uses: u128 = self.windows.iter().map(|&window| size(window) + 1).sum();
+        let lengths = size(self.windows.len());
+        let counts = uses * size(size_of::<u64>()) + lengths * size(size_of::<Vec<u32>>());
+        let accumulator = policies * size(size_of::<u128>()) + counts;
+        let nodes = size(self.windows.len().div_ceil(VALUES_PER_NODE));
+        let node = size(VALUES_PER_NODE) * size(size_of::<(usize, SrpValue)>()) + size(NODE_HEADERS);
+        let report = (policies + 1) * size(size_of::<f64>()) + size(size_of::<ExpertReport>()) + nodes * node;
+        let bytes = experts.saturating_mul(size(threads) * accumulator + size(reports) * report);
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+}
+
 /// SRP, hit-rate curves and load of a trace; each layer of a sequence is read once for all of them.
 ///
 /// The curves are LRU, LFU, Belady with and without bypass, and SCH of every window length, in the paper convention. See the

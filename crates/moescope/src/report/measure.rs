@@ -10,6 +10,7 @@ use moescope_cli::{LEFT_OUT, Provenance, progress_bar, shown};
 
 use super::domain::DomainSequences;
 use super::starts::{WindowStart, window_starts};
+use crate::metrics::check_measurable;
 
 /// What the figures show.
 pub(crate) struct Measured {
@@ -36,6 +37,8 @@ pub(crate) fn measure(
 ) -> Result<Measured> {
     let geometry = trace.geometry();
     let options = MetricsOptions { windows: windows.to_vec(), ..MetricsOptions::default() };
+    // Value, lower and upper bound.
+    check_measurable(geometry, &options, 3)?;
     let empty = TraceIntervals::new(geometry, &options)?;
     let all = estimate(&fold(trace, "sequences measured", &empty)?, bootstrap)?;
     ensure!(all.value.model.srp.contains_key(&at), "--at {at} fits into no sequence");
@@ -52,7 +55,7 @@ pub(crate) fn measure(
                     shown(name)
                 );
             }
-            Ok(measured) => domains.push((name.clone(), measured)),
+            Ok(measured) => domains.push((name.clone(), without_experts(measured))),
             Err(MetricError::WindowTooLong { window, longest, .. }) => {
                 moescope_cli::errln!(
                     "domain {} is left out: its longest sequence has {longest} tokens, a window {window}",
@@ -84,6 +87,19 @@ pub(crate) fn fold<A: Accumulator>(trace: &dyn RoutingSource, what: &str, empty:
     let folded = accumulate(trace, empty, &|done| progress.set_position(done as u64))?;
     progress.finish_and_clear();
     Ok(folded)
+}
+
+/// Keeps what is shown of a domain: SRP of the model and of its layers. The rest takes tens of megabytes per domain.
+fn without_experts(mut figures: MetricsIntervals) -> MetricsIntervals {
+    for report in [&mut figures.value, &mut figures.low, &mut figures.high] {
+        report.model.curves.clear();
+        for layer in &mut report.layers {
+            layer.experts = Vec::new();
+            layer.curves.clear();
+            layer.load.activation_rates = Vec::new();
+        }
+    }
+    figures
 }
 
 /// The figures with their intervals; of one sequence, with intervals of no width.

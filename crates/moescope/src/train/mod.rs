@@ -9,10 +9,9 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
 use indicatif::{ProgressBar, ProgressStyle};
 use moe_model::OlmoeConfig;
-use moe_offload::free_bytes;
 use moe_testbed::{Corpus, TokenizedCorpus, TrainOptions, Trainer, held_out_bits, train_tokenizer, training_bytes};
 use moe_trace::FolderLock;
-use moescope_cli::{Files, shown};
+use moescope_cli::{Files, check_memory, shown};
 
 pub(crate) use self::options::Options;
 
@@ -27,7 +26,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let (config, training) = (options.config()?, options.training());
     training.check(&config)?;
     let device = options.device.open()?;
-    check_memory(options, &config, &training, &device)?;
+    check_training(options, &config, &training, &device)?;
     ensure!(options.resume || !checkpoint.exists(), "{} exists: --resume it or remove it", checkpoint.display());
     ensure!(
         !options.resume || checkpoint.exists(),
@@ -89,21 +88,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// Refuses a model that cannot be trained in the free memory.
-#[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
-fn check_memory(options: &Options, config: &OlmoeConfig, training: &TrainOptions, device: &Device) -> Result<()> {
+fn check_training(options: &Options, config: &OlmoeConfig, training: &TrainOptions, device: &Device) -> Result<()> {
     let needed = training_bytes(config, training, options.workers.max(1)) as u64;
-    // What cannot be told is left to the operating system.
-    let free = free_bytes(device).unwrap_or(u64::MAX);
-    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-    ensure!(
-        needed <= free,
-        "training {} parameters takes about {:.1} GiB and {:.1} GiB are free: give smaller --hidden, --layers, --experts, \
-         --expert-width, --vocabulary, --length or --micro-batch, or fewer --workers",
-        config.parameters(),
-        gib(needed),
-        gib(free)
-    );
-    Ok(())
+    let advice = "give smaller --hidden, --layers, --experts, --expert-width, --vocabulary, --length or --micro-batch, or \
+                  fewer --workers";
+    check_memory(device, needed, &format!("training {} parameters", config.parameters()), advice)
 }
 
 #[cfg(test)]
@@ -141,7 +130,7 @@ mod tests {
     fn a_model_that_cannot_be_trained_in_memory_is_refused_before_any_work() {
         let check = |line: &str| {
             let options = options(line).unwrap();
-            check_memory(&options, &options.config().unwrap(), &options.training(), &Device::Cpu)
+            check_training(&options, &options.config().unwrap(), &options.training(), &Device::Cpu)
         };
         check("--hidden 32 --experts 4 --batch 1 --micro-batch 1").unwrap();
         let error = check("--hidden 65536 --layers 64 --experts 1024").unwrap_err().to_string();
