@@ -176,13 +176,13 @@ mod tests {
 
     #[test]
     fn a_trace_whose_metrics_do_not_fit_into_memory_is_refused_before_any_work() {
-        let options = MetricsOptions { windows: vec![4], ..MetricsOptions::default() };
+        let options = MetricsOptions { windows: vec![4096], ..MetricsOptions::default() };
         let check = |layers, experts, reports| {
             check_measurable(&Geometry::decoder(layers, experts, 1).unwrap(), &options, reports)
         };
         check(2, 8, 3).unwrap();
-        let error = check(4000, 65_535, 3).unwrap_err().to_string();
-        assert!(error.starts_with("measuring 4000 layers of 65535 experts takes about "), "{error}");
+        let error = check(256, 65_535, 3).unwrap_err().to_string();
+        assert!(error.starts_with("measuring 256 layers of 65535 experts takes about "), "{error}");
         assert!(error.contains("GiB are free: give fewer or shorter windows with --m"), "{error}");
     }
 }
