@@ -63,6 +63,8 @@ impl WarningKind {
     pub const EXPERTS_DROPPED: WarningKind = WarningKind::new("experts-dropped");
     /// The trace is a copy of a capture that was not complete.
     pub const CAPTURE_INCOMPLETE: WarningKind = WarningKind::new("capture-incomplete");
+    /// Arrays or ids are laid out as no model has them.
+    pub const LAYOUT_SUSPECTED: WarningKind = WarningKind::new("layout-suspected");
     /// Tokens look made up, as those of a warm-up.
     pub const WARM_UP_SUSPECTED: WarningKind = WarningKind::new("warm-up-suspected");
 

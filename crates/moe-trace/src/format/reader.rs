@@ -209,10 +209,19 @@ fn read_offsets(
         })?);
     }
     if offsets.first() != Some(&0) || offsets.last() != Some(&tokens) {
-        let value = format!("{:?}..{:?}", offsets.first(), offsets.last());
+        let value = first_and_last(&offsets);
         return Err(field(path, OFFSETS, &value, &format!("expected 0 first and {tokens} last")));
     }
     Ok(Some(offsets))
+}
+
+/// The first and the last of some offsets, for a message.
+fn first_and_last<T: std::fmt::Display>(offsets: &[T]) -> String {
+    match offsets {
+        [] => "empty".to_owned(),
+        [only] => only.to_string(),
+        [first, .., last] => format!("{first}..{last}"),
+    }
 }
 
 /// The two tensors of the text; both or none must be there.
@@ -239,7 +248,7 @@ fn find_text(
     let text = Column::find(map, data_start, metadata, TEXT, Dtype::U8).ok_or_else(missing)?;
     let ends: &[i64] = offsets.as_slice(map);
     if ends.first() != Some(&0) || ends.last().and_then(|&last| usize::try_from(last).ok()) != Some(bytes) {
-        let value = format!("{:?}..{:?}", ends.first(), ends.last());
+        let value = first_and_last(ends);
         return Err(field(path, TEXT_OFFSETS, &value, &format!("expected 0 first and {bytes} last")));
     }
     Ok(Some(TextColumn { bytes: text, offsets }))

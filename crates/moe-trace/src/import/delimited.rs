@@ -6,13 +6,14 @@ use super::numbers::{self, whole};
 use super::row_sequences::open;
 use super::rows::{self, Claims, Row, RowSource, are_enough, names, phase, spare};
 use super::table::{Column, Table, delimiter};
+use super::value_columns::{Contradiction, numbered, refuse_doubles};
 use super::{ImportOptions, Importer, Input, Sample};
-use crate::{EMPTY_SLOT, Geometry, Place, Result, SequenceStream, TraceError};
+use crate::{EMPTY_SLOT, Place, Result, SequenceStream, TraceError, WarningKind};
 
 /// Comma-, semicolon- or tab-separated values with a row of names: `token`, `layer` and experts.
 ///
-/// Experts come as one a row (`expert`, optional `slot`), as columns `expert_0`, `expert_1`, ... (an empty field is an empty
-/// slot), or as a list in a field (`experts`, numbers with anything between them). Weights come likewise (`weight`,
+/// Experts come as one a row (`expert`, optional `slot`), as columns `expert_0`, `expert_1`, ... (numbered from 0 or from 1
+/// without a gap; an empty field is an empty slot), or as a list in a field (`experts`, numbers with anything between them). Weights come likewise (`weight`,
 /// `weight_0`, ..., `weights`). Optional: `sequence`, `stack` (`encoder`, `decoder`), `phase` (`prefill`, `decode`, 0, 1),
 /// `domain`, `token_id`, `prediction`. Usual other names are known, and options can name any column.
 pub(super) struct Delimited;
@@ -88,15 +89,25 @@ impl Rows {
         let must = |column: &str| {
             find(column).map_or_else(|| table.column(names(column, options).first().map_or(column, String::as_str)), Ok)
         };
-        let values = |one: &str, list: &str| {
-            let each: Vec<Column> =
-                (0..Geometry::MAX_EXPERTS).map_while(|slot| table.find(&format!("{one}_{slot}"))).collect();
-            match (find(one), find(list)) {
+        let found: Vec<&str> = table.columns().map(|(_, name)| name).collect();
+        let refused = |(field, value, limit): Contradiction| table.header_error(field, &value, &limit);
+        refuse_doubles(&found, options).map_err(refused)?;
+        let mut claims = Claims::default();
+        let mut values = |one: &str, list: &str| {
+            Ok::<_, TraceError>(match (find(one), find(list)) {
                 (Some(column), _) => Some(Values::One(column)),
                 (None, Some(column)) => Some(Values::List(column)),
-                (None, None) => (!each.is_empty()).then_some(Values::Each(each)),
-            }
+                (None, None) => numbered(one, &found).map_err(refused)?.map(|(first, names)| {
+                    if first == 1 && options.known_top_k() != Some(names.len()) {
+                        let seen = format!("there is no column {one}_0: {one}_1 is taken for the first slot");
+                        let remedy = format!("--top-k {} says that none is missing", names.len());
+                        claims.warnings.warn(WarningKind::TOP_K_INFERRED, &remedy, || (None, seen));
+                    }
+                    Values::Each(names.iter().filter_map(|name| table.find(name)).collect())
+                }),
+            })
         };
+        let (experts, weights) = (values("expert", "experts")?, values("weight", "weights")?);
         let by_position = find("token");
         let roles =
             table.columns().filter_map(|(column, name)| role(name, options).map(|(name, role)| (column, name, role)));
@@ -109,19 +120,19 @@ impl Rows {
             layer: must("layer")?,
             stack: find("stack"),
             slot: find("slot"),
-            experts: match values("expert", "experts") {
+            experts: match experts {
                 Some(values) => values,
                 None => Values::One(must("expert")?),
             },
-            weights: values("weight", "weights"),
+            weights,
             phase: find("phase"),
             domain: find("domain"),
             token_id: find("token_id"),
             prediction: find("prediction"),
             roles: roles.collect(),
-            spare: spare(&table.columns().map(|(_, name)| name).collect::<Vec<_>>(), options),
+            spare: spare(&found, options),
         };
-        Ok(Rows { table, columns, options: options.clone(), claims: Claims::default() })
+        Ok(Rows { table, columns, options: options.clone(), claims })
     }
 
     /// The fields of experts or weights in the row, with their column.

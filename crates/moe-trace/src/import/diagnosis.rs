@@ -3,7 +3,7 @@
 use super::delimited::header;
 use super::input::Input;
 use super::names;
-use super::rows::{MUST, known_names};
+use super::rows::{MUST, has_column, known_names};
 use super::sample::Sample;
 
 /// Beginnings of files that are something else.
@@ -70,6 +70,11 @@ fn seen(input: &Input, sample: &Sample) -> String {
     if let Some(object) = sample.objects().first() {
         return columns("JSON with the fields", "jsonl", object.keys().map(String::as_str));
     }
+    if start.starts_with(b"{") || start.starts_with(b"[{") {
+        let keys = sample.first_keys();
+        let what = "JSON whose first record is longer than what is looked at, or broken, and begins with the fields";
+        return format!("{what} {}: give --from jsonl if it is JSON lines", first(keys.iter().map(String::as_str)));
+    }
     if let Some(header) = sample.first_line().and_then(header).filter(|_| !head.contains(&0)) {
         return columns("text with the columns", "csv", header.iter().map(String::as_str));
     }
@@ -81,7 +86,7 @@ fn seen(input: &Input, sample: &Sample) -> String {
 fn columns<'a>(what: &str, format: &str, found: impl Iterator<Item = &'a str>) -> String {
     let found: Vec<&str> = found.collect();
     let shown = first(found.iter().copied());
-    let has = |column: &str| known_names(column).iter().any(|name| found.contains(name));
+    let has = |column: &str| has_column(column, &found);
     let lacks: Vec<&str> = MUST.into_iter().filter(|column| !has(column)).collect();
     let counts = |name: &&str| name.to_lowercase().contains("count") || name.to_lowercase().contains("load");
     if lacks.contains(&"token") && found.iter().any(counts) {

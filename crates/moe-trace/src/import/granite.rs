@@ -7,8 +7,11 @@ use std::path::Path;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::ids::{not_among, slot};
+use super::model_layers::moe_layers;
 use super::{ImportOptions, Importer, Input, Sample, record};
-use crate::{DomainId, EMPTY_SLOT, Geometry, Phase, Place, Result, SequenceBuf, SequenceStream, TraceError};
+use crate::{
+    DomainId, EMPTY_SLOT, Geometry, ImportReport, Phase, Place, Result, SequenceBuf, SequenceStream, TraceError,
+};
 
 /// `{"model", "num_layers", "num_experts", "top_k", "prompts": {name: {"prompt_len", "prefill", "decode"}}}`, where
 /// `prefill` and `decode` are lists `[token][layer][k]` of ids.
@@ -76,7 +79,11 @@ struct Ids {
 
 impl Document {
     fn check(self, path: &Path, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
-        let geometry = Geometry::decoder(self.num_layers, self.num_experts, self.top_k)?;
+        let plain = Geometry::decoder(self.num_layers, self.num_experts, self.top_k)?;
+        let numbers: Vec<_> = plain.moe_layers().iter().map(|layer| (layer.stack, layer.model_layer)).collect();
+        let mut report = ImportReport::default();
+        let layers = moe_layers(path, options, &numbers, &mut report)?;
+        let geometry = Geometry::new(layers, self.num_experts, self.top_k)?;
         let same = |field, found: usize, given: Option<usize>| match given {
             Some(given) if given != found => {
                 let limit = format!("the options say {given}");
@@ -115,7 +122,7 @@ impl Document {
             domains.push(name);
         }
         let model = options.model.clone().or(self.model);
-        Ok(Box::new(Prompts { geometry, model, domains, sequences: sequences.into_iter() }))
+        Ok(Box::new(Prompts { geometry, model, domains, report, sequences: sequences.into_iter() }))
     }
 }
 
@@ -285,6 +292,7 @@ struct Prompts {
     geometry: Geometry,
     model: Option<String>,
     domains: Vec<String>,
+    report: ImportReport,
     sequences: std::vec::IntoIter<SequenceBuf>,
 }
 
@@ -295,6 +303,10 @@ impl SequenceStream for Prompts {
 
     fn domains(&self) -> &[String] {
         &self.domains
+    }
+
+    fn report(&self) -> &ImportReport {
+        &self.report
     }
 
     fn model(&self) -> Option<&str> {

@@ -10,6 +10,9 @@ use crate::{EMPTY_SLOT, Geometry, ImportReport, Place, Result, TraceError, Warni
 #[derive(Clone, Debug, Default)]
 pub(super) struct IdsSeen {
     largest: Option<(usize, Place)>,
+    smallest: Option<usize>,
+    /// Number of ids.
+    count: usize,
     /// The largest id below the largest.
     second: Option<usize>,
     most: Option<(usize, Place)>,
@@ -28,6 +31,8 @@ impl IdsSeen {
 
     /// Takes one id.
     pub(super) fn id(&mut self, id: usize, place: impl FnOnce() -> Place) {
+        self.count += 1;
+        self.smallest = Some(self.smallest.map_or(id, |smallest| smallest.min(id)));
         match &self.largest {
             Some((largest, _)) if id == *largest => {}
             Some((largest, _)) if id < *largest => self.second = self.second.max(Some(id)),
@@ -67,6 +72,10 @@ impl IdsSeen {
         let known = options.known_experts().or(claimed);
         let Some((largest, place)) = &self.largest else { return Ok(known.unwrap_or(1)) };
         match known {
+            Some(experts) if *largest == experts && self.begins_with_1() => {
+                let limit = format!("there are {experts} experts, and {}: {SUBTRACT}", from_1(*largest));
+                Err(record(path, place.clone(), "expert", &largest.to_string(), limit))
+            }
             Some(experts) if *largest >= experts => Err(id_above(path, place.clone(), *largest, experts)),
             Some(experts) => Ok(experts),
             None => {
@@ -105,6 +114,13 @@ impl IdsSeen {
         }
     }
 
+    /// Whether 1 is the smallest of so many ids that 0 is not absent by chance.
+    fn begins_with_1(&self) -> bool {
+        const IDS_PER_EXPERT: usize = 4;
+        let experts = self.largest.as_ref().map_or(0, |&(largest, _)| largest);
+        self.smallest == Some(1) && self.count / IDS_PER_EXPERT >= experts
+    }
+
     fn warn(&self, largest: usize, place: &Place, report: &mut ImportReport) {
         let below = |quarters: usize| self.second.is_none_or(|second| second * 4 <= largest * quarters);
         let others = self.second.map_or("there is no other".to_owned(), |id| format!("the next largest is {id}"));
@@ -120,7 +136,10 @@ impl IdsSeen {
         } else {
             None
         };
-        if let Some(seen) = suspected {
+        if self.begins_with_1() && largest >= 8 && largest.is_power_of_two() {
+            let seen = || (Some(place.clone()), format!("{}, as if experts were numbered from 1", from_1(largest)));
+            report.warn(WarningKind::LAYOUT_SUSPECTED, SUBTRACT, seen);
+        } else if let Some(seen) = suspected {
             let remedy = format!("--empty-id {largest} if it marks empty slots");
             report.warn(WarningKind::EMPTY_ID_SUSPECTED, &remedy, || (Some(place.clone()), seen));
         }
@@ -130,6 +149,14 @@ impl IdsSeen {
         };
         report.warn(WarningKind::EXPERTS_INFERRED, "--experts or --config says otherwise", seen);
     }
+}
+
+/// How to read ids that are numbered from 1.
+const SUBTRACT: &str = "subtract 1 from all ids if they are numbered from 1";
+
+/// What shows that ids are numbered from 1.
+fn from_1(largest: usize) -> String {
+    format!("the ids are 1 to {largest} and never 0")
 }
 
 /// The id of a slot as a trace has it: [`EMPTY_SLOT`] for -1 and what the options say; `None` if no expert can have it.

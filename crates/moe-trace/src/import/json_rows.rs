@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::fmt;
 
+use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::lines::JsonLines;
@@ -10,6 +12,7 @@ use super::numbers::{self, whole, whole_float};
 use super::records::{self, Record};
 use super::row_sequences::open;
 use super::rows::{self, Claims, Row, RowSource, are_enough, names, spare};
+use super::value_columns::refuse_doubles;
 use super::{ImportOptions, Importer, Input, Sample};
 use crate::{ImportReport, Place, Result, SequenceStream, TraceError};
 
@@ -34,7 +37,11 @@ impl Importer for JsonRows {
     }
 
     fn detects(&self, sample: &Sample) -> bool {
-        sample.objects().iter().any(|object| are_enough(object.keys().map(String::as_str)))
+        let objects = sample.objects();
+        // A first object that is cut off with the sample, or broken, is told by its keys.
+        let keys = if objects.is_empty() { sample.first_keys() } else { Vec::new() };
+        objects.iter().any(|object| are_enough(object.keys().map(String::as_str)))
+            || are_enough(keys.iter().map(String::as_str))
     }
 
     fn open(&self, input: &Input, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
@@ -87,6 +94,35 @@ impl records::Value for Value {
     }
 }
 
+/// A JSON object in which no key stands twice.
+struct Object(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Object, D::Error> {
+        struct Keys;
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Object;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Object, A::Error> {
+                let mut object = Map::new();
+                while let Some(key) = map.next_key::<String>()? {
+                    if object.contains_key(&key) {
+                        return Err(de::Error::custom(format_args!("the key \"{key}\" stands twice in the object")));
+                    }
+                    let value = map.next_value()?;
+                    object.insert(key, value);
+                }
+                Ok(Object(object))
+            }
+        }
+        deserializer.deserialize_map(Keys)
+    }
+}
+
 struct Rows {
     lines: JsonLines,
     options: ImportOptions,
@@ -117,6 +153,19 @@ impl Rows {
                 .map_err(|_| self.lines.error("import_warnings", &value.to_string(), "expected a list of warnings"))?,
             None => ImportReport::default(),
         };
+        let known =
+            [self.claims.experts.map(|count| count.to_string()), self.claims.top_k.map(|count| count.to_string())];
+        let said = [experts.map(|count| count.to_string()), top_k.map(|count| count.to_string())];
+        let fields = ["experts", "top_k"].into_iter().zip(known.into_iter().zip(said));
+        let model_twice = ("model", (self.claims.model.clone(), model.clone()));
+        for (field, pair) in fields.chain([model_twice]) {
+            if let (Some(known), Some(said)) = pair
+                && known != said
+            {
+                let limit = format!("a record of type meta before says {known}: import the runs apart");
+                return Err(self.lines.error(field, &said, &limit));
+            }
+        }
         let claims = &mut self.claims;
         claims.warnings.merge(&warnings);
         claims.experts = experts.or(claims.experts);
@@ -129,12 +178,16 @@ impl Rows {
 impl RowSource for Rows {
     fn next(&mut self, row: &mut Row) -> Result<bool> {
         let object = loop {
-            match self.lines.next::<Map<String, Value>>()? {
+            match self.lines.next::<Object>()?.map(|Object(object)| object) {
                 None => return Ok(false),
                 Some(object) if object.get("type").and_then(Value::as_str) == Some("meta") => self.claim(&object)?,
                 Some(object) => break object,
             }
         };
+        let given: Vec<&str> =
+            object.iter().filter(|(_, value)| !value.is_null()).map(|(name, _)| name.as_str()).collect();
+        refuse_doubles(&given, &self.options)
+            .map_err(|(_, value, limit)| self.lines.error("fields", &value, &limit))?;
         for (_, name) in &self.options.columns {
             if object.contains_key(name) && !self.named.contains(name) {
                 self.named.insert(name.clone());

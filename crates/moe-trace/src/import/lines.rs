@@ -51,7 +51,14 @@ impl JsonLines {
             // The place is the line of the file; of the error itself only what is wrong and the column are of use.
             let (column, error) = (error.column(), error.to_string());
             let what = error.split(" at line ").next().unwrap_or(&error);
-            self.error("record", &String::from_utf8_lossy(json), &format!("column {column}: {what}"))
+            let behind = json.get(column.saturating_sub(2)..).unwrap_or_default();
+            let python = [&b"NaN"[..], b"Infinity", b"-Infinity"].into_iter().find(|name| {
+                behind.iter().take(16).copied().collect::<Vec<u8>>().windows(name.len()).any(|window| window == *name)
+            });
+            let hint = python.map_or_else(String::new, |name| {
+                format!("; {} of Python is no JSON: write null", String::from_utf8_lossy(name))
+            });
+            self.error("record", &String::from_utf8_lossy(json), &format!("column {column}: {what}{hint}"))
         })
     }
 

@@ -14,7 +14,7 @@ use crate::{Geometry, ImportReport, Phase, Place, Result, SequenceBuf, SequenceS
 ///
 /// Positions of prompt tokens are negative and begin anew with every micro-batch, so tokens are put in the order in which
 /// they came. In the last layer llama.cpp computes only the tokens whose logits are wanted; the others have no row there.
-/// A prompt token after a generated one begins another sequence. The number of experts is not in the file.
+/// A position below that of the generated token before begins another sequence. The number of experts is not in the file.
 pub(super) struct LlamaMoeTrace;
 
 impl Importer for LlamaMoeTrace {
@@ -59,7 +59,7 @@ impl Importer for LlamaMoeTrace {
             passes: Passes::new(&geometry, false),
             geometry,
             layers,
-            decoding: false,
+            last: None,
             ended: false,
             model: options.model.clone(),
             report,
@@ -130,11 +130,35 @@ struct Sequences {
     layers: Vec<u32>,
     rows: Reader,
     passes: Passes,
-    decoding: bool,
+    /// Position and layer of the row before.
+    last: Option<(i64, u32)>,
     ended: bool,
 }
 
 impl Sequences {
+    /// Whether the row begins another sequence: the last token was generated, and the position goes back.
+    fn begins(&self) -> Result<bool> {
+        let (position, layer) = (self.rows.position, self.rows.layer);
+        let Some((last, last_layer)) = self.last.filter(|&(last, _)| last >= 0 && position < last) else {
+            return Ok(false);
+        };
+        if position < 0 {
+            return Ok(true);
+        }
+        if layer > last_layer {
+            // A file that is sorted by layer has all positions of a layer before those of the next.
+            return Ok(false);
+        }
+        if self.layers.last() != Some(&last_layer) {
+            let limit = format!(
+                "the token before it is at {last}, and its layers do not end with {last_layer}: requests that are computed \
+                 together cannot be told apart; record one at a time"
+            );
+            return Err(self.rows.error("pos", &position.to_string(), &limit));
+        }
+        Ok(true)
+    }
+
     fn take(&mut self) -> Result<()> {
         let rows = &self.rows;
         let layer = self
@@ -168,8 +192,8 @@ impl SequenceStream for Sequences {
 
     fn next_sequence(&mut self) -> Result<Option<SequenceBuf>> {
         while !self.ended && self.rows.next()? {
-            let begins = self.rows.position < 0 && self.decoding;
-            self.decoding = self.rows.position >= 0;
+            let begins = self.begins()?;
+            self.last = Some((self.rows.position, self.rows.layer));
             let finished =
                 begins.then(|| std::mem::replace(&mut self.passes, Passes::new(&self.geometry, false)).finish());
             self.take()?;

@@ -9,6 +9,7 @@ mod diagnosis;
 mod fields;
 mod granite;
 mod holes;
+mod id_ranges;
 mod ids;
 mod input;
 mod json_rows;
@@ -41,6 +42,7 @@ mod table;
 mod text_rows;
 mod token_table;
 mod torch_file;
+mod value_columns;
 mod vllm_logger;
 
 use std::path::{Path, PathBuf};

@@ -17,6 +17,15 @@ pub(super) fn is_npy(head: &[u8]) -> bool {
 
 /// Reads an array of integers in row-major order from the bytes of an array file; `name` is for messages.
 pub(super) fn read<'a>(path: &Path, name: &str, bytes: &'a [u8]) -> Result<IntArray<&'a [u8]>> {
+    read_as(path, name, bytes, false)
+}
+
+/// Reads an array as [`read`] does, or one of booleans as 0 and 1.
+pub(super) fn read_flags<'a>(path: &Path, name: &str, bytes: &'a [u8]) -> Result<IntArray<&'a [u8]>> {
+    read_as(path, name, bytes, true)
+}
+
+fn read_as<'a>(path: &Path, name: &str, bytes: &'a [u8], flags: bool) -> Result<IntArray<&'a [u8]>> {
     let fail = |field: &str, value: &str, limit: &str| {
         Err::<IntArray<&[u8]>, TraceError>(record(path, Place::Entry(name.to_owned()), field, value, limit))
     };
@@ -50,6 +59,7 @@ pub(super) fn read<'a>(path: &Path, name: &str, bytes: &'a [u8]) -> Result<IntAr
     let kind = match descr {
         "|i1" | "<i1" => IntType::I8,
         "|u1" | "<u1" => IntType::U8,
+        "|b1" if flags => IntType::U8,
         "<i2" => IntType::I16,
         "<u2" => IntType::U16,
         "<i4" => IntType::I32,

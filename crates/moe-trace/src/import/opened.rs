@@ -1,5 +1,6 @@
 //! An import that is under way.
 
+use super::id_ranges::LayerRanges;
 use super::input::Input;
 use super::{ImportOptions, Importer, in_file};
 use crate::{
@@ -109,6 +110,7 @@ struct Watch {
     decoded: bool,
     /// Layers without an id other than 0 so far.
     idle: Vec<LayerId>,
+    ranges: LayerRanges,
     /// Sequences whose tokens all have the same experts: the first, and their number.
     uniform: Option<(usize, usize)>,
 }
@@ -122,7 +124,9 @@ impl Watch {
     fn new(geometry: &Geometry) -> Watch {
         let slots = geometry.top_k();
         let idle = geometry.layer_ids().collect();
-        Watch { row: geometry.layers() * slots, slots, sequences: 0, tokens: 0, decoded: false, idle, uniform: None }
+        let ranges = LayerRanges::new(geometry.layers());
+        let row = geometry.layers() * slots;
+        Watch { row, slots, sequences: 0, tokens: 0, decoded: false, idle, ranges, uniform: None }
     }
 
     fn sequence(&mut self, sequence: &SequenceBuf) {
@@ -136,8 +140,9 @@ impl Watch {
         self.tokens += sequence.phases.len();
         self.decoded |= sequence.phases.contains(&Phase::Decode.code());
         for row in sequence.experts.chunks_exact(self.row) {
+            self.ranges.token(row, self.slots);
             if self.idle.is_empty() {
-                break;
+                continue;
             }
             let is_idle = |layer: &LayerId| {
                 let cell = &row[layer.index() * self.slots..][..self.slots];
@@ -157,8 +162,14 @@ impl Watch {
                 "all tokens of {count} sequences, the first is sequence {first}, have the same experts, as the made-up tokens \
                  of a warm-up have"
             );
-            let remedy = "trace slice --sequences leaves sequences out";
+            let remedy = "moescope trace slice --sequences leaves sequences out";
             report.warn(WarningKind::WARM_UP_SUSPECTED, remedy, || (None, seen));
+        }
+        if self.tokens >= Self::FEWEST_TOKENS
+            && let Some(seen) = self.ranges.numbered_over_all_layers()
+        {
+            let remedy = "subtract the first id of each layer, a multiple of the experts of a layer";
+            report.warn(WarningKind::LAYOUT_SUSPECTED, remedy, || (None, seen));
         }
         if !self.idle.is_empty() && self.tokens >= Self::FEWEST_TOKENS && geometry.experts() > 1 {
             let name = |layer: &LayerId| geometry.moe_layers()[layer.index()].model_layer.to_string();

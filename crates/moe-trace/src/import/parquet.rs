@@ -15,6 +15,7 @@ use super::numbers::{self, whole, whole_float};
 use super::records::{Record, Value};
 use super::row_sequences::open;
 use super::rows::{self, Claims, Row, RowSource, are_enough, names, spare};
+use super::value_columns::refuse_doubles;
 use super::{ImportOptions, Importer, Input, Sample, record};
 use crate::{Place, Result, SequenceStream, TraceError};
 
@@ -101,6 +102,8 @@ impl Rows {
             let limit = "expected token, layer and experts or expert; name others by options";
             return Err(record(path, Place::Entry("schema".into()), "columns", &columns.join(","), limit));
         }
+        refuse_doubles(&columns, options)
+            .map_err(|(field, value, limit)| record(path, Place::Entry("schema".into()), field, &value, limit))?;
         let claim = |key: &str| {
             let pairs = metadata.key_value_metadata().map(Vec::as_slice).unwrap_or_default();
             pairs.iter().find(|pair| pair.key == key).and_then(|pair| pair.value.clone())

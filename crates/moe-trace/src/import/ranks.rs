@@ -29,8 +29,8 @@ impl Contradiction {
     /// What is allowed; `other_place` is that of the other rank.
     pub(super) fn limit(&self, other_place: &Place) -> String {
         format!(
-            "rank {} has {} ({other_place}): ranks have equal experts, or parts without a common one; keep the rows of one \
-             rank",
+            "rank {} has {} ({other_place}): ranks have equal experts, or parts without a common one; if ids count the \
+             experts of each rank, add to them the first id of the rank",
             self.other, self.problem
         )
     }

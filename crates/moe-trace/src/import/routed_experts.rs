@@ -1,11 +1,14 @@
 //! `routed_experts` arrays of vLLM, as NumPy saves them.
 
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 use super::archive::Archive;
 use super::array::IntArray;
 use super::ids::{IdsSeen, element};
 use super::input::InputBytes;
+use super::model_layers::moe_layers;
 use super::{ImportOptions, Importer, Input, Sample, npy, record};
 use crate::{
     EMPTY_SLOT, Geometry, ImportReport, MoeLayer, Phase, Place, Result, SequenceBuf, SequenceStream, WarningKind,
@@ -29,7 +32,7 @@ impl Importer for RoutedExperts {
     }
 
     fn options(&self) -> &'static [&'static str] {
-        &["--experts", "--top-k", "--config", "--token-phase", "--stack", "--empty-id"]
+        &["--experts", "--top-k", "--config", "--token-phase", "--stack", "--column", "--empty-id"]
     }
 
     fn detects(&self, sample: &Sample) -> bool {
@@ -39,26 +42,31 @@ impl Importer for RoutedExperts {
 
     fn open(&self, input: &Input, options: &ImportOptions) -> Result<Box<dyn SequenceStream>> {
         let path = input.path();
-        let mut arrays = Arrays::open(input)?;
+        let mut arrays = Arrays::open(input, options)?;
         let mut seen: Option<Seen> = None;
+        let mut digests: HashMap<u64, usize> = HashMap::new();
         for index in 0..arrays.names.len() {
             let bytes = arrays.read(index)?;
             let array = npy::read(path, &arrays.names[index], &bytes)?;
             let shape = array.dimensions::<3>(path, "[tokens, layers, k]")?;
             let seen = seen.get_or_insert_with(|| Seen::new(shape[1], shape[2]));
             seen.add(path, &array, shape, options, &bytes)?;
+            let mut digest = DefaultHasher::new();
+            (shape, &bytes[..]).hash(&mut digest);
+            if let Some(other) = digests.insert(digest.finish(), index).filter(|_| shape[0] >= FEWEST_EQUAL) {
+                let both = format!("{} and {}", arrays.names[other], arrays.names[index]);
+                let limit = "they are equal, and each array is a request: remove one, or say which array counts by --column \
+                             experts=NAME";
+                return Err(record(path, Place::Entry("archive".to_owned()), "arrays", &both, limit));
+            }
         }
         let seen = seen.ok_or_else(|| {
             record(path, Place::Entry("archive".to_owned()), "arrays", "0", "expected at least one member NAME.npy")
         })?;
         let mut report = ImportReport::default();
-        let layers = seen.moe_layers(path, options, &mut report)?;
-        let moe_layer = |layer: &usize| {
-            let model_layer = u32::try_from(*layer).unwrap_or(u32::MAX);
-            MoeLayer { model_layer, stack: options.stack() }
-        };
+        let (layers, moe_layers) = seen.moe_layers(path, options, &mut report)?;
         let experts = seen.ids.experts(path, options, None, &mut report)?;
-        let geometry = Geometry::new(layers.iter().map(moe_layer).collect(), experts, seen.top_k)?;
+        let geometry = Geometry::new(moe_layers, experts, seen.top_k)?;
         options.must_have_top_k(path, seen.top_k)?;
         let phase = options.phase_or_assumed(&mut report);
         Ok(Box::new(Requests {
@@ -82,14 +90,17 @@ struct Arrays {
 }
 
 impl Arrays {
-    fn open(input: &Input) -> Result<Arrays> {
+    fn open(input: &Input, options: &ImportOptions) -> Result<Arrays> {
         let input = input.clone();
         let sample = Sample::take(&input)?;
         if npy::is_npy(sample.head()) {
             return Ok(Arrays { input, archive: None, names: vec!["array".to_owned()] });
         }
         let archive = Archive::open(&input)?;
-        let names = archive.names()?.into_iter().filter(|name| name.ends_with(".npy")).collect();
+        let names = archive.names()?.into_iter().filter(|name| name.ends_with(".npy"));
+        let chosen =
+            options.columns.iter().find(|(column, _)| column == "experts").map(|(_, name)| format!("{name}.npy"));
+        let names = names.filter(|name| chosen.as_ref().is_none_or(|chosen| chosen == name)).collect();
         Ok(Arrays { input, archive: Some(archive), names })
     }
 
@@ -127,8 +138,15 @@ impl std::ops::Deref for Bytes {
     }
 }
 
+/// Requests of fewer tokens may be equal by chance.
+const FEWEST_EQUAL: usize = 16;
+
+/// What an array may be whose number of layers is odd.
+const TRANSPOSED: &str = ": arrays are read as [tokens, layers, k]; transpose them if they are [layers, tokens, k]";
+
 /// What all arrays together show.
 struct Seen {
+    tokens: usize,
     top_k: usize,
     ids: IdsSeen,
     /// Whether a layer has an id other than 0.
@@ -138,14 +156,14 @@ struct Seen {
 impl Seen {
     fn new(layers: usize, top_k: usize) -> Seen {
         // The array has as many columns, so that this is no larger than the array, or there is no token.
-        Seen { top_k, ids: IdsSeen::default(), used: vec![false; layers.min(Geometry::MAX_LAYERS + 1)] }
+        Seen { tokens: 0, top_k, ids: IdsSeen::default(), used: vec![false; layers.min(Geometry::MAX_LAYERS + 1)] }
     }
 
     fn add(
         &mut self,
         path: &Path,
         array: &IntArray<&[u8]>,
-        [_, layers, top_k]: [usize; 3],
+        [tokens, layers, top_k]: [usize; 3],
         options: &ImportOptions,
         bytes: &Bytes,
     ) -> Result<()> {
@@ -153,6 +171,8 @@ impl Seen {
             let limit = format!("expected [tokens, {}, {}], none of them 0", self.used.len(), self.top_k);
             return Err(array.error(path, "shape", &format!("{:?}", array.shape()), &limit));
         }
+        self.tokens += tokens;
+        self.refuse_one_hot(path, array)?;
         for index in 0..array.len() {
             let (token, layer) = (index / top_k / layers, index / top_k % layers);
             if index % (layers * top_k) == 0 {
@@ -168,31 +188,72 @@ impl Seen {
         Ok(())
     }
 
-    fn moe_layers(&self, path: &Path, options: &ImportOptions, report: &mut ImportReport) -> Result<Vec<usize>> {
-        let all = 0..self.used.len();
-        let stack = options.config.as_ref().map(|config| config.stack(options.stack()));
-        match stack {
-            Some(Some(stack)) if stack.layers == self.used.len() => Ok(stack.moe_layers.clone()),
-            Some(Some(stack)) if stack.moe_layers.len() == self.used.len() => Ok(all.collect()),
-            Some(stack) => {
-                let (layers, moe) = stack.map_or((0, 0), |stack| (stack.layers, stack.moe_layers.len()));
-                let limit = format!("the configuration has {layers} layers, {moe} of them MoE");
-                Err(record(path, Place::Entry("array".to_owned()), "layers", &self.used.len().to_string(), limit))
+    /// Refuses marks of all experts in place of the ids of a few: of more than two slots all are 0 or 1.
+    fn refuse_one_hot(&self, path: &Path, array: &IntArray<&[u8]>) -> Result<()> {
+        let mut rows = (0..array.len()).step_by(self.top_k).map(|row| row..row + self.top_k);
+        let are_marks = |row: std::ops::Range<usize>| row.clone().all(|index| matches!(array.get(index), 0 | 1));
+        let has_mark = |row: std::ops::Range<usize>| row.clone().any(|index| array.get(index) == 1);
+        if self.top_k > 2 && rows.clone().all(are_marks) && rows.any(has_mark) {
+            let limit = format!(
+                "expected ids: the last extent, {}, may be the experts and not the k; if 1 marks an expert that is used, save \
+                 the ids, with numpy.argsort(-array, axis=-1, kind='stable')[..., :k]",
+                self.top_k
+            );
+            return Err(array.error(path, "ids", "0 and 1 only", &limit));
+        }
+        Ok(())
+    }
+
+    /// The columns of the arrays that are MoE layers, and these layers.
+    fn moe_layers(
+        &self,
+        path: &Path,
+        options: &ImportOptions,
+        report: &mut ImportReport,
+    ) -> Result<(Vec<usize>, Vec<MoeLayer>)> {
+        let stack = options.stack();
+        let error =
+            |field, value: &str, limit: &str| record(path, Place::Entry("array".to_owned()), field, value, limit);
+        let known = options.config.as_ref().map(|config| config.stack(stack));
+        let columns = match known {
+            Some(Some(known)) if known.layers == self.used.len() => {
+                let is_odd = |&layer: &usize| self.used[layer] && !known.moe_layers.contains(&layer);
+                let odd: Vec<usize> = (0..known.layers).filter(is_odd).collect();
+                if !odd.is_empty() {
+                    let limit =
+                        format!("they have ids above 0, and the configuration has experts in {:?}", known.moe_layers);
+                    return Err(error("layers", &format!("{odd:?}"), &limit));
+                }
+                known.moe_layers.clone()
             }
-            None if self.top_k == 1 => Ok(all.collect()),
+            Some(Some(known)) if known.moe_layers.len() == self.used.len() => (0..self.used.len()).collect(),
+            Some(known) => {
+                let (layers, moe) = known.map_or((0, 0), |known| (known.layers, known.moe_layers.len()));
+                let limit = format!("the configuration has {layers} layers, {moe} of them MoE{}", TRANSPOSED);
+                return Err(error("layers", &self.used.len().to_string(), &limit));
+            }
+            None if self.top_k == 1 => (0..self.used.len()).collect(),
             None => {
-                let (used, dense): (Vec<usize>, Vec<usize>) = all.partition(|&layer| self.used[layer]);
+                let (used, dense): (Vec<usize>, Vec<usize>) = (0..self.used.len()).partition(|&layer| self.used[layer]);
                 if used.is_empty() && !self.ids.is_empty() {
                     let limit = "expected an id above 0 in some layer, or a configuration that says which have experts";
-                    return Err(record(path, Place::Entry("array".to_owned()), "ids", "0 everywhere", limit));
+                    return Err(error("ids", "0 everywhere", limit));
                 }
                 if !dense.is_empty() {
                     let seen = format!("layers {dense:?} of the arrays have no id but 0: taken as dense");
                     report.warn(WarningKind::IDLE_LAYERS, "--config says which layers have experts", || (None, seen));
                 }
-                Ok(used)
+                used
             }
+        };
+        if known.is_none() && self.tokens > 0 && self.tokens < self.used.len() {
+            let seen = format!("the arrays have {} layers and {} tokens{}", self.used.len(), self.tokens, TRANSPOSED);
+            let remedy = "--config says how many layers there are";
+            report.warn(WarningKind::LAYOUT_SUSPECTED, remedy, || (None, seen));
         }
+        let numbers = columns.iter().map(|&layer| (stack, u32::try_from(layer).unwrap_or(u32::MAX)));
+        let layers = moe_layers(path, options, &numbers.collect::<Vec<_>>(), report)?;
+        Ok((columns, layers))
     }
 }
 

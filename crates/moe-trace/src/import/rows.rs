@@ -4,6 +4,7 @@ use super::ImportOptions;
 use super::fields::{Role, Said, role};
 use super::numbers::whole;
 use super::token_table::TokenKey;
+use super::value_columns::is_numbered;
 use crate::{EMPTY_SLOT, ImportReport, Phase, Place, Result, Stack, TraceError};
 
 /// One row: an expert of a token in a layer, or all experts of a token in a layer.
@@ -74,7 +75,7 @@ const COLUMNS: [&[&str]; 15] = [
 pub(super) const OPTIONS: &[&str] =
     &["--experts", "--top-k", "--config", "--token-phase", "--stack", "--column", "--empty-id"];
 
-/// The columns that a table must have; `experts` or `expert_0` will do for `expert`.
+/// The columns that a table must have; `experts` or `expert_0`, ... will do for `expert`.
 pub(super) const MUST: [&str; 3] = ["token", "layer", "expert"];
 
 /// The names under which a column is known: those of lists of experts among those of an expert, and those of steps, which
@@ -83,7 +84,7 @@ pub(super) fn known_names(column: &str) -> Vec<&'static str> {
     let names = |column: &str| COLUMNS.iter().find(|names| names[0] == column).copied().unwrap_or_default().to_vec();
     match column {
         "token" => [names("token"), names("step")].concat(),
-        "expert" => [names("expert"), names("experts"), vec!["expert_0"]].concat(),
+        "expert" => [names("expert"), names("experts")].concat(),
         _ => names(column),
     }
 }
@@ -97,6 +98,13 @@ pub(super) fn columns() -> impl Iterator<Item = &'static str> {
 pub(super) fn names(column: &str, options: &ImportOptions) -> Vec<String> {
     if let Some((_, name)) = options.columns.iter().find(|(canonical, _)| canonical == column) {
         return vec![name.clone()];
+    }
+    // Who names the column of lists chooses it in place of that of single values, and the other way round.
+    let is_other = |pair: &&[&str; 2]| {
+        pair.contains(&column) && options.columns.iter().any(|(named, _)| pair.contains(&named.as_str()))
+    };
+    if [["expert", "experts"], ["weight", "weights"]].iter().any(|pair| is_other(&pair)) {
+        return Vec::new();
     }
     let known = COLUMNS.iter().find(|names| names[0] == column).copied();
     let names = known.map_or_else(|| vec![column], <[&str]>::to_vec);
@@ -118,14 +126,11 @@ pub(super) fn spare(found: &[&str], options: &ImportOptions) -> Vec<&'static str
 
 /// Names of `found` that are read as no column and have no other role.
 pub(super) fn unread(found: &[&str], options: &ImportOptions) -> Vec<String> {
-    let is_slot = |name: &str| {
-        let number = name.strip_prefix("expert_").or(name.strip_prefix("weight_"));
-        number.is_some_and(|number| number.parse::<usize>().is_ok())
-    };
     let is_read = |name: &str| {
-        is_slot(name)
+        is_numbered("expert", name)
+            || is_numbered("weight", name)
             || is_mapped(name, options)
-            || COLUMNS.iter().any(|names| names.contains(&name))
+            || is_known(name)
             || role(name, options).is_some_and(|(_, role)| role != Role::NotUsed)
     };
     found.iter().filter(|name| !is_read(name)).map(|&name| name.to_owned()).collect()
@@ -136,10 +141,21 @@ fn is_mapped(name: &str, options: &ImportOptions) -> bool {
     options.columns.iter().any(|(_, mapped)| mapped == name)
 }
 
+/// Whether a name is known for some column.
+pub(super) fn is_known(name: &str) -> bool {
+    COLUMNS.iter().any(|names| names.contains(&name))
+}
+
+/// Whether `column` is there under a known name; columns of a slot each will do for `expert`.
+pub(super) fn has_column(column: &str, found: &[&str]) -> bool {
+    known_names(column).iter().any(|name| found.contains(name))
+        || column == "expert" && found.iter().any(|name| is_numbered(column, name))
+}
+
 /// Whether these columns are enough for a table of routed experts.
 pub(super) fn are_enough<'a>(columns: impl Iterator<Item = &'a str>) -> bool {
     let columns: Vec<&str> = columns.collect();
-    MUST.iter().all(|column| known_names(column).iter().any(|name| columns.contains(name)))
+    MUST.iter().all(|column| has_column(column, &columns))
 }
 
 /// Phases by the names and codes that files give them.

@@ -76,6 +76,36 @@ impl Sample {
         objects
     }
 
+    /// The keys of the first object, as far as the sample has it; also of one that goes on behind it, or breaks off.
+    pub(super) fn first_keys(&self) -> Vec<String> {
+        let start = self.head.trim_ascii_start();
+        let start = start.strip_prefix(b"[").unwrap_or(start).trim_ascii_start();
+        let (mut keys, mut depth) = (Vec::new(), 0);
+        let (mut text, mut in_string, mut escaped) = (Vec::new(), false, false);
+        if start.first() != Some(&b'{') {
+            return keys;
+        }
+        for &byte in start {
+            match byte {
+                b'"' if in_string && !escaped => in_string = false,
+                _ if in_string => {
+                    escaped = byte == b'\\' && !escaped;
+                    text.push(byte);
+                }
+                b'"' => {
+                    in_string = true;
+                    text.clear();
+                }
+                b'{' | b'[' => depth += 1,
+                b'}' | b']' if depth == 1 => break,
+                b'}' | b']' => depth -= 1,
+                b':' if depth == 1 => keys.push(String::from_utf8_lossy(&text).into_owned()),
+                _ => {}
+            }
+        }
+        keys
+    }
+
     /// Whether the file is a zip archive.
     pub(super) fn is_zip(&self) -> bool {
         self.head.starts_with(b"PK\x03\x04")

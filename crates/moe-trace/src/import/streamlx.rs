@@ -10,9 +10,12 @@ use serde::Deserialize;
 
 use super::archive::Archive;
 use super::array::IntArray;
+use super::fields::{Role, role};
 use super::ids::{IdsSeen, element};
+use super::model_layers::moe_layers;
+use super::rows::is_known;
 use super::{ImportOptions, Importer, Input, Sample, io, npy};
-use crate::{EMPTY_SLOT, Geometry, ImportReport, MoeLayer, Phase, Result, SequenceBuf, SequenceStream, TraceError};
+use crate::{EMPTY_SLOT, Geometry, ImportReport, Phase, Result, SequenceBuf, SequenceStream, TraceError, WarningKind};
 
 /// `experts` u16 `[tokens, layers, k]` with 0xFFFF for padding, `seq_id` and `pos` `[tokens]`; `NAME.meta.json` beside
 /// `NAME.npz` has the number of experts and the layers' numbers in the model, where it is absent they are inferred.
@@ -58,9 +61,64 @@ impl Importer for Streamlx {
         let geometry = geometry(path, &array, [layers, top_k], &description, options, &mut report)?;
         let model = options.model.clone().or(description.model);
         let sequences = split(path, &seq_id, &pos)?.into_iter();
-        let (path, phase) = (path.to_owned(), options.phase_or_assumed(&mut report));
-        Ok(Box::new(Sequences { path, geometry, model, experts, sequences, phase, options: options.clone(), report }))
+        let phases = phases(&mut archive, path, tokens, options, &mut report)?;
+        if phases.is_some() {
+            options.check_untold(path, false, true)?;
+        }
+        let phase = if phases.is_some() { Phase::Prefill } else { options.phase_or_assumed(&mut report) };
+        let (path, options) = (path.to_owned(), options.clone());
+        Ok(Box::new(Sequences { path, geometry, model, experts, sequences, phases, phase, options, report }))
     }
+}
+
+/// The phase of each token, if an array `[tokens]` says it; other arrays that could change what tokens mean are named.
+fn phases(
+    archive: &mut Archive,
+    path: &Path,
+    tokens: usize,
+    options: &ImportOptions,
+    report: &mut ImportReport,
+) -> Result<Option<Vec<u8>>> {
+    let mut phases: Option<(String, Vec<u8>)> = None;
+    let mut not_used = Vec::new();
+    for member in archive.names()? {
+        let Some(name) = member.strip_suffix(".npy").filter(|name| !["experts", "seq_id", "pos"].contains(name)) else {
+            continue;
+        };
+        let prefill = match role(name, options) {
+            Some((_, Role::PrefillIf(prefill))) => i64::from(prefill),
+            _ if name == "phase" => i64::from(Phase::Prefill.code()),
+            found => {
+                if found.is_some() || is_known(name) {
+                    not_used.push(name.to_owned());
+                }
+                continue;
+            }
+        };
+        let bytes = archive.read(&member)?;
+        let array = npy::read_flags(path, name, &bytes)?;
+        if array.dimensions::<1>(path, "[tokens]")? != [tokens] {
+            return Err(array.error(path, "shape", &format!("{:?}", array.shape()), &format!("expected [{tokens}]")));
+        }
+        let phase = |token| match array.get(token) {
+            value if value == prefill => Ok(Phase::Prefill.code()),
+            0 | 1 => Ok(Phase::Decode.code()),
+            other => Err(array.error(path, &format!("token {token}"), &other.to_string(), "expected 0 or 1")),
+        };
+        let found = (0..tokens).map(phase).collect::<Result<Vec<u8>>>()?;
+        if let Some((other, phases)) = &phases
+            && let Some(token) = (0..tokens).find(|&token| phases[token] != found[token])
+        {
+            let limit = format!("{other} says the other phase");
+            return Err(array.error(path, &format!("token {token}"), &array.get(token).to_string(), &limit));
+        }
+        phases = Some((name.to_owned(), found));
+    }
+    if !not_used.is_empty() {
+        let seen = format!("arrays that can change what tokens mean are not used: {}", not_used.join(", "));
+        report.warn(WarningKind::COLUMN_NOT_USED, "leave out what does not count", || (None, seen));
+    }
+    Ok(phases.map(|(_, phases)| phases))
 }
 
 /// `NAME.meta.json`.
@@ -123,9 +181,8 @@ fn geometry(
     let experts = options.claimed_experts(description.n_experts, &description.import_warnings);
     let experts = seen.experts(path, options, experts, report)?;
     report.merge(&options.still_open(&description.import_warnings));
-    let stack = options.stack();
-    let layers = model_layers.into_iter().map(|model_layer| MoeLayer { model_layer, stack }).collect();
-    Geometry::new(layers, experts, top_k)
+    let found: Vec<_> = model_layers.into_iter().map(|model_layer| (options.stack(), model_layer)).collect();
+    Geometry::new(moe_layers(path, options, &found, report)?, experts, top_k)
 }
 
 /// Tokens of each sequence: runs of equal `seq_id` whose positions count up.
@@ -162,6 +219,8 @@ struct Sequences {
     /// The member `experts.npy`.
     experts: Vec<u8>,
     sequences: std::vec::IntoIter<Range<usize>>,
+    /// The phase of each token, if the file says it, and that of all if not.
+    phases: Option<Vec<u8>>,
     phase: Phase,
     options: ImportOptions,
     report: ImportReport,
@@ -187,6 +246,10 @@ impl SequenceStream for Sequences {
         let place = |index: usize| array.place(&format!("token {}", index / row));
         let expert = |index: usize| element(&self.path, &array, index, || place(index), &self.options);
         let experts = (tokens.start * row..tokens.end * row).map(expert).collect::<Result<_>>()?;
-        SequenceBuf::from_experts(&self.geometry, experts, self.phase).map(Some)
+        let mut sequence = SequenceBuf::from_experts(&self.geometry, experts, self.phase)?;
+        if let Some(phases) = &self.phases {
+            sequence.phases = phases[tokens].to_vec();
+        }
+        Ok(Some(sequence))
     }
 }

@@ -58,10 +58,8 @@ impl Table {
 
     /// The column of a name.
     pub(super) fn column(&self, name: &str) -> Result<Column> {
-        self.find(name).ok_or_else(|| {
-            let limit = format!("expected a column {name}");
-            record(&self.path, self.header.clone(), "header", &self.names.join(","), limit)
-        })
+        self.find(name)
+            .ok_or_else(|| self.header_error("header", &self.names.join(","), &format!("expected a column {name}")))
     }
 
     /// Reads the next row; tells whether there was one.
@@ -109,6 +107,11 @@ impl Table {
     /// All columns with their names.
     pub(super) fn columns(&self) -> impl Iterator<Item = (Column, &str)> {
         self.names.iter().enumerate().map(|(number, name)| (Column(number), name.as_str()))
+    }
+
+    /// An error of the row of names.
+    pub(super) fn header_error(&self, field: &str, value: &str, limit: &str) -> TraceError {
+        self.error_at(self.header.clone(), field, value, limit)
     }
 
     /// An error somewhere in the file.

@@ -22,7 +22,8 @@ use crate::{Geometry, ImportReport, Phase, Place, Result, SequenceBuf, SequenceS
 ///
 /// Each request is a sequence, in the order in which they begin. `token_idx` counts the tokens of a forward pass, so tokens
 /// are put in the order in which they came; a pass of one token that is not the request's first is a decode step. Lines of
-/// several ranks are copies of each other, or parts (see [`Ranks`]). The requests of a server interleave, so the routes of
+/// several ranks are copies of each other, or parts (see [`Ranks`]). A further record of type meta begins another run, whose
+/// requests are others. The requests of a server interleave, so the routes of
 /// the whole file are held in memory. A log of a server that warms up begins with passes over made-up tokens.
 pub(super) struct VllmLogger;
 
@@ -57,20 +58,28 @@ impl Importer for VllmLogger {
         let layers: Vec<u32> = scan.layers.iter().copied().collect();
         let found: Vec<_> = layers.iter().map(|&model_layer| (options.stack(), model_layer)).collect();
         let moe_layers = moe_layers(input.path(), options, &found, &mut report)?;
-        let experts = scan.ids.experts(input.path(), options, None, &mut report)?;
-        let top_k = scan.ids.top_k(input.path(), options, scan.top_k, &mut report)?;
+        let experts = scan.ids.experts(input.path(), options, scan.meta.num_experts, &mut report)?;
+        let top_k = scan.ids.top_k(input.path(), options, scan.meta.top_k, &mut report)?;
         let geometry = Geometry::new(moe_layers, experts, top_k)?;
 
         let mut requests: Vec<BTreeMap<i64, Passes>> = Vec::new();
-        let mut number_of: HashMap<String, usize> = HashMap::new();
+        let mut number_of: HashMap<(usize, String), usize> = HashMap::new();
+        let mut runs = Runs::default();
         let mut lines = JsonLines::open(input)?;
         while let Some(line) = lines.next::<Line>()? {
-            let Line::Route(route) = line else { continue };
+            let route = match line {
+                Line::Route(route) => route,
+                Line::Meta(_) => {
+                    runs.metas += 1;
+                    continue;
+                }
+                Line::Other => continue,
+            };
             let said = route.said(&lines, options)?;
             if said.is_left_out {
                 continue;
             }
-            let number = *number_of.entry(route.req_id.text()).or_insert(requests.len());
+            let number = *number_of.entry((runs.of(route.rank), route.req_id.text())).or_insert(requests.len());
             if number == requests.len() {
                 requests.push(BTreeMap::new());
             }
@@ -78,7 +87,7 @@ impl Importer for VllmLogger {
                 requests[number].entry(route.rank.unwrap_or(0)).or_insert_with(|| Passes::new(&geometry, true));
             route.put(passes, &layers, said.phase, &lines, options)?;
         }
-        let model = options.model.clone().or(scan.model).filter(|model| !model.is_empty());
+        let model = options.model.clone().or(scan.meta.model_id).filter(|model| !model.is_empty());
         let requests = requests.into_iter();
         Ok(Box::new(Requests { geometry, model, report, lines, ranks: Ranks::default(), requests }))
     }
@@ -87,15 +96,63 @@ impl Importer for VllmLogger {
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 enum Line {
-    Meta {
-        #[serde(default)]
-        model_id: Option<String>,
-        #[serde(default)]
-        top_k: Option<usize>,
-    },
+    Meta(Meta),
     Route(Route),
     #[serde(other)]
     Other,
+}
+
+/// What a run says of itself.
+#[derive(Default, Deserialize)]
+struct Meta {
+    #[serde(default)]
+    model_id: Option<String>,
+    #[serde(default, alias = "n_experts")]
+    num_experts: Option<usize>,
+    #[serde(default)]
+    top_k: Option<usize>,
+}
+
+impl Meta {
+    /// Adds what another record says; on failure returns the field, what the other says, and what this one says.
+    fn merge(&mut self, other: Meta) -> std::result::Result<(), (&'static str, String, String)> {
+        fn merge<T: PartialEq + ToString>(
+            field: &'static str,
+            known: &mut Option<T>,
+            said: Option<T>,
+        ) -> std::result::Result<(), (&'static str, String, String)> {
+            match (&*known, &said) {
+                (Some(known), Some(said)) if known != said => Err((field, said.to_string(), known.to_string())),
+                _ => {
+                    *known = known.take().or(said);
+                    Ok(())
+                }
+            }
+        }
+        merge("model_id", &mut self.model_id, other.model_id)?;
+        merge("num_experts", &mut self.num_experts, other.num_experts)?;
+        merge("top_k", &mut self.top_k, other.top_k)
+    }
+}
+
+/// Runs of a server that append to one log: a record of type meta begins one, for each process that wrote routes before.
+#[derive(Default)]
+struct Runs {
+    /// Records of type meta so far.
+    metas: usize,
+    /// Of each rank, its run and the records of type meta before its last route.
+    of_rank: HashMap<Option<i64>, (usize, usize)>,
+}
+
+impl Runs {
+    /// The run of a route that a rank wrote.
+    fn of(&mut self, rank: Option<i64>) -> usize {
+        let (run, metas) = self.of_rank.entry(rank).or_insert((0, self.metas));
+        if *metas < self.metas {
+            (*run, *metas) = (*run + 1, self.metas);
+        }
+        *run
+    }
 }
 
 #[derive(Deserialize)]
@@ -192,8 +249,7 @@ struct Scan {
     layers: BTreeSet<u32>,
     ids: IdsSeen,
     ranks: BTreeSet<Option<i64>>,
-    model: Option<String>,
-    top_k: Option<usize>,
+    meta: Meta,
 }
 
 impl Scan {
@@ -206,10 +262,11 @@ impl Scan {
     ) -> Result<()> {
         let route = match line {
             Line::Route(route) => route,
-            Line::Meta { model_id, top_k } => {
-                self.model = self.model.take().or(model_id);
-                self.top_k = self.top_k.or(top_k);
-                return Ok(());
+            Line::Meta(meta) => {
+                return self.meta.merge(meta).map_err(|(field, said, known)| {
+                    let limit = format!("a record of type meta before says {known}: import the runs apart");
+                    lines.error(field, &said, &limit)
+                });
             }
             Line::Other => return Ok(()),
         };

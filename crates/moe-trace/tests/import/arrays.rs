@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use moe_trace::{EMPTY_SLOT, ImportOptions, ModelConfig, Phase, RoutingSource, detect_importer, import};
+use moe_trace::{EMPTY_SLOT, ImportOptions, ModelConfig, Phase, RoutingSource, WarningKind, detect_importer, import};
 
 use crate::{failure, fixture};
 
@@ -57,7 +57,9 @@ fn options_that_do_not_fit_the_arrays_are_told() {
     let mut other = config();
     other.decoder.layers = 7;
     let other = short(message(ImportOptions { config: Some(other), ..none() }));
-    assert_eq!(other, ", array: layers is 4, the configuration has 7 layers, 2 of them MoE");
+    let expected = ", array: layers is 4, the configuration has 7 layers, 2 of them MoE: arrays are read as [tokens, layers, k]; \
+                    transpose them if they are [layers, tokens, k]";
+    assert_eq!(other, expected);
 }
 
 /// An array file of the given header and data.
@@ -254,6 +256,111 @@ fn dense_layers_are_those_of_the_configuration() {
         assert_eq!((layers, trace.geometry().experts()), (vec![2, 3, 4, 5, 6, 7], 16), "{family}");
         assert_eq!(trace.sequences()[0].experts, expected, "{family}: no slot is empty");
     }
+}
+
+/// An array file of bytes.
+fn bytes_npy(shape: [usize; 3], id: impl Fn(usize, usize, usize) -> usize) -> Vec<u8> {
+    let [tokens, layers, k] = shape;
+    let cells = (0..tokens).flat_map(|token| (0..layers).map(move |layer| (token, layer)));
+    let slots = cells.flat_map(|(token, layer)| (0..k).map(move |slot| (token, layer, slot)));
+    let data: Vec<u8> = slots.map(|(token, layer, slot)| u8::try_from(id(token, layer, slot)).unwrap()).collect();
+    npy(&format!("{{'descr': '|u1', 'fortran_order': False, 'shape': ({tokens}, {layers}, {k}), }}"), &data)
+}
+
+fn of_config(json: &[u8]) -> ImportOptions {
+    ImportOptions {
+        config: Some(ModelConfig::parse(Path::new("config.json"), json).unwrap()),
+        ..ImportOptions::default()
+    }
+}
+
+#[test]
+fn layers_of_arrays_are_those_of_the_configuration() {
+    let json =
+        br#"{"model_type": "glm4_moe", "first_k_dense_replace": 3, "num_hidden_layers": 8, "n_routed_experts": 16,
+        "num_experts_per_tok": 2, "hidden_size": 8, "moe_intermediate_size": 8, "n_shared_experts": 0}"#;
+    let options = of_config(json);
+    let id = |token: usize, layer: usize, slot: usize| (token + layer + slot * 5) % 15 + 1;
+    let all = failure(bytes_npy([20, 8, 2], id), &options);
+    let expected =
+        "f, array: layers is [0, 1, 2], they have ids above 0, and the configuration has experts in [3, 4, 5, 6, 7]";
+    assert_eq!(all, expected);
+    let five = crate::read(bytes_npy([20, 5, 2], id), &options).unwrap();
+    let layers: Vec<u32> = five.geometry().moe_layers().iter().map(|layer| layer.model_layer).collect();
+    assert_eq!(layers, [3, 4, 5, 6, 7]);
+    assert!(five.import_report().has(&WarningKind::LAYERS_RENUMBERED));
+    assert!(
+        failure(bytes_npy([20, 5, 2], id), &ImportOptions { strict: true, ..options })
+            .contains("layer 0 has no experts")
+    );
+}
+
+#[test]
+fn layouts_that_no_model_has_are_told() {
+    let none = ImportOptions::default();
+    let id = |token: usize, layer: usize, slot: usize| (token + layer + slot * 5) % 16;
+    let has = |bytes: &[u8]| crate::read(bytes, &none).unwrap().import_report().has(&WarningKind::LAYOUT_SUSPECTED);
+    assert!(has(&bytes_npy([2, 30, 2], id)), "more layers than tokens");
+    assert!(!has(&bytes_npy([30, 2, 2], id)));
+    assert!(
+        has(&bytes_npy([30, 2, 2], |token, layer, slot| layer * 16 + id(token, layer, slot))),
+        "ids over all layers"
+    );
+    assert!(has(&bytes_npy([30, 2, 2], |token, layer, slot| id(token, layer, slot) % 8 + 1)), "ids from 1");
+    let known = ImportOptions { experts: Some(8), ..ImportOptions::default() };
+    let from_1 = failure(bytes_npy([30, 2, 2], |token, layer, slot| id(token, layer, slot) % 8 + 1), &known);
+    assert!(from_1.ends_with("never 0: subtract 1 from all ids if they are numbered from 1"), "{from_1}");
+    let marks = failure(bytes_npy([30, 2, 8], |token, _, slot| usize::from((token + slot) % 4 == 0)), &none);
+    assert!(marks.starts_with("f, array: ids is 0 and 1 only, expected ids: the last extent, 8"), "{marks}");
+}
+
+/// An archive of members.
+fn npz(members: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let mut archive = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    for (name, bytes) in members {
+        archive.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
+        std::io::Write::write_all(&mut archive, bytes).unwrap();
+    }
+    archive.finish().unwrap().into_inner()
+}
+
+#[test]
+fn equal_arrays_of_an_archive_are_refused_without_a_choice() {
+    let array = || bytes_npy([20, 2, 2], |token, layer, slot| (token + layer + slot * 5) % 16);
+    let twice = npz(&[("a.npy", array()), ("b.npy", array())]);
+    let message = failure(&twice, &ImportOptions::default());
+    assert!(message.starts_with("f, archive: arrays is a.npy and b.npy, they are equal"), "{message}");
+    let chosen = ImportOptions { columns: vec![("experts".into(), "b".into())], ..ImportOptions::default() };
+    assert_eq!(crate::read(&twice, &chosen).unwrap().len(), 1);
+}
+
+#[test]
+fn arrays_beside_the_experts_are_used_or_told() {
+    let flat = |descr: &str, values: &[u8]| {
+        npy(&format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({},), }}", values.len()), values)
+    };
+    let member = |name: &'static str, bytes: Vec<u8>| (name, bytes);
+    let with = |others: &[(&'static str, Vec<u8>)]| {
+        let mut members = vec![
+            member("experts.npy", bytes_npy([4, 1, 2], |token, _, slot| token + slot)),
+            member("seq_id.npy", flat("|u1", &[0, 0, 1, 1])),
+            member("pos.npy", flat("|u1", &[0, 1, 0, 1])),
+        ];
+        members.extend_from_slice(others);
+        npz(&members)
+    };
+    let none = ImportOptions::default();
+    let phases = |bytes: &[u8]| -> Vec<u8> {
+        crate::read(bytes, &none).unwrap().sequences().iter().flat_map(|sequence| sequence.phases.clone()).collect()
+    };
+    assert_eq!(phases(&with(&[])), [0, 0, 0, 0]);
+    let flags = member("is_prefill.npy", flat("|b1", &[1, 0, 1, 0]));
+    assert_eq!(phases(&with(std::slice::from_ref(&flags))), [0, 1, 0, 1]);
+    assert_eq!(phases(&with(&[flags.clone(), member("phase.npy", flat("|u1", &[0, 1, 0, 1]))])), [0, 1, 0, 1]);
+    let both = failure(with(&[flags, member("phase.npy", flat("|u1", &[0, 1, 1, 1]))]), &none);
+    assert!(both.contains("says the other phase"), "{both}");
+    let gates = crate::read(with(&[member("gates.npy", Vec::new())]), &none).unwrap();
+    assert!(gates.import_report().to_string().contains("are not used: gates"), "{}", gates.import_report());
 }
 
 #[test]

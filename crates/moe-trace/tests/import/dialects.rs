@@ -190,3 +190,21 @@ fn pipes_give_the_trace_of_the_file() {
     let device = moe_trace::import("/dev/zero", &options()).unwrap_err().to_string();
     assert_eq!(device, "/dev/zero, input: file is a device, give a file, a folder or a pipe");
 }
+
+#[test]
+fn first_records_that_cannot_be_parsed_are_json_lines_all_the_same() {
+    let nan = failure(
+        "{\"token\": 0, \"layer\": 0, \"experts\": [1, 2], \"weights\": [NaN, 0.5]}\n",
+        &ImportOptions::default(),
+    );
+    assert!(
+        nan.starts_with("f, line 1: record is ") && nan.ends_with("; NaN of Python is no JSON: write null"),
+        "{nan}"
+    );
+    let note = "x".repeat(100_000);
+    let long = format!("{{\"token\": 0, \"layer\": 0, \"experts\": [1, 2], \"note\": \"{note}\"}}\n");
+    assert_eq!(crate::read(&long, &ImportOptions::default()).unwrap().sequences()[0].experts, [1, 2]);
+    let late = format!("{{\"note\": \"{note}\", \"token\": 0, \"layer\": 0, \"experts\": [1, 2]}}\n");
+    let message = failure(&late, &ImportOptions::default());
+    assert!(message.ends_with("begins with the fields note: give --from jsonl if it is JSON lines"), "{message}");
+}

@@ -4,6 +4,7 @@
 
 mod arrays;
 mod big_moe_on_edge;
+mod contradictions;
 mod dialects;
 mod empty_slots;
 mod granite;

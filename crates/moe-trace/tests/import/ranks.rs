@@ -72,8 +72,8 @@ fn copies_of_tensor_parallel_ranks_count_once() {
     assert_eq!(
         changed,
         "f, line 9: rank is 1, rank 0 has some of the same experts, and others (line 8): ranks have equal experts, or parts \
-         without a common one; keep the rows of one rank; if each rank has requests of its own, give --column \
-         sequence=rank; if rank is the expert's slot, give --column slot=rank"
+         without a common one; if ids count the experts of each rank, add to them the first id of the rank; if each rank \
+         has requests of its own, give --column sequence=rank; if rank is the expert's slot, give --column slot=rank"
     );
     let missing = failure(text.replace("\n1,5,0", "\n,5,0"), &ImportOptions::default());
     assert_eq!(missing, "f, line 13: rank is missing, other rows have it");
