@@ -134,10 +134,10 @@ impl Page {
 }
 
 /// Returns true if every cell is a number or a dash for none, and one is a number.
-fn holds_numbers<'a>(cells: impl Iterator<Item = &'a str> + Clone) -> bool {
+fn holds_numbers<'a>(mut cells: impl Iterator<Item = &'a str> + Clone) -> bool {
     let is_none = |cell: &str| matches!(cell, "" | "-" | "\u{2013}" | "none");
     let is_number = |cell: &str| cell.trim_start_matches(['+', '-']).starts_with(|c: char| c.is_ascii_digit());
-    cells.clone().all(|cell| is_none(cell) || is_number(cell)) && cells.clone().any(is_number)
+    cells.clone().any(is_number) && cells.all(|cell| is_none(cell) || is_number(cell))
 }
 
 #[cfg(test)]

@@ -64,8 +64,8 @@ impl Axis {
         is_drawable(value) && (value > 0.0 || !matches!(self.kind, Kind::Logarithmic(_)))
     }
 
-    /// Returns the scale that shows all values, and at most about `most` ticks. A linear scale that is to end at ticks
-    /// shows more than the values.
+    /// Returns the scale that shows all values, and at most about `most` ticks. A linear scale ends at ticks, or a
+    /// little beyond the values.
     pub(super) fn scale(&self, values: impl Iterator<Item = f64>, most: f64, ends_at_ticks: bool) -> Scale {
         let held = values.filter(|&value| self.holds(value));
         let (mut low, mut high) =
@@ -104,7 +104,10 @@ impl Axis {
                     (low, high) = (low - room, high + room);
                 }
                 let step = ticks::step(high - low, most).max(if is_whole { 1.0 } else { 0.0 });
-                if !is_whole && ends_at_ticks {
+                if !is_whole && !ends_at_ticks {
+                    let room = 0.02 * (high - low);
+                    (low, high) = (low - room, high + room);
+                } else if !is_whole {
                     (low, high) = ((low / step + 1e-9).floor() * step, (high / step - 1e-9).ceil() * step);
                 }
                 let ticks = ticks::multiples(low, high, step);

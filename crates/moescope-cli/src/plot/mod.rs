@@ -5,8 +5,10 @@
 
 mod axis;
 mod chart;
+mod frame;
 mod heat_map;
 mod labels;
+mod legend;
 mod marks;
 mod palette;
 mod series;

@@ -55,9 +55,15 @@ pub(super) fn text(value: f64, step: f64) -> String {
     format!("{:.decimals$}", value + 0.0).replace('-', "\u{2212}")
 }
 
-/// Removes what adding up steps left in the last digits.
+/// Returns a number with at most six significant digits.
+pub(super) fn short(value: f64) -> String {
+    let rounded = rounded(value);
+    if value == 0.0 || (1e-4..1e9).contains(&value.abs()) { format!("{rounded}") } else { format!("{rounded:e}") }
+}
+
+/// Returns the value with six significant digits, without what adding up steps left in the last digits.
 fn rounded(value: f64) -> f64 {
-    format!("{value:.6e}").parse().unwrap_or(value)
+    format!("{value:.5e}").parse().unwrap_or(value)
 }
 
 #[cfg(test)]
@@ -75,6 +81,11 @@ mod tests {
             let parts = span / step(span, 6.0);
             assert!((2.0..6.001).contains(&parts), "{exponent}: {parts}");
         }
+    }
+
+    #[test]
+    fn short_numbers_have_six_digits() {
+        assert_eq!([0.0, 20320.0, 0.123_456_78, -2e-7].map(short), ["0", "20320", "0.123457", "-2e-7"]);
     }
 
     #[test]
