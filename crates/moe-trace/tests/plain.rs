@@ -64,6 +64,21 @@ fn the_plain_layout_is_read() {
     assert_eq!(file.sequence(0).unwrap().domain(), Some(DomainId(1)));
 }
 
+#[test]
+fn what_the_layout_does_not_have_is_told() {
+    let mut plain = Plain::new();
+    assert!(plain.open().unwrap().import_report().is_empty());
+    plain.extra.push(("is_prefill", Dtype::U8, vec![3], vec![1, 1, 1]));
+    let said = plain.open().unwrap().import_report().to_string();
+    assert!(said.contains("tensors that the layout does not have are not used: is_prefill"), "{said}");
+    plain.metadata.insert("token_phase".to_owned(), "prefill".to_owned());
+    assert_eq!(plain.error(), "metadata token_phase is prefill, metadata phase says decode");
+    plain.metadata.remove("phase");
+    assert_eq!(plain.open().unwrap().sequence(1).unwrap().phase(0), Phase::Prefill);
+    plain.metadata.insert("token_phase".to_owned(), "decode".to_owned());
+    assert_eq!(plain.open().unwrap().sequence(1).unwrap().phase(0), Phase::Decode);
+}
+
 /// A way to break a file, and what reading it says.
 type Case<'a> = (&'a dyn Fn(&mut Plain), &'a str);
 
@@ -110,7 +125,7 @@ fn every_broken_field_has_its_message() {
         (&|p| p.offsets = Some(vec![]), "sequence_offsets is of shape [0], expected [sequences + 1]"),
         (&|p| p.offsets = Some(vec![0, 2, 1]), "sequence_offsets[2] is 1, expected 2..=3, in ascending order"),
         (&|p| p.offsets = Some(vec![0, -1, 3]), "sequence_offsets[1] is -1, expected 0..=3, in ascending order"),
-        (&|p| p.offsets = Some(vec![0, 2]), "sequence_offsets is Some(0)..Some(2), expected 0 first and 3 last"),
+        (&|p| p.offsets = Some(vec![0, 2]), "sequence_offsets is 0..2, expected 0 first and 3 last"),
         (&|p| p.extra[0].3[0] = 2, "domain[0] is 2, expected -1 or one of the 2 named domains"),
         (
             &|p| p.extra.push(("phase", Dtype::U8, vec![3], vec![0, 1, 2])),
@@ -145,7 +160,7 @@ fn every_broken_field_has_its_message() {
         ),
         (&|p| p.extra.push(("text", Dtype::U8, vec![3], vec![0; 3])), "tensor text_offsets is missing"),
         (&|p| p.extra.push(("text_offsets", Dtype::I64, vec![4], vec![0; 32])), "tensor text is missing"),
-        (&|p| text(p, &[0, 1, 2, 4]), "text_offsets is Some(0)..Some(4), expected 0 first and 3 last"),
+        (&|p| text(p, &[0, 1, 2, 4]), "text_offsets is 0..4, expected 0 first and 3 last"),
         (&|p| text(p, &[0, 2, 1, 3]), "invalid sequence: sequence 1, token 1: text offset 1 is not in 2..=3"),
     ];
     for (change, expected) in cases {

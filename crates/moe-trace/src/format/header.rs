@@ -116,7 +116,13 @@ impl Header {
                 .map_err(|error| field(path, "metadata domains", json, &format!("expected a JSON list: {error}")))?,
             None => Vec::new(),
         };
-        let phase = match metadata.get("phase").map(String::as_str) {
+        let said = match (metadata.get("phase"), metadata.get("token_phase")) {
+            (Some(phase), Some(other)) if phase != other => {
+                return Err(field(path, "metadata token_phase", other, &format!("metadata phase says {phase}")));
+            }
+            (phase, other) => phase.or(other),
+        };
+        let phase = match said.map(String::as_str) {
             None | Some("prefill") => Phase::Prefill,
             Some("decode") => Phase::Decode,
             Some(other) => return Err(field(path, "metadata phase", other, "expected prefill or decode")),

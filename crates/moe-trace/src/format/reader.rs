@@ -11,11 +11,12 @@ use safetensors::{Dtype, SafeTensors};
 use super::column::{Column, check};
 use super::damage::damage;
 use super::header::{
-    DOMAIN, EXPERTS, Header, LOGITS, OFFSETS, PHASE, PREDICTIONS, TEXT, TEXT_OFFSETS, TOKEN_IDS, WEIGHTS, field,
+    DOMAIN, EXPERTS, Header, LOGITS, METADATA_KEY, OFFSETS, PHASE, PREDICTIONS, TEXT, TEXT_OFFSETS, TOKEN_IDS, WEIGHTS,
+    field,
 };
 use super::origin::Origin;
 use crate::columns::{Columns, Floats, Ids, Phases, Text};
-use crate::{DomainId, Geometry, ImportReport, Result, RoutingSource, Sequence, TraceError};
+use crate::{DomainId, Geometry, ImportReport, Result, RoutingSource, Sequence, TraceError, WarningKind};
 
 #[cfg(target_endian = "big")]
 compile_error!("safetensors is little-endian, and traces are read in place");
@@ -130,7 +131,10 @@ impl TraceFile {
         let shape = <[usize; 3]>::try_from(experts.shape.as_slice()).map_err(|_| {
             field(path, EXPERTS, &format!("of shape {:?}", experts.shape), "expected [tokens, layers, top_k]")
         })?;
-        let (header, geometry) = Header::read(path, metadata.metadata().as_ref(), shape)?;
+        let (mut header, geometry) = Header::read(path, metadata.metadata().as_ref(), shape)?;
+        if metadata.metadata().as_ref().is_none_or(|texts| !texts.contains_key(METADATA_KEY)) {
+            name_unread_tensors(&metadata, &mut header.import_warnings);
+        }
         // A narrow 255 is an empty slot, so it cannot also be an expert.
         let narrow = geometry.experts() <= usize::from(u8::MAX);
         let id_types: &[Dtype] = if narrow { &[Dtype::U8, Dtype::U16] } else { &[Dtype::U16] };
@@ -213,6 +217,19 @@ fn read_offsets(
         return Err(field(path, OFFSETS, &value, &format!("expected 0 first and {tokens} last")));
     }
     Ok(Some(offsets))
+}
+
+/// Warns of tensors that the plain layout does not have: another program wrote them, and they may change what tokens mean.
+fn name_unread_tensors(metadata: &Metadata, report: &mut ImportReport) {
+    let known = [EXPERTS, OFFSETS, PHASE, DOMAIN, WEIGHTS, LOGITS, TOKEN_IDS, PREDICTIONS, TEXT, TEXT_OFFSETS]
+        .map(str::to_owned);
+    let mut names: Vec<String> = metadata.tensors().into_keys().filter(|name| !known.contains(name)).collect();
+    names.sort_unstable();
+    if !names.is_empty() {
+        let seen = || (None, format!("tensors that the layout does not have are not used: {}", names.join(", ")));
+        let remedy = "call them as the layout does: weights, phase (0 prefill, 1 decode)";
+        report.warn(WarningKind::COLUMN_NOT_USED, remedy, seen);
+    }
 }
 
 /// The first and the last of some offsets, for a message.
