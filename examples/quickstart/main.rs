@@ -22,8 +22,7 @@ use moe_model::Sampling;
 use moe_offload::ExpertStore;
 use moe_trace::write_trace;
 use moescope_cli::{
-    DeviceName, Files, POSITIVE, host_experts, mapped_experts, number, open_checkpoint, slots_of, whole, write_json,
-    write_text,
+    DeviceName, Files, host_experts, mapped_experts, number, open_checkpoint, slots_of, whole, write_json, write_text,
 };
 
 use crate::report::{Generation, Report};
@@ -66,7 +65,7 @@ struct Arguments {
     seed: Option<u64>,
 
     /// Size of the offloaded run's cache relative to the experts of one token.
-    #[arg(long, default_value_t = 2.0, value_parser = number(POSITIVE))]
+    #[arg(long, default_value_t = 2.0, value_parser = number(1.0..))]
     rho: f64,
 
     /// Policy of the offloaded run, any of docs/policies.md; those that look ahead are given the recorded future.

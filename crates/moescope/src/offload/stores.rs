@@ -21,7 +21,7 @@ pub(crate) struct StoreArguments {
     #[arg(long, value_enum, default_value_t = Place::Host)]
     pub(crate) store: Place,
 
-    /// How loads read checkpoint files.
+    /// How checkpoint files are read: by every load with `--store disk`, once into host memory with `--store host`.
     #[arg(long, value_enum, default_value_t = Reads::Auto)]
     reads: Reads,
 

@@ -57,7 +57,7 @@ impl Report {
     /// Returns the answer in words.
     pub(crate) fn verdict(&self) -> String {
         let at = |at: usize| summary(&self.survey.candidates[at]);
-        let maybe = |place: Option<usize>| place.map_or("nothing was tried".to_owned(), at);
+        let maybe = |place: Option<usize>| place.map_or("none, for no such cache was tried".to_owned(), at);
         let resident = &self.survey.all_resident;
         match self.verdict {
             Verdict::Met { best } => format!("met by {}", at(best)),

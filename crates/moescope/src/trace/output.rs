@@ -37,7 +37,7 @@ impl Output {
                     inputs.iter().filter(|input| input.is_file() && moe_trace::TraceFile::open(input).is_err());
                 let folders = inputs.iter().filter(|input| input.is_dir());
                 let files = files.reads_all("a file", recordings);
-                let files = folders.fold(files, |files, folder| files.reads_tree("in the folder", folder));
+                let files = folders.fold(files, |files, folder| files.reads_tree("the folder", folder));
                 files.writes("OUTPUT", &self.path)
             }
         }
