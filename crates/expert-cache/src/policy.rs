@@ -8,10 +8,10 @@ use crate::{ExpertKey, Request};
 
 /// Chooses whom to evict.
 ///
-/// A cache calls [`step`](Self::step) once a request, before anything is evicted for it. Then, for every wanted expert
-/// that is absent, in ascending order of keys, it asks [`admits`](Self::admits); if so, and if no slot is free, it asks
-/// for a [`victim`](Self::victim) and calls [`forget`](Self::forget) with it; last it calls [`admit`](Self::admit). What
-/// fails to load is taken back by `forget` and `admit` outside of this order; a policy may take an expert that returns
+/// A cache calls [`on_request`](Self::on_request) once a request, before anything is evicted for it. Then, for every wanted expert
+/// that is absent, in ascending order of keys, it asks [`should_admit`](Self::should_admit); if so, and if no slot is free, it asks
+/// for a [`victim`](Self::victim) and calls [`on_evict`](Self::on_evict) with it; last it calls [`on_insert`](Self::on_insert). What
+/// fails to load is taken back by `on_evict` and `on_insert` outside of this order; a policy may take an expert that returns
 /// like that for a new one.
 ///
 /// # Order within a request
@@ -26,18 +26,18 @@ use crate::{ExpertKey, Request};
 /// another pool then refuses it.
 pub trait EvictionPolicy: fmt::Debug + Send {
     /// A request is about to be served.
-    fn step(&mut self, request: &Request<'_>);
+    fn on_request(&mut self, request: &Request<'_>);
 
     /// Whether a wanted expert that is absent is to be loaded; otherwise it is bypassed, even if a slot is free.
-    fn admits(&mut self, _expert: ExpertKey) -> bool {
+    fn should_admit(&mut self, _expert: ExpertKey) -> bool {
         true
     }
 
     /// `expert` is resident from now on.
-    fn admit(&mut self, expert: ExpertKey);
+    fn on_insert(&mut self, expert: ExpertKey);
 
     /// `expert` is no longer resident.
-    fn forget(&mut self, expert: ExpertKey);
+    fn on_evict(&mut self, expert: ExpertKey);
 
     /// The resident expert to evict for `incoming`, none of `pinned`; `None` to bypass instead, or if all are pinned.
     fn victim(&mut self, incoming: ExpertKey, pinned: &ExpertSet) -> Option<ExpertKey>;
@@ -55,7 +55,7 @@ pub trait EvictionPolicy: fmt::Debug + Send {
         std::any::type_name::<Self>()
     }
 
-    /// Whether [`step`](Self::step) reads the router mass of requests; to other policies it need not be given.
+    /// Whether [`on_request`](Self::on_request) reads the router mass of requests; to other policies it need not be given.
     fn reads_mass(&self) -> bool {
         false
     }
@@ -66,20 +66,20 @@ pub trait EvictionPolicy: fmt::Debug + Send {
 }
 
 impl<P: EvictionPolicy + ?Sized> EvictionPolicy for Box<P> {
-    fn step(&mut self, request: &Request<'_>) {
-        (**self).step(request);
+    fn on_request(&mut self, request: &Request<'_>) {
+        (**self).on_request(request);
     }
 
-    fn admits(&mut self, expert: ExpertKey) -> bool {
-        (**self).admits(expert)
+    fn should_admit(&mut self, expert: ExpertKey) -> bool {
+        (**self).should_admit(expert)
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
-        (**self).admit(expert);
+    fn on_insert(&mut self, expert: ExpertKey) {
+        (**self).on_insert(expert);
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
-        (**self).forget(expert);
+    fn on_evict(&mut self, expert: ExpertKey) {
+        (**self).on_evict(expert);
     }
 
     fn victim(&mut self, incoming: ExpertKey, pinned: &ExpertSet) -> Option<ExpertKey> {

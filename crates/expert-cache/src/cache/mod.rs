@@ -303,7 +303,7 @@ impl<P: EvictionPolicy> ExpertCache<P> {
         let request = request.into();
         self.check_universe(request.wanted().universe())?;
         self.misses.check(&request)?;
-        self.policy.step(&request);
+        self.policy.on_request(&request);
         self.marks.advance();
         self.clock += 1;
         self.plan.begin(self.identity.mark(), 2 * self.clock);

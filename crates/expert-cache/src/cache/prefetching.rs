@@ -35,7 +35,7 @@ impl<P: EvictionPolicy> ExpertCache<P> {
             self.marks.hold(key.index(), within);
             return Ok(None);
         }
-        if !self.policy.admits(key) {
+        if !self.policy.should_admit(key) {
             return Ok(None);
         }
         let size = self.residency.size(key.index());

@@ -51,7 +51,7 @@ impl<P: EvictionPolicy> ExpertCache<P> {
     /// # Errors
     /// [`CacheError::Victim`]; what left for the expert is back then.
     pub(super) fn load(&mut self, key: ExpertKey, phase: Phase) -> Result<()> {
-        if !self.policy.admits(key) {
+        if !self.policy.should_admit(key) {
             self.plan.bypasses.push(key);
             return Ok(());
         }
@@ -159,7 +159,7 @@ impl<P: EvictionPolicy> ExpertCache<P> {
     /// Takes an expert out of its slot; none if it has none.
     pub(super) fn evict(&mut self, key: ExpertKey) -> Option<Eviction> {
         let slot = self.residency.vacate(key.index())?;
-        self.policy.forget(key);
+        self.policy.on_evict(key);
         let size = self.residency.size(key.index());
         let kept_for_decode = self.guard.as_mut().is_some_and(|guard| guard.release(key.index(), size));
         let held = self.marks.is_held(key.index());
@@ -182,7 +182,7 @@ impl<P: EvictionPolicy> ExpertCache<P> {
 
     /// Tells policy and guard of an expert that now has a slot.
     pub(super) fn admitted(&mut self, key: ExpertKey, for_decode: bool) {
-        self.policy.admit(key);
+        self.policy.on_insert(key);
         let size = self.residency.size(key.index());
         if let Some(guard) = &mut self.guard {
             guard.admit(key.index(), size, for_decode);

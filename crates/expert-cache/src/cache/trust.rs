@@ -35,18 +35,18 @@ impl Liar {
 }
 
 impl EvictionPolicy for Liar {
-    fn step(&mut self, request: &Request<'_>) {
-        self.honest.step(request);
+    fn on_request(&mut self, request: &Request<'_>) {
+        self.honest.on_request(request);
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         self.resident.insert(expert.index());
-        self.honest.admit(expert);
+        self.honest.on_insert(expert);
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         self.resident.remove(expert.index());
-        self.honest.forget(expert);
+        self.honest.on_evict(expert);
     }
 
     fn victim(&mut self, incoming: ExpertKey, pinned: &ExpertSet) -> Option<ExpertKey> {

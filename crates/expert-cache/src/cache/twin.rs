@@ -34,15 +34,15 @@ impl Oldest {
 }
 
 impl EvictionPolicy for Oldest {
-    fn step(&mut self, request: &Request<'_>) {
+    fn on_request(&mut self, request: &Request<'_>) {
         self.stamp(&request.wanted().iter().collect::<Vec<_>>());
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         assert!(self.resident.insert(expert.index()), "admitted twice");
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         assert!(self.resident.remove(expert.index()), "forgotten twice");
     }
 

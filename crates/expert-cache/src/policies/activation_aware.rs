@@ -97,7 +97,7 @@ impl ActivationAware {
 }
 
 impl EvictionPolicy for ActivationAware {
-    fn step(&mut self, request: &Request<'_>) {
+    fn on_request(&mut self, request: &Request<'_>) {
         self.clock += 1;
         for expert in request.wanted().iter() {
             self.counts[expert] += 1;
@@ -113,11 +113,11 @@ impl EvictionPolicy for ActivationAware {
         }
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         self.residents.put(expert.index(), self.priority(expert.index()));
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         self.residents.remove(expert.index());
     }
 

@@ -63,7 +63,7 @@ impl AdaptiveReplacement {
 }
 
 impl EvictionPolicy for AdaptiveReplacement {
-    fn step(&mut self, request: &Request<'_>) {
+    fn on_request(&mut self, request: &Request<'_>) {
         // An expert of the request before that was not loaded has left B1 or B2 for good.
         self.lists.clear(FROM_B1);
         self.lists.clear(FROM_B2);
@@ -87,7 +87,7 @@ impl EvictionPolicy for AdaptiveReplacement {
         }
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         // Cases II and III: to T2. Case IV: to T1.
         let returns = matches!(self.lists.list_of(expert.index()), Some(FROM_B1 | FROM_B2));
         self.lists.put(if returns { T2 } else { T1 }, expert.index());
@@ -105,7 +105,7 @@ impl EvictionPolicy for AdaptiveReplacement {
         }
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         let from = self.lists.remove(expert.index());
         // REPLACE: the victim of T1 becomes the most recent of B1, the victim of T2 that of B2.
         if self.leaving.take() == Some(expert.index()) {

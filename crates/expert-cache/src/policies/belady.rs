@@ -36,18 +36,18 @@ impl Belady {
 }
 
 impl EvictionPolicy for Belady {
-    fn step(&mut self, request: &Request<'_>) {
-        self.next_use.step(request.wanted());
+    fn on_request(&mut self, request: &Request<'_>) {
+        self.next_use.on_request(request.wanted());
         for expert in request.wanted().iter() {
             self.residents.update(expert, Reverse(self.next_use.of(expert)));
         }
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         self.residents.put(expert.index(), Reverse(self.next_use.of(expert.index())));
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         self.residents.remove(expert.index());
     }
 

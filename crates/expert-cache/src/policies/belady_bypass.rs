@@ -54,9 +54,9 @@ impl BeladyBypass {
 }
 
 impl EvictionPolicy for BeladyBypass {
-    fn step(&mut self, request: &Request<'_>) {
+    fn on_request(&mut self, request: &Request<'_>) {
         self.stay();
-        self.next_use.step(request.wanted());
+        self.next_use.on_request(request.wanted());
         self.loading.clear();
         for expert in request.wanted().iter() {
             let next = self.next_use.of(expert);
@@ -80,15 +80,15 @@ impl EvictionPolicy for BeladyBypass {
         self.loading.truncate(loads);
     }
 
-    fn admits(&mut self, expert: ExpertKey) -> bool {
+    fn should_admit(&mut self, expert: ExpertKey) -> bool {
         self.loading.iter().any(|&(_, wanted)| wanted == expert.index())
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         self.residents.put(expert.index(), Reverse(self.next_use.of(expert.index())));
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         self.leaving.retain(|&leaving| leaving != expert.index());
         self.residents.remove(expert.index());
     }

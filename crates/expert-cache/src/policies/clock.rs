@@ -28,16 +28,16 @@ impl Clock {
 }
 
 impl EvictionPolicy for Clock {
-    fn step(&mut self, request: &Request<'_>) {
+    fn on_request(&mut self, request: &Request<'_>) {
         request.wanted().iter().for_each(|expert| self.used[expert] = self.residents.contains(expert));
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         self.used[expert.index()] = false;
         self.residents.put(0, expert.index());
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         self.residents.remove(expert.index());
     }
 

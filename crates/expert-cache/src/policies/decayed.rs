@@ -53,8 +53,8 @@ impl<S: Contribution> Decayed<S> {
 }
 
 impl<S: Contribution> EvictionPolicy for Decayed<S> {
-    fn step(&mut self, request: &Request<'_>) {
-        if self.scores.step() {
+    fn on_request(&mut self, request: &Request<'_>) {
+        if self.scores.on_request() {
             self.residents.update_all(|expert| self.scores.score(expert));
         }
         for expert in request.wanted().iter() {
@@ -63,11 +63,11 @@ impl<S: Contribution> EvictionPolicy for Decayed<S> {
         }
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         self.residents.put(expert.index(), self.scores.score(expert.index()));
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         self.residents.remove(expert.index());
     }
 

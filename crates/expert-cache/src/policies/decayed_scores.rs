@@ -31,7 +31,7 @@ impl DecayedScores {
     }
 
     /// Lets a request pass; tells whether every score was scaled, which keeps their order but not their values.
-    pub(super) fn step(&mut self) -> bool {
+    pub(super) fn on_request(&mut self) -> bool {
         self.unit *= self.growth;
         let scale = self.unit > LARGE;
         if scale {
@@ -69,11 +69,11 @@ mod tests {
     fn contributions_fade() {
         let mut scores = DecayedScores::new(2, 1, NonZeroUsize::new(8).unwrap());
         for _ in 0..10_000 {
-            scores.step();
+            scores.on_request();
         }
         scores.add(0, 1.0);
         for _ in 0..8 {
-            scores.step();
+            scores.on_request();
         }
         scores.add(1, 0.39);
         assert!(scores.score(0) < scores.score(1) && !scores.exceeds(1, 1.01, 0));

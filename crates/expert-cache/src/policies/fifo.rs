@@ -26,13 +26,13 @@ impl Fifo {
 }
 
 impl EvictionPolicy for Fifo {
-    fn step(&mut self, _request: &Request<'_>) {}
+    fn on_request(&mut self, _request: &Request<'_>) {}
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         self.residents.put(0, expert.index());
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         self.residents.remove(expert.index());
     }
 

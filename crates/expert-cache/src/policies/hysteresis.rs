@@ -49,9 +49,9 @@ impl Hysteresis {
 }
 
 impl EvictionPolicy for Hysteresis {
-    fn step(&mut self, request: &Request<'_>) {
+    fn on_request(&mut self, request: &Request<'_>) {
         self.clock += 1;
-        if self.scores.step() {
+        if self.scores.on_request() {
             self.settled.update_all(|expert| self.scores.score(expert));
         }
         for expert in request.wanted().iter() {
@@ -66,12 +66,12 @@ impl EvictionPolicy for Hysteresis {
         }
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         self.loaded[expert.index()] = self.clock;
         self.dwelling.put(0, expert.index());
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         self.dwelling.remove(expert.index());
         self.settled.remove(expert.index());
     }

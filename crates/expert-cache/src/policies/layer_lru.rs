@@ -50,7 +50,7 @@ impl LayerLru {
 }
 
 impl EvictionPolicy for LayerLru {
-    fn step(&mut self, request: &Request<'_>) {
+    fn on_request(&mut self, request: &Request<'_>) {
         let mut running = None;
         for expert in request.wanted().iter() {
             let layer = self.layer_of[expert];
@@ -63,13 +63,13 @@ impl EvictionPolicy for LayerLru {
         }
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         let layer = self.layer_of[expert.index()];
         self.last_run[expert.index()] = self.runs[layer];
         self.residents.put(layer, expert.index());
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         self.residents.remove(expert.index());
     }
 

@@ -57,7 +57,7 @@ impl LeastStale {
 }
 
 impl EvictionPolicy for LeastStale {
-    fn step(&mut self, request: &Request<'_>) {
+    fn on_request(&mut self, request: &Request<'_>) {
         let mut running = None;
         for expert in request.wanted().iter() {
             let layer = self.layer_of[expert];
@@ -70,11 +70,11 @@ impl EvictionPolicy for LeastStale {
         }
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         self.residents.put(self.layer_of[expert.index()], expert.index());
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         self.residents.remove(expert.index());
     }
 

@@ -27,7 +27,7 @@ impl Lfu {
 }
 
 impl EvictionPolicy for Lfu {
-    fn step(&mut self, request: &Request<'_>) {
+    fn on_request(&mut self, request: &Request<'_>) {
         self.clock += 1;
         for expert in request.wanted().iter() {
             let (count, last_use) = &mut self.uses[expert];
@@ -37,11 +37,11 @@ impl EvictionPolicy for Lfu {
         }
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         self.residents.put(expert.index(), self.uses[expert.index()]);
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         self.residents.remove(expert.index());
     }
 

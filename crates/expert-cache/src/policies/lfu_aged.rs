@@ -41,7 +41,7 @@ impl LfuAged {
 }
 
 impl EvictionPolicy for LfuAged {
-    fn step(&mut self, request: &Request<'_>) {
+    fn on_request(&mut self, request: &Request<'_>) {
         self.clock += 1;
         for expert in request.wanted().iter() {
             self.counts[expert] += 1;
@@ -49,12 +49,12 @@ impl EvictionPolicy for LfuAged {
         }
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         self.counts[expert.index()] = 1;
         self.residents.put(expert.index(), (self.age + 1, self.clock));
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         let value = self.residents.remove(expert.index());
         if self.leaving.take() == Some(expert.index()) {
             self.age = value.map_or(self.age, |(value, _)| value);

@@ -27,7 +27,7 @@ impl LfuInCache {
 }
 
 impl EvictionPolicy for LfuInCache {
-    fn step(&mut self, request: &Request<'_>) {
+    fn on_request(&mut self, request: &Request<'_>) {
         self.clock += 1;
         for expert in request.wanted().iter() {
             if let Some((count, _)) = self.residents.priority(expert) {
@@ -36,11 +36,11 @@ impl EvictionPolicy for LfuInCache {
         }
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         self.residents.put(expert.index(), (1, self.clock));
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         self.residents.remove(expert.index());
     }
 

@@ -114,7 +114,7 @@ impl Lirs {
 }
 
 impl EvictionPolicy for Lirs {
-    fn step(&mut self, request: &Request<'_>) {
+    fn on_request(&mut self, request: &Request<'_>) {
         // An expert of the request before that was not loaded is non-resident still.
         while let Some(bypassed) = self.queues.oldest(RETURNING) {
             self.queues.put(EVICTED, bypassed);
@@ -134,19 +134,19 @@ impl EvictionPolicy for Lirs {
                     self.stack.put(0, expert);
                     self.queues.touch(expert);
                 }
-                // 3a. To the top of S; `admit` changes the status when the expert is loaded.
+                // 3a. To the top of S; `on_insert` changes the status when the expert is loaded.
                 Some(EVICTED) => {
                     self.stack.touch(expert);
                     self.queues.put(RETURNING, expert);
                 }
-                // 3b. No history; `admit` does all.
+                // 3b. No history; `on_insert` does all.
                 _ => {}
             }
         }
         self.limit_stack();
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         let expert = expert.index();
         let returns = self.queues.list_of(expert) == Some(RETURNING);
         // 3a. It was in S when it was used: LIR. So is every expert while LIR slots are free (the paper's start).
@@ -160,7 +160,7 @@ impl EvictionPolicy for Lirs {
         self.limit_stack();
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         let expert = expert.index();
         let is_evicted = self.leaving.take() == Some(expert);
         if self.is_lir[expert] {

@@ -50,7 +50,7 @@ impl LookAhead {
 }
 
 impl EvictionPolicy for LookAhead {
-    fn step(&mut self, request: &Request<'_>) {
+    fn on_request(&mut self, request: &Request<'_>) {
         if let Some(left) = self.clock.checked_sub(1) {
             for expert in self.requests.members(left).iter().map(|&expert| expert as usize) {
                 self.uses[expert].0 -= 1;
@@ -69,11 +69,11 @@ impl EvictionPolicy for LookAhead {
         }
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         self.residents.put(expert.index(), self.uses[expert.index()]);
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         self.residents.remove(expert.index());
     }
 

@@ -25,15 +25,15 @@ impl Lru {
 }
 
 impl EvictionPolicy for Lru {
-    fn step(&mut self, request: &Request<'_>) {
+    fn on_request(&mut self, request: &Request<'_>) {
         request.wanted().iter().for_each(|expert| self.residents.touch(expert));
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         self.residents.put(0, expert.index());
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         self.residents.remove(expert.index());
     }
 

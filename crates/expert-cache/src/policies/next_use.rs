@@ -79,7 +79,7 @@ impl NextUse {
     }
 
     /// Goes on to the next request, which wants `wanted`.
-    pub(super) fn step(&mut self, wanted: &ExpertSet) {
+    pub(super) fn on_request(&mut self, wanted: &ExpertSet) {
         for expert in wanted.iter() {
             let (next, end) = &mut self.next[expert];
             *next = (*next + 1).min(*end);

@@ -39,14 +39,14 @@ impl RandomChoice {
 }
 
 impl EvictionPolicy for RandomChoice {
-    fn step(&mut self, _request: &Request<'_>) {}
+    fn on_request(&mut self, _request: &Request<'_>) {}
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         self.place[expert.index()] = self.residents.len();
         self.residents.push(expert.index());
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         let at = std::mem::replace(&mut self.place[expert.index()], ABSENT);
         if at != ABSENT {
             self.residents.swap_remove(at);

@@ -91,7 +91,7 @@ impl S3Fifo {
 }
 
 impl EvictionPolicy for S3Fifo {
-    fn step(&mut self, request: &Request<'_>) {
+    fn on_request(&mut self, request: &Request<'_>) {
         self.lists.clear(RETURNING);
         for expert in request.wanted().iter() {
             match self.lists.list_of(expert) {
@@ -102,7 +102,7 @@ impl EvictionPolicy for S3Fifo {
         }
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         let expert = expert.index();
         let returns = self.lists.list_of(expert) == Some(RETURNING);
         let overflows = !self.has_evicted && self.lists.len(SMALL) >= self.small_slots;
@@ -110,7 +110,7 @@ impl EvictionPolicy for S3Fifo {
         self.lists.put(if returns || overflows { MAIN } else { SMALL }, expert);
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         let from = self.lists.remove(expert.index());
         if self.leaving.take() == Some(expert.index()) && from == Some(SMALL) && self.history > 0 {
             if self.lists.len(LEFT) == self.history

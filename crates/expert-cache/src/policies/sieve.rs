@@ -31,16 +31,16 @@ impl Sieve {
 }
 
 impl EvictionPolicy for Sieve {
-    fn step(&mut self, request: &Request<'_>) {
+    fn on_request(&mut self, request: &Request<'_>) {
         request.wanted().iter().for_each(|expert| self.used[expert] = self.residents.contains(expert));
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         self.used[expert.index()] = false;
         self.residents.put(0, expert.index());
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         if self.hand == Some(expert.index()) {
             self.hand = self.residents.newer(expert.index());
         }

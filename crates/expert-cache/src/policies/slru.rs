@@ -33,7 +33,7 @@ impl Slru {
 }
 
 impl EvictionPolicy for Slru {
-    fn step(&mut self, request: &Request<'_>) {
+    fn on_request(&mut self, request: &Request<'_>) {
         for expert in request.wanted().iter() {
             if !self.residents.contains(expert) {
                 continue;
@@ -47,13 +47,13 @@ impl EvictionPolicy for Slru {
         }
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         let fits = |segment| self.residents.len(segment) < self.half;
         let segment = if !fits(PROBATION) && fits(PROTECTED) { PROTECTED } else { PROBATION };
         self.residents.put(segment, expert.index());
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         self.residents.remove(expert.index());
     }
 

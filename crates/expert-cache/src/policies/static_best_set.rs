@@ -35,19 +35,19 @@ impl StaticBestSet {
 }
 
 impl EvictionPolicy for StaticBestSet {
-    fn step(&mut self, _request: &Request<'_>) {}
+    fn on_request(&mut self, _request: &Request<'_>) {}
 
-    fn admits(&mut self, expert: ExpertKey) -> bool {
+    fn should_admit(&mut self, expert: ExpertKey) -> bool {
         self.best.contains(expert.index())
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         if !self.best.contains(expert.index()) {
             self.others.put(0, expert.index());
         }
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         self.others.remove(expert.index());
     }
 

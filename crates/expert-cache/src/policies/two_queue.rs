@@ -47,7 +47,7 @@ impl TwoQueue {
 }
 
 impl EvictionPolicy for TwoQueue {
-    fn step(&mut self, request: &Request<'_>) {
+    fn on_request(&mut self, request: &Request<'_>) {
         self.lists.clear(RETURNING);
         for expert in request.wanted().iter() {
             match self.lists.list_of(expert) {
@@ -58,12 +58,12 @@ impl EvictionPolicy for TwoQueue {
         }
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         let returns = self.lists.list_of(expert.index()) == Some(RETURNING);
         self.lists.put(if returns { MAIN } else { QUEUE }, expert.index());
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         let from = self.lists.remove(expert.index());
         if self.leaving.take() == Some(expert.index()) && from == Some(QUEUE) {
             if self.lists.len(LEFT) == self.history

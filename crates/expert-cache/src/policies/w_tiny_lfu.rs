@@ -71,7 +71,7 @@ impl WTinyLfu {
 }
 
 impl EvictionPolicy for WTinyLfu {
-    fn step(&mut self, request: &Request<'_>) {
+    fn on_request(&mut self, request: &Request<'_>) {
         for expert in request.wanted().iter() {
             self.count(expert);
             match self.residents.list_of(expert) {
@@ -82,7 +82,7 @@ impl EvictionPolicy for WTinyLfu {
         }
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         self.residents.put(WINDOW, expert.index());
         if !self.has_evicted
             && self.residents.len(WINDOW) > self.window_slots
@@ -92,7 +92,7 @@ impl EvictionPolicy for WTinyLfu {
         }
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         self.residents.remove(expert.index());
     }
 

@@ -77,18 +77,18 @@ impl Twin {
 }
 
 impl EvictionPolicy for Twin {
-    fn step(&mut self, request: &Request<'_>) {
+    fn on_request(&mut self, request: &Request<'_>) {
         self.0.begin(request);
         for expert in request.wanted().iter() {
             if self.0.is_resident(expert) { self.0.hit(expert) } else { self.0.miss(expert) }
         }
     }
 
-    fn admit(&mut self, expert: ExpertKey) {
+    fn on_insert(&mut self, expert: ExpertKey) {
         self.0.insert(expert.index());
     }
 
-    fn forget(&mut self, expert: ExpertKey) {
+    fn on_evict(&mut self, expert: ExpertKey) {
         assert!(!self.0.is_resident(expert.index()), "a twin evicts when it is asked for a victim");
     }
 
