@@ -123,7 +123,7 @@ pub use cache::{ExpertCache, Oversize};
 pub use convention::Convention;
 pub use error::{CacheError, Result};
 pub use key::{ExpertKey, SlotId};
-pub use misses::{Buddies, MissCost, MissPolicy};
+pub use misses::{MissCost, MissPolicy, Substitutes};
 pub use plan::{Eviction, Hit, Load, Plan, Skip, Substitute};
 pub use policies::{
     ActivationAware, AdaptiveReplacement, Belady, BeladyBypass, Clock, Decayed, Fifo, Hysteresis, LayerLru, LeastStale,

@@ -31,13 +31,13 @@ pub enum MissPolicy {
         /// Share of a token's router mass, in the mean over the tokens that want the expert.
         share: f32,
     },
-    /// A missing expert of at most this share is replaced by its first [buddy](Buddies) that is resident and not wanted
+    /// A missing expert of at most this share is replaced by its first [substitute](Substitutes) that is resident and not wanted
     /// itself; it is loaded if there is none.
     Substitute {
         /// Share of a token's router mass, in the mean over the tokens that want the expert.
         share: f32,
         /// Who replaces whom.
-        buddies: Arc<Buddies>,
+        substitutes: Arc<Substitutes>,
     },
 }
 
@@ -62,40 +62,40 @@ impl MissPolicy {
 
     /// Whether the model does without a missing expert, and then, who may replace it.
     pub(crate) fn without(&self, request: &Request<'_>, expert: ExpertKey) -> Option<Option<&[u32]>> {
-        let (share, buddies) = match self {
+        let (share, substitutes) = match self {
             MissPolicy::Skip { share } => (*share, None),
-            MissPolicy::Substitute { share, buddies } => (*share, Some(buddies.of(expert))),
+            MissPolicy::Substitute { share, substitutes } => (*share, Some(substitutes.of(expert))),
             _ => return None,
         };
         let (mass, total) = (f64::from(request.mass(expert)?), request.total_mass()?);
         let (uses, tokens) = (f64::from(request.uses(expert)), f64::from(request.tokens()));
         // mass / uses <= share * total / tokens
-        (mass * tokens <= f64::from(share) * total * uses).then_some(buddies)
+        (mass * tokens <= f64::from(share) * total * uses).then_some(substitutes)
     }
 }
 
 /// For every expert the others of its layer, the best replacement first.
 ///
 /// ```
-/// use expert_cache::{Buddies, ExpertKey, Pool, Requests};
+/// use expert_cache::{Substitutes, ExpertKey, Pool, Requests};
 /// use moe_trace::{Geometry, MemoryTrace, Phase, SequenceBuf};
 ///
 /// let geometry = Geometry::decoder(1, 3, 2)?;
 /// let mut trace = MemoryTrace::new(geometry.clone());
 /// trace.push(SequenceBuf::from_experts(&geometry, vec![0, 2, 2, 0, 1, 2], Phase::Decode)?)?;
-/// let buddies = Buddies::by_coactivation(&Requests::from_source(&trace, &Pool::model(&geometry))?)?;
-/// assert_eq!((buddies.of(ExpertKey(0)), buddies.of(ExpertKey(1))), (&[2, 1][..], &[2, 0][..]));
+/// let substitutes = Substitutes::by_coactivation(&Requests::from_source(&trace, &Pool::model(&geometry))?)?;
+/// assert_eq!((substitutes.of(ExpertKey(0)), substitutes.of(ExpertKey(1))), (&[2, 1][..], &[2, 0][..]));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Buddies {
+pub struct Substitutes {
     /// Experts a layer.
     experts: usize,
     /// `[universe x (experts - 1)]`
     ranked: Vec<u32>,
 }
 
-impl Buddies {
+impl Substitutes {
     /// The most pairs of experts that are ranked.
     pub const MAX_PAIRS: usize = 1 << 27;
 
@@ -103,7 +103,7 @@ impl Buddies {
     ///
     /// # Errors
     /// [`CacheError::TooManyPairs`] above [`MAX_PAIRS`](Self::MAX_PAIRS).
-    pub fn by_coactivation(requests: &Requests) -> Result<Buddies> {
+    pub fn by_coactivation(requests: &Requests) -> Result<Substitutes> {
         let (universe, experts) = (requests.universe(), requests.universe() / requests.layers());
         CacheError::pairs(universe, experts, Self::MAX_PAIRS)?;
         let mut together = vec![0u32; universe * experts];
@@ -122,7 +122,7 @@ impl Buddies {
             others.sort_by_key(|&other| std::cmp::Reverse(counts[other]));
             ranked.extend(others.into_iter().map(|other| ExpertKey::from_index(first + other).0));
         }
-        Ok(Buddies { experts, ranked })
+        Ok(Substitutes { experts, ranked })
     }
 
     /// Keys of the other experts of an expert's layer, the best replacement first; none for an unknown expert.

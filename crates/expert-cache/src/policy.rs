@@ -56,7 +56,7 @@ pub trait EvictionPolicy: fmt::Debug + Send {
     }
 
     /// Whether [`on_request`](Self::on_request) reads the router mass of requests; to other policies it need not be given.
-    fn reads_mass(&self) -> bool {
+    fn needs_router_weights(&self) -> bool {
         false
     }
 
@@ -98,8 +98,8 @@ impl<P: EvictionPolicy + ?Sized> EvictionPolicy for Box<P> {
         (**self).name()
     }
 
-    fn reads_mass(&self) -> bool {
-        (**self).reads_mass()
+    fn needs_router_weights(&self) -> bool {
+        (**self).needs_router_weights()
     }
 
     #[cfg(test)]

@@ -233,7 +233,7 @@ pub enum OffloadError {
         layer: LayerId,
         /// An expert that the call waits for.
         expert: ExpertId,
-        /// The call's patience.
+        /// Longest wait of the call for one load.
         seconds: f64,
     },
     /// A load panicked.

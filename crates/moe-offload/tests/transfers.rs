@@ -66,7 +66,7 @@ fn a_prefetch_in_vain_is_called_off_before_it_began() {
     });
     assert!(!store.has_begun(1, 5));
     let layer = bank.counters().unwrap()[1];
-    assert_eq!((layer.called_off, layer.prefetch.counts.useless, layer.prefetch.counts.issued), (1, 2, 2));
+    assert_eq!((layer.cancelled, layer.prefetch.counts.useless, layer.prefetch.counts.issued), (1, 2, 2));
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn a_failed_prefetch_of_a_call_with_patience_is_loaded_again_by_a_thread() {
     let store = Fated::new(SHAPE);
     let all = resident(&*store.store);
     let options = OffloadOptions::slots(2).oversize(Oversize::Bypass).transfers(Transfers::threads(1));
-    let options = options.patience(Duration::from_secs(5));
+    let options = options.load_timeout(Duration::from_secs(5));
     let bank = bank(&store, options.prefetch_with(Box::new(Expects(vec![(1, 3)])), 1));
     store.set(1, 3, Some(Fate::Held));
     store.set(1, 6, Some(Fate::Held));
@@ -223,7 +223,7 @@ fn a_failed_prefetch_of_a_call_with_patience_is_loaded_again_by_a_thread() {
 fn a_slow_load_fails_its_call_and_ends_in_peace() {
     let store = Fated::new(SHAPE);
     let all = resident(&*store.store);
-    let options = OffloadOptions::slots(2).transfers(Transfers::threads(2)).patience(Duration::from_millis(50));
+    let options = OffloadOptions::slots(2).transfers(Transfers::threads(2)).load_timeout(Duration::from_millis(50));
     let bank = bank(&store, options);
     forward(&bank, 0, &[0, 1]).unwrap();
     store.set(0, 4, Some(Fate::Held));

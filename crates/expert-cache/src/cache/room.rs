@@ -28,13 +28,13 @@ impl<P: EvictionPolicy> ExpertCache<P> {
             let substitute = match self.misses.without(request, key) {
                 None => return true,
                 Some(None) => None,
-                Some(Some(buddies)) => {
+                Some(Some(substitutes)) => {
                     let resident = |&buddy: &u32| {
                         let slot =
                             self.residency.slot(buddy as usize).filter(|_| !self.pinned.contains(buddy as usize));
                         slot.map(|slot| Substitute { key: ExpertKey(buddy), slot })
                     };
-                    let Some(substitute) = buddies.iter().find_map(resident) else { return true };
+                    let Some(substitute) = substitutes.iter().find_map(resident) else { return true };
                     self.pinned.insert(substitute.key.index());
                     self.wave_used += self.residency.size(substitute.key.index());
                     Some(substitute)

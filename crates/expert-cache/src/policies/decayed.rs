@@ -79,7 +79,7 @@ impl<S: Contribution> EvictionPolicy for Decayed<S> {
         S::POLICY
     }
 
-    fn reads_mass(&self) -> bool {
+    fn needs_router_weights(&self) -> bool {
         S::READS_MASS
     }
 

@@ -374,7 +374,7 @@ mod tests {
     fn only_policies_that_need_mass_read_it() {
         let shape = PoolShape { layers: 1, experts: 4 };
         for kind in ALL.iter().filter(|kind| !kind.needs_future()) {
-            assert_eq!(kind.build(shape, 2, None).unwrap().reads_mass(), kind.needs().mass, "{kind}");
+            assert_eq!(kind.build(shape, 2, None).unwrap().needs_router_weights(), kind.needs().mass, "{kind}");
         }
     }
 }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    Buddies, ExpertKey, ExpertSizes, Lru, MissCost, MissPolicy, Oversize, Partition, PolicyKind, PrefetcherKind,
+    ExpertKey, ExpertSizes, Lru, MissCost, MissPolicy, Oversize, Partition, PolicyKind, PrefetcherKind, Substitutes,
 };
 
 #[test]
@@ -238,8 +238,8 @@ fn skipping_and_substituting_lose_mass() {
     assert_eq!((counts.hits, counts.loads, counts.skips, counts.accesses()), (3, 3, 2, 8));
     assert_eq!((mass.total, mass.skipped, mass.lost()), (4.0, 0.5, 0.125));
     // {0,1}: nobody is there to stand in for 1. {0,2}: 1 does for 2. {3,0}: 3 is too important. {1,0}: so is 1.
-    let buddies = Arc::new(Buddies::by_coactivation(&Requests::from_source(&trace, &pool).unwrap()).unwrap());
-    let (skips, counts, mass) = run(MissPolicy::Substitute { share: 0.25, buddies });
+    let substitutes = Arc::new(Substitutes::by_coactivation(&Requests::from_source(&trace, &pool).unwrap()).unwrap());
+    let (skips, counts, mass) = run(MissPolicy::Substitute { share: 0.25, substitutes });
     assert_eq!(skips, [(2, Some(1))]);
     assert_eq!((counts.hits, counts.loads, counts.skips), (3, 4, 1));
     assert_eq!((mass.substituted, mass.lost()), (0.25, 0.0625));

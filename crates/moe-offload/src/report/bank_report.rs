@@ -53,7 +53,7 @@ pub struct LayerReport {
     /// Single loads of those.
     pub prefetch_load: Latency,
     /// Prefetches that this layer's calls evicted before anybody had begun to load them.
-    pub called_off: u64,
+    pub cancelled: u64,
     /// Experts of this layer wished to be read ahead.
     pub read_ahead: ReadAheadCounters,
     /// What a cache in host memory did below the slots, of this bank and of others that share it.

@@ -61,7 +61,7 @@ pub struct LayerCounters {
     /// Experts loaded before they were wanted.
     pub prefetch: PrefetchCounters,
     /// Prefetches that this layer's calls evicted before anybody had begun to load them.
-    pub called_off: u64,
+    pub cancelled: u64,
 }
 
 /// What a [`HostCache`](crate::HostCache) did for the experts of one layer.
@@ -167,6 +167,6 @@ impl LayerCounters {
         self.prefill.merge(&other.prefill);
         self.decode.merge(&other.decode);
         self.prefetch.merge(&other.prefetch);
-        self.called_off += other.called_off;
+        self.cancelled += other.cancelled;
     }
 }

@@ -58,7 +58,7 @@ pub(super) struct Call<'a> {
     pub(super) engine: &'a Engine,
     pub(super) transfers: Transfers,
     /// How long to wait for a load, where other threads load.
-    pub(super) patience: Option<Duration>,
+    pub(super) load_timeout: Option<Duration>,
     /// Whether the host may compute experts.
     pub(super) host: bool,
     pub(super) pool: usize,
@@ -144,7 +144,7 @@ impl Call<'_> {
         for load in plan.loads() {
             let place = self.place(load.slot);
             if order.write(Job { place, key: load.key, reason: Reason::Demand(self.phase) }) {
-                meters[self.layer.index()].called_off();
+                meters[self.layer.index()].cancelled();
             }
             order.read(place, load.key);
             pending.push(read(load.key, load.slot));
@@ -211,7 +211,7 @@ impl Call<'_> {
         progress: &mut Progress<'_>,
     ) -> Result<MutexGuard<'a, State>> {
         let started = Instant::now();
-        if self.patience.is_none()
+        if self.load_timeout.is_none()
             && let Some((mut number, mut job)) = state.order.begin_demand_of(self.pool)
         {
             loop {
@@ -230,12 +230,12 @@ impl Call<'_> {
             progress.stall += started.elapsed();
             return Ok(state);
         }
-        let (state, in_time) = match self.patience {
+        let (state, in_time) = match self.load_timeout {
             None => (self.engine.wait(state, self.layer)?, true),
-            Some(patience) => {
+            Some(load_timeout) => {
                 // Loads of other calls end, too.
                 let arriving = |state: &mut State| !self.any_ready(state, progress.scratch);
-                let waited = self.engine.done.wait_timeout_while(state, patience, arriving);
+                let waited = self.engine.done.wait_timeout_while(state, load_timeout, arriving);
                 let (state, timeout) = waited.map_err(|_| OffloadError::Poisoned { layer: self.layer })?;
                 (state, !timeout.timed_out())
             }
@@ -267,7 +267,7 @@ impl Call<'_> {
         let leftovers = planner.plan(self.pool, request, caches, |prefetch| {
             let place = Place { pool: prefetch.pool, slot: prefetch.load.slot };
             if order.write(Job { place, key: prefetch.load.key, reason: Reason::Prefetch }) {
-                meters[self.layer.index()].called_off();
+                meters[self.layer.index()].cancelled();
             }
         })?;
         let Some(queue) = read_ahead else { return Ok(()) };

@@ -82,8 +82,8 @@ impl LayerMeter {
     }
 
     /// A prefetch was evicted before it began.
-    pub(super) fn called_off(&mut self) {
-        self.counters.called_off += 1;
+    pub(super) fn cancelled(&mut self) {
+        self.counters.cancelled += 1;
     }
 
     pub(super) fn merge(&mut self, other: &LayerMeter) {
@@ -107,7 +107,7 @@ impl LayerMeter {
             decode: phase(&self.counters.decode, &self.decode),
             prefetch: self.counters.prefetch,
             prefetch_load: self.prefetch_load.latency(),
-            called_off: self.counters.called_off,
+            cancelled: self.counters.cancelled,
             read_ahead: ReadAheadCounters::default(),
             host: None,
         }

@@ -50,7 +50,7 @@ pub struct OffloadedExperts {
     _workers: Workers,
     transfers: Transfers,
     /// How long a call waits for a load, where other threads load.
-    patience: Option<Duration>,
+    load_timeout: Option<Duration>,
     /// Whether the host may compute experts.
     host: bool,
     capacities: Vec<usize>,
@@ -64,7 +64,7 @@ pub struct OffloadedExperts {
 #[derive(Debug)]
 struct Turn {
     /// Whether requests must come with router mass.
-    reads_mass: bool,
+    needs_router_weights: bool,
     request: RequestBuffer,
     scratch: Scratch,
 }
@@ -89,7 +89,7 @@ impl OffloadedExperts {
         options.check(device)?;
         let host = options.exactness.allows_host(device.is_cpu());
         let transfers = options.transfers;
-        let patience = options.patience.filter(|_| transfers != Transfers::Inline);
+        let load_timeout = options.load_timeout.filter(|_| transfers != Transfers::Inline);
         let partition = pools_of(shape, options.partition.take())?;
         let pools = partition.pools();
         let types = pools.iter().map(|pool| types_of(pool, store.weight_types())).collect::<Result<Vec<_>>>()?;
@@ -116,8 +116,12 @@ impl OffloadedExperts {
         let prefetching = options.prefetch.as_ref().is_some_and(|prefetch| prefetch.per_request > 0);
         let (planner, read_ahead) = planner_of(&store, &pools, options.prefetch, options.read_ahead)?;
         let turn = |(pool, cache): (&Pool, &ExpertCache)| {
-            let reads_mass = cache.policy().reads_mass() || cache.misses().needs_mass();
-            Mutex::new(Turn { reads_mass, request: RequestBuffer::new(pool.universe()), scratch: Scratch::default() })
+            let needs_router_weights = cache.policy().needs_router_weights() || cache.misses().needs_mass();
+            Mutex::new(Turn {
+                needs_router_weights,
+                request: RequestBuffer::new(pool.universe()),
+                scratch: Scratch::default(),
+            })
         };
         let turns = pools.iter().zip(&caches).map(turn).collect();
         let prefetching = prefetching && planner.is_some();
@@ -134,7 +138,7 @@ impl OffloadedExperts {
         });
         let workers = Workers::start(&engine, transfers, prefetching)?;
         engine.fill(fill)?;
-        Ok(OffloadedExperts { engine, _workers: workers, transfers, patience, host, capacities, places, turns })
+        Ok(OffloadedExperts { engine, _workers: workers, transfers, load_timeout, host, capacities, places, turns })
     }
 
     /// Counters of each layer since the bank was made.
@@ -326,14 +330,14 @@ impl ExpertBank for OffloadedExperts {
         if routes.tokens() == 0 {
             return Ok(hidden.clone());
         }
-        let (transfers, patience, host, phase) = (self.transfers, self.patience, self.host, routes.phase());
+        let (transfers, load_timeout, host, phase) = (self.transfers, self.load_timeout, self.host, routes.phase());
         let (engine, dispatch) = (&*self.engine, &dispatch);
         let outputs = {
             // What a call that panicked has left in its lists is cleared before it is used.
             let mut turn = self.turn(layer, pool)?;
-            let Turn { reads_mass, request, scratch } = &mut *turn;
-            want(request, routes, first_key, *reads_mass)?;
-            let call = Call { engine, transfers, patience, host, pool, first_key, layer, phase, dispatch, hidden };
+            let Turn { needs_router_weights, request, scratch } = &mut *turn;
+            want(request, routes, first_key, *needs_router_weights)?;
+            let call = Call { engine, transfers, load_timeout, host, pool, first_key, layer, phase, dispatch, hidden };
             call.serve(&request.request(layer, phase), scratch)?
         };
         dispatch.combine(layer, outputs, hidden, routes)

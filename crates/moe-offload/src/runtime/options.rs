@@ -48,7 +48,7 @@ pub struct OffloadOptions<'a> {
     pub(super) prefetch: Option<PrefetchOptions>,
     pub(super) read_ahead: Option<ReadAheadOptions>,
     pub(super) timeline_events: usize,
-    pub(super) patience: Option<Duration>,
+    pub(super) load_timeout: Option<Duration>,
 }
 
 /// Who predicts, and how many of the best predictions of a request are considered.
@@ -83,7 +83,7 @@ impl<'a> OffloadOptions<'a> {
             prefetch: None,
             read_ahead: None,
             timeline_events: 0,
-            patience: None,
+            load_timeout: None,
         }
     }
 
@@ -191,8 +191,8 @@ impl<'a> OffloadOptions<'a> {
     /// Lets a call fail with [`OffloadError::SlowLoad`](crate::OffloadError::SlowLoad) when it has waited that long without
     /// an expert arriving. Only where other threads load: the calling thread cannot leave a load that it executes, so that
     /// it executes none. A load that is given up still occupies its slot until it ends, and dropping the bank waits for it.
-    pub fn patience(mut self, patience: Duration) -> OffloadOptions<'a> {
-        self.patience = Some(patience);
+    pub fn load_timeout(mut self, load_timeout: Duration) -> OffloadOptions<'a> {
+        self.load_timeout = Some(load_timeout);
         self
     }
 

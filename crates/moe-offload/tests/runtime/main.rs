@@ -181,7 +181,7 @@ fn the_report_is_a_json_of_the_counters() {
         assert_eq!(decode.stall.samples, decode.counters.counts.requests);
         assert!(decode.load.p50_seconds > 0.0 && decode.load.p50_seconds <= decode.load.p99_seconds);
         assert!(decode.load.p99_seconds <= decode.load.max_seconds);
-        assert_eq!(report.prefetch_load.samples, layer.prefetch.counts.issued - layer.called_off);
+        assert_eq!(report.prefetch_load.samples, layer.prefetch.counts.issued - layer.cancelled);
     }
     let loads: u64 = counters.iter().map(|layer| layer.decode.counts.loads).sum();
     assert_eq!(report.total.decode.counters.counts.loads, loads);

@@ -137,14 +137,14 @@ impl SlotOrder {
 
     /// Plans a load; tells whether another was called off for it, that had been planned in vain and not begun.
     pub(super) fn write(&mut self, job: Job) -> bool {
-        let called_off = self.call_off(job.place);
+        let cancelled = self.call_off(job.place);
         let write = self.planned(job.key, job.reason);
         let steps = &mut self.slot(job.place).steps;
         steps.push_back(Step::Write(write));
         if steps.len() == 1 {
             self.enqueue(job.place);
         }
-        called_off
+        cancelled
     }
 
     /// A load that is planned last of all.
