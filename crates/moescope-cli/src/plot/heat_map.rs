@@ -2,6 +2,7 @@
 
 use super::series::is_drawable;
 use super::svg::{Anchor, Drawing, FONT, Svg, shortened, width};
+use super::ticks;
 
 /// Width of a heat map, in units of the drawing.
 const WIDTH: f64 = 440.0;
@@ -62,7 +63,8 @@ impl HeatMap {
             for (column, &value) in values.iter().enumerate().filter(|(_, value)| is_drawable(**value)) {
                 let (x, y) = (left + side * column as f64, top + height * row as f64);
                 let name = |names: &[String], at: usize| names.get(at).cloned().unwrap_or_default();
-                let hint = format!("{}, {}: {value:.4}", name(&self.rows, row), name(&self.columns, column));
+                let hint =
+                    format!("{}, {}: {}", name(&self.rows, row), name(&self.columns, column), ticks::short(value));
                 let fill = format!("fill=\"{}\"", color(share(value)));
                 svg.rectangle([x, y, side, height], &fill, &crate::shown(&hint));
                 if columns.len() <= SHOWN {
@@ -98,7 +100,7 @@ impl HeatMap {
         svg.text((left + WIDTH) / 2.0, bottom + below + 14.0, Anchor::Middle, &self.x_title);
         let count = self.values.iter().map(Vec::len).sum::<usize>() - drawn().count();
         let notes = (count > 0).then(|| format!("Values that are not finite, left out: {count}."));
-        let legend = if high >= low { vec![ramp(&format!("{low:.3}"), &format!("{high:.3}"))] } else { Vec::new() };
+        let legend = if high >= low { vec![ramp(&ticks::short(low), &ticks::short(high))] } else { Vec::new() };
         Drawing { svg: svg.finish("class=\"chart\""), legend, notes: notes.into_iter().collect(), is_wide: false }
     }
 }
