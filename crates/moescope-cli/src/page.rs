@@ -26,7 +26,7 @@ enum Row {
 impl Page {
     /// Creates a page with a title and the main result in words.
     pub fn new(title: &str, verdict: &str) -> Page {
-        let (title, verdict) = (escape(title), escape(verdict));
+        let (title, verdict) = (escape(&crate::shown(title)), escape(&crate::shown(verdict)));
         let html = format!(
             "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/>\
              <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"/><title>{title}</title>\n\

@@ -5,13 +5,16 @@ use moescope_cli::{Axis, Chart, Drawing, HeatMap, Page, Point, Series};
 
 use super::report::Report;
 
+/// A figure of a candidate.
+type Figure = fn(&Candidate) -> f64;
+
 /// Renders the page: speed and hit rate over bytes, speed over bandwidth, slots of each layer.
 pub(crate) fn render(report: &Report) -> String {
     let mut page =
         Page::new(&format!("An expert cache for {}", report.model), &format!("Target {}.", report.verdict()));
     page.document(&report.document());
     page.provenance("the trace", &report.provenance);
-    let figures: [(&str, &str, fn(&Candidate) -> f64); 3] = [
+    let figures: [(&str, &str, Figure); 3] = [
         ("Decode speed over bytes of slots", "tokens/s", |one| one.speed.decode.tokens_per_second()),
         ("p95 of a decoded token over bytes of slots", "ms", |one| 1e3 * one.speed.decode.quantile_seconds(0.95)),
         ("Hit rate over bytes of slots (engine convention)", "hit rate", |one| one.hit_rate),
@@ -51,7 +54,7 @@ fn layouts(report: &Report) -> Vec<Layout> {
 }
 
 /// Draws a line for each policy and prefetcher of a layout.
-fn curves(report: &Report, layout: Layout, y: &str, value: fn(&Candidate) -> f64) -> Drawing {
+fn curves(report: &Report, layout: Layout, y: &str, value: Figure) -> Drawing {
     let mut lines: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
     for candidate in report.survey.candidates.iter().filter(|candidate| candidate.setup.layout == layout) {
         let setup = &candidate.setup;

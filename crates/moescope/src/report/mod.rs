@@ -11,9 +11,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use lrc_metrics::{Bootstrap, MetricError};
-use moescope_cli::{
-    Files, Foreign, Page, SHARE, each_once, fitting_windows, no_formula, number, shown, whole, write_text,
-};
+use moescope_cli::{Files, Foreign, Page, SHARE, each_once, fitting_windows, no_formula, number, whole, write_text};
 
 /// Window lengths unless told otherwise.
 const WINDOWS: [usize; 8] = [2, 4, 8, 16, 32, 64, 128, 256];
@@ -97,7 +95,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     moescope_cli::outln!("{summary}");
     std::fs::create_dir_all(&arguments.out)
         .with_context(|| format!("cannot create the folder {}", arguments.out.display()))?;
-    let title = format!("Local routing consistency of {}", shown(&measured.model));
+    let title = format!("Local routing consistency of {}", measured.model);
     let mut page = Page::new(&title, &summary::verdict(&measured));
     page.document(&summary);
     page.provenance("the trace", &measured.provenance);
